@@ -1,0 +1,1 @@
+"""Background models of gamma-ray telescope archives, on Dask."""

@@ -1,0 +1,17 @@
+"""The errors that a user can meet; each message says what, what is accepted, what was got, and the remedy."""
+
+
+class BackgroundError(Exception):
+    """Base of all errors that ``dask_bkg`` raises on purpose."""
+
+
+class ConfigError(BackgroundError, ValueError):
+    """The configuration cannot be used."""
+
+
+class ArchiveError(BackgroundError):
+    """A datastore (directory or index files) cannot be read or written."""
+
+
+class RunError(BackgroundError):
+    """One run cannot be used; the others can."""
