@@ -1,0 +1,349 @@
+"""From stacked counts and exposure to a background rate that an interpolation can live with.
+
+The steps, in their order: `fill_rate` (no empty bin is left), `smooth_rings`, `node_values` (gammapy interpolates
+between bin centres; the values are set such that this interpolation gives the counts back).  Pure arrays: energies
+TeV, angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``ring`` (of offset).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_bkg import fov
+
+INDEX = 2.7
+"""Spectral index of the cosmic-ray background, for the energies where the counts say nothing."""
+
+UNSEEN = 0.3
+"""Number of events that an empty bin stands for: a zero among 20 such bins would be no surprise."""
+
+GROUP_COUNTS = 10
+"""Counts below which an energy above the peak is pooled with its neighbour."""
+
+NODE_COUNTS = 1000
+"""Counts from which the curvature of a spectrum or profile is read off the bin itself (3 % noise)."""
+
+MEASURED, SHAPE_POOLED, ENERGY_POOLED, RING_FILLED, EXTRAPOLATED = 0, 1, 2, 4, 8
+FLAGS = {
+    SHAPE_POOLED: "radial shape pooled over energies",
+    ENERGY_POOLED: "spectrum pooled over neighbouring energies",
+    RING_FILLED: "ring without counts or exposure, filled from its neighbours",
+    EXTRAPOLATED: "energy without counts, extrapolated",
+}
+
+
+class Rate(NamedTuple):
+    """A background rate and how each bin of it came about.
+
+    Attributes
+    ----------
+    value
+        Rate [s-1 TeV-1 sr-1], shape ``(energy, ring)``.
+    flag
+        Sum of the bits in `FLAGS`, 0 for a bin that stands on its own counts, shape ``(energy, ring)``.
+    """
+
+    value: NDArray
+    flag: NDArray
+
+
+def plain_rate(counts: NDArray, exposure: NDArray) -> NDArray:
+    """Counts / exposure, as the procedure has it: NaN in a bin without exposure, 0 in one without counts."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return counts / exposure
+
+
+def fill_rate(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_counts: float = 500) -> Rate:
+    """Rate without empty bins, counts conserved.
+
+    The radial shape of an energy is pooled with that of its neighbours in ln E, by a Gaussian just wide enough for
+    ``min_counts``; then the level of each energy follows from its own counts, those above the peak pooled to ten.
+    The sum over rings of rate x exposure is the counts of each energy (of each pool of energies).
+
+    Parameters
+    ----------
+    counts, exposure
+        Events and exposure [s TeV sr], shape ``(energy, ring)``.
+    energy_edges
+        Bin edges [TeV], shape ``(energy + 1,)``.
+    min_counts
+        Events that a pool needs for a radial shape of its own.
+
+    Raises
+    ------
+    ValueError
+        If there are no counts, or no exposure, at all.
+
+    Examples
+    --------
+    >>> rate = fill_rate(np.array([[600.0, 300.0], [6.0, 3.0]]), np.ones((2, 2)), [1.0, 2.0, 4.0])
+    >>> rate.value.round(3).tolist()
+    [[600.0, 300.0], [6.0, 3.0]]
+    """
+    if not counts.sum() > 0 or not (exposure > 0).any():
+        raise ValueError("no counts in the binning, or no exposure: nothing to make a rate of")
+    shape, shape_flag = _pooled_shape(counts, exposure, energy_edges, min_counts)
+    level, level_flag = _level(counts.sum(axis=1), (exposure * shape).sum(axis=1), energy_edges)
+    return Rate(level[:, None] * shape, shape_flag | level_flag[:, None])
+
+
+def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, NDArray]:
+    """Relative rate of the rings at each energy, and flags."""
+    per_energy = counts.sum(axis=1)
+    spectrum = np.divide(per_energy, exposure.sum(axis=1), out=np.zeros_like(per_energy), where=per_energy > 0)
+    g = _pooling_weights(per_energy, energy_edges, min_counts)
+    pooled, expected = g @ counts, g @ (spectrum[:, None] * exposure)
+    flag = np.where((g > 0).sum(axis=1) > 1, SHAPE_POOLED, MEASURED)[:, None] | np.zeros(counts.shape, int)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = pooled / expected
+        unseen = UNSEEN / expected
+    empty = (pooled == 0) & (expected > 0)
+    smallest = np.where(pooled > 0, shape, np.inf).min(axis=1, keepdims=True)
+    shape = np.where(empty, np.minimum(unseen, smallest), shape)
+    blind = ~(expected > 0)
+    flag[empty | blind] |= RING_FILLED
+    return _fill_blind_rings(shape, blind), flag
+
+
+def _pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:
+    """Gaussian weights in ln E, row by row just wide enough for ``min_counts``; a unit row where none is needed."""
+    ln_e = np.log(np.sqrt(np.asarray(energy_edges)[1:] * np.asarray(energy_edges)[:-1]))
+    distance2 = (ln_e[:, None] - ln_e[None, :]) ** 2
+    g = np.eye(ln_e.size)
+    bin_width = np.diff(np.log(energy_edges)).min()
+    for width in bin_width * 0.4 * 1.15 ** np.arange(48):
+        short = g @ per_energy < min_counts
+        if not short.any():
+            break
+        g[short] = np.exp(-0.5 * distance2[short] / width**2)
+    g[g < 1e-6] = 0.0
+    return g
+
+
+def _fill_blind_rings(shape: NDArray, blind: NDArray) -> NDArray:
+    """Rings without exposure from their neighbours, linear in ln(rate); the last seen value beyond them."""
+    filled = shape.copy()
+    rings = np.arange(shape.shape[1])
+    for row, unseen in zip(filled, blind, strict=True):
+        if unseen.any():
+            row[unseen] = np.exp(np.interp(rings[unseen], rings[~unseen], np.log(row[~unseen])))
+    return filled
+
+
+def _level(per_energy: NDArray, unit_exposure: NDArray, energy_edges: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Level of each energy from its counts; pooled above the peak, extrapolated where there are none."""
+    energy = np.sqrt(np.asarray(energy_edges)[1:] * np.asarray(energy_edges)[:-1])
+    level, flag = np.zeros(energy.size), np.zeros(energy.size, dtype=int)
+    for group in _groups(per_energy):
+        power = (energy[group] / energy[group[0]]) ** -INDEX
+        level[group] = power * per_energy[group].sum() / (unit_exposure[group] * power).sum()
+        if len(group) > 1:
+            flag[group] = ENERGY_POOLED | np.where(per_energy[group] == 0, EXTRAPOLATED, 0)
+    first = int(np.flatnonzero(per_energy)[0])
+    if first:
+        below = slice(0, first)
+        level[below] = np.minimum(UNSEEN / unit_exposure[below], level[first])
+        flag[below] = EXTRAPOLATED
+    return level, flag
+
+
+def _groups(per_energy: NDArray) -> list[list[int]]:
+    """Runs of neighbouring energies that are pooled, from the first energy that has counts.
+
+    Below the peak a pool only bridges empty energies (the spectrum rises steeply there, and a power law would
+    carry counts below the threshold); above the peak it grows to `GROUP_COUNTS`.
+    """
+    first, peak = int(np.flatnonzero(per_energy)[0]), int(per_energy.argmax())
+    groups: list[list[int]] = []
+    current: list[int] = []
+    for k in range(first, per_energy.size):
+        current.append(k)
+        if per_energy[current].sum() >= (GROUP_COUNTS if k > peak else 1):
+            groups.append(current)
+            current = []
+    if current and per_energy[current].sum() > 0:
+        groups.append(current)
+    elif current:
+        # an empty end joins the last pool: it has no level of its own
+        groups[-1] = groups[-1] + current
+    return groups
+
+
+# -- smoothing -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def ring_mixing(offset_edges: tuple[float, ...], sigma: float) -> NDArray:
+    """How much a two-dimensional Gaussian in the field of view mixes rings.
+
+    Parameters
+    ----------
+    offset_edges
+        Ring edges [deg].
+    sigma
+        Width of the Gaussian [deg].
+
+    Returns
+    -------
+    mixing
+        Shape ``(ring, ring)``, symmetric: integral over both rings of the Gaussian of their distance [pixels].
+    """
+    from scipy.ndimage import gaussian_filter
+
+    grid = fov.ring_grid(offset_edges)
+    inside = grid.bin >= 0
+    mixing = np.empty((grid.n_bins, grid.n_bins))
+    for ring in range(grid.n_bins):
+        indicator = (grid.bin == ring).astype(float).reshape(grid.shape)
+        spread = gaussian_filter(indicator, sigma / grid.step, mode="constant", truncate=5).ravel()
+        mixing[ring] = np.bincount(grid.bin[inside], weights=spread[inside], minlength=grid.n_bins)
+    return (mixing + mixing.T) / 2
+
+
+def smooth_rings(rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, sigma: float) -> NDArray:
+    """Smooth in the field of view, exposure-weighted, counts conserved.
+
+    Counts (rate x exposure) and exposure are spread by the same Gaussian over the plane of the field and averaged
+    over each ring; their ratio has no dark edge.  Each energy is scaled to keep its counts.
+
+    Parameters
+    ----------
+    rate, exposure
+        Rate [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, ring)``.
+    offset_edges
+        Ring edges [deg].
+    sigma
+        Width of the Gaussian [deg]; 0 changes nothing.
+
+    Examples
+    --------
+    >>> flat = smooth_rings(np.ones((1, 4)), np.ones((1, 4)), [0.0, 0.5, 1.0, 1.5, 2.0], sigma=0.4)
+    >>> bool(np.allclose(flat, 1))
+    True
+    """
+    if sigma < 0:
+        raise ValueError(f"smooth_sigma: a width is not negative, got {sigma}")
+    if sigma == 0:
+        return rate.copy()
+    edges = tuple(float(e) for e in np.asarray(offset_edges))
+    per_area = ring_mixing(edges, float(sigma)) / fov.ring_grid(edges).bin_solid_angle
+    weight = exposure @ per_area.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        smoothed = (rate * exposure) @ per_area.T / weight
+    smoothed = np.where(weight > 0, smoothed, rate)
+    before, after = (rate * exposure).sum(axis=1), (smoothed * exposure).sum(axis=1)
+    return smoothed * np.divide(before, after, out=np.ones_like(after), where=after > 0)[:, None]
+
+
+# -- node values ---------------------------------------------------------------------------------------------
+
+
+def node_values(
+    rate: NDArray, exposure: NDArray, energy_edges: ArrayLike, offset_edges: ArrayLike, iterations: int = 5
+) -> NDArray:
+    """Values at the bin centres whose interpolation, as gammapy does it, gives the bin averages back.
+
+    gammapy interpolates ln(rate) linearly in ln E and in offset.  A bin average at the node of a steep spectrum
+    predicts too much (9 % with 4 energy bins over 0.3-10 TeV, 1 % with 12).  One factor for each energy and one for
+    each ring undo it: exact for the spectrum and the radial profile, without the noise of a factor for each bin.
+
+    Parameters
+    ----------
+    rate, exposure
+        Bin averages [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, ring)``.
+    energy_edges, offset_edges
+        Bin edges [TeV], [deg].
+    iterations
+        Steps of the fixed point; two are enough for 1e-3.
+
+    Returns
+    -------
+    nodes
+        Shape ``(energy, ring)``.
+    """
+    counts = rate * exposure
+    solid_angle = 2 * np.pi * -np.diff(np.cos(np.deg2rad(offset_edges)))
+    spectrum, profile = rate @ solid_angle, np.diff(energy_edges) @ rate
+    by_energy = _node_factors(
+        spectrum, counts.sum(axis=1) >= NODE_COUNTS, lambda v: mean_loglog(v, energy_edges), iterations
+    )
+    by_ring = _node_factors(
+        profile, counts.sum(axis=0) >= NODE_COUNTS, lambda v: mean_log_ring(v, offset_edges), iterations
+    )
+    return rate * by_energy[:, None] * by_ring[None, :]
+
+
+def _node_factors(mean: NDArray, trusted: NDArray, interpolate, iterations: int) -> NDArray:
+    """Factors f such that the interpolation of f x mean averages to mean in each trusted bin.
+
+    Elsewhere noise would be amplified: there the factor is that of the smooth curve through the neighbours.
+    """
+    factor = mean / interpolate(mean)
+    smooth = np.exp(np.convolve(np.pad(np.log(factor), 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"))
+    factor = np.where(trusted, factor, smooth)
+    for _ in range(iterations):
+        factor = np.where(trusted, factor * mean / interpolate(factor * mean), factor)
+    return factor
+
+
+def mean_loglog(nodes: NDArray, edges: ArrayLike) -> NDArray:
+    """Bin averages of a curve that is a power law between the (geometric) bin centres.
+
+    Parameters
+    ----------
+    nodes
+        Values at the bin centres, positive, shape ``(n,)``.
+    edges
+        Bin edges, shape ``(n + 1,)``; the first and last power law go on to the edges.
+
+    Examples
+    --------
+    >>> edges = np.geomspace(1, 100, 5)
+    >>> nodes = (edges[1:] * edges[:-1]) ** -0.5          # 1/E at the centres
+    >>> bool(np.allclose(mean_loglog(nodes, edges) * np.diff(edges), np.log(edges[1:] / edges[:-1])))
+    True
+    """
+    edges = np.asarray(edges, dtype=float)
+    if nodes.size == 1:
+        return nodes.copy()
+    center = np.sqrt(edges[1:] * edges[:-1])
+    slope = np.diff(np.log(nodes)) / np.diff(np.log(center))
+    left, right = np.append(slope[:1], slope), np.append(slope, slope[-1:])
+    area = _power_integral(edges[:-1] / center, 1.0, left) + _power_integral(1.0, edges[1:] / center, right)
+    return nodes * center * area / np.diff(edges)
+
+
+def _power_integral(low, high, slope: NDArray) -> NDArray:
+    """Integral of x**slope from low to high, also for slope = -1."""
+    a, b, p = np.log(low), np.log(high), slope + 1
+    middle, half = (a + b) / 2, (b - a) / 2
+    # sinh(p h) / p is smooth through p = 0, where it is h
+    x = p * half
+    sinhc = np.where(np.abs(x) < 1e-6, 1.0, np.sinh(x) / np.where(np.abs(x) < 1e-6, 1.0, x))
+    return 2 * half * np.exp(p * middle) * sinhc
+
+
+def mean_log_ring(nodes: NDArray, offset_edges: ArrayLike, points: int = 8) -> NDArray:
+    """Solid-angle averages over rings of a curve whose logarithm is linear between the ring centres.
+
+    Beyond the first and the last centre it is constant, as gammapy's ``MapDatasetMaker`` pads it.
+
+    Parameters
+    ----------
+    nodes
+        Values at the ring centres, positive, shape ``(n,)``.
+    offset_edges
+        Ring edges [deg], shape ``(n + 1,)``.
+    points
+        Points of the quadrature in each ring.
+    """
+    edges = np.asarray(offset_edges, dtype=float)
+    center = (edges[1:] + edges[:-1]) / 2
+    x = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(points) + 0.5) / points
+    weight = np.sin(np.deg2rad(x))
+    value = np.exp(np.interp(x, center, np.log(nodes)))
+    return (value * weight).sum(axis=1) / weight.sum(axis=1)
