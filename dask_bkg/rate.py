@@ -51,6 +51,67 @@ class Rate(NamedTuple):
     flag: NDArray
 
 
+class RateSettings(NamedTuple):
+    """How a rate is made of counts and exposure; the defaults are those of the configuration.
+
+    Attributes
+    ----------
+    fill
+        Leave no bin empty (`fill_rate`); False: plain counts / exposure.
+    min_counts
+        Events that a pool of energies needs for a radial shape of its own.
+    smooth_sigma
+        Width of the smoothing [deg]; 0: none.
+    smooth_method
+        ``field`` (`smooth_rings`) or ``to_3d`` (the procedure's way, `dask_bkg.irf.smooth`).
+    smooth_bins
+        The width in offset bins, which is what ``to_3d`` takes.
+    node_values
+        ``conserving`` (`node_values`) or ``plain``: the bin averages themselves.
+    """
+
+    fill: bool = True
+    min_counts: float = 500
+    smooth_sigma: float = 0.0
+    smooth_method: str = "field"
+    smooth_bins: float = 0.0
+    node_values: str = "conserving"
+
+
+def estimate_rate(
+    counts: NDArray, exposure: NDArray, edges: tuple[NDArray, NDArray], settings: RateSettings | None = None
+) -> Rate:
+    """All steps of this module, in their order; see there.
+
+    Parameters
+    ----------
+    counts, exposure
+        Events and exposure [s TeV sr], shape ``(energy, ring)``.
+    edges
+        Bin edges of energy [TeV] and offset [deg].
+    settings
+        What is done; smoothing through ``to_3d`` is not done here, as it is gammapy's.
+
+    Examples
+    --------
+    >>> edges = np.geomspace(0.5, 10, 5), np.linspace(0, 2, 3)
+    >>> rate = estimate_rate(np.full((4, 2), 100.0), np.full((4, 2), 50.0), edges)
+    >>> rate.value.shape, bool((rate.value > 0).all())
+    ((4, 2), True)
+    """
+    settings = settings or RateSettings()
+    if settings.fill:
+        rate = fill_rate(counts, exposure, edges[0], settings.min_counts)
+    else:
+        rate = Rate(plain_rate(counts, exposure), np.zeros(counts.shape, dtype=int))
+    value = rate.value
+    if settings.smooth_method == "field":
+        value = smooth_rings(value, exposure, edges[1], settings.smooth_sigma)
+    if settings.node_values == "conserving":
+        value = node_values(value, exposure, *edges)
+    return Rate(value, rate.flag)
+
+
 def plain_rate(counts: NDArray, exposure: NDArray) -> NDArray:
     """Counts / exposure, as the procedure has it: NaN in a bin without exposure, 0 in one without counts."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,0 +1,398 @@
+"""The names of gammapy-tools: a driver script of the procedure runs with another import line.
+
+``get_config``, ``prepare_dataset``, ``run_make_background``, ``BackgroundModelEstimator`` and ``ExclusionFinder``;
+the keys of its configuration files are the business of `dask_bkg.config_keys`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from gammapy.irf import Background2D
+from gammapy.maps import MapAxis
+from numpy.typing import NDArray
+
+from dask_bkg import catalogs, exclusion, fov, pipeline, schema
+from dask_bkg.bookkeeping import place_below
+from dask_bkg.config import Config, load_config, parse_config
+from dask_bkg.config_io import default_config, dump_yaml, plain
+from dask_bkg.dl3.atomic import atomic_path, inside, remove_leftovers
+from dask_bkg.dl3.attach import copy_file
+from dask_bkg.dl3.index import Datastore, linked_rows, merge_index, read_datastore, write_index
+from dask_bkg.errors import ArchiveError, RunError
+from dask_bkg.irf import rate_to_background, to_background
+from dask_bkg.plan import plan_job, rate_settings
+from dask_bkg.schema import Edges
+
+log = logging.getLogger(__name__)
+
+
+def get_config() -> dict:
+    """A configuration to fill in: every section and key, None where nothing is set.
+
+    Examples
+    --------
+    >>> config = get_config()
+    >>> config["io"]["from_run"] = True
+    >>> config["background_selection"]["smooth_sigma"] = 1.0
+    """
+    return default_config()
+
+
+def prepare_dataset(config: Mapping[str, Any], overwrite: bool = False) -> dict:
+    """Place the runs of a job in ``io.in_dir``, with index files.
+
+    Parameters
+    ----------
+    config
+        Configuration, as `get_config` gives it.
+    overwrite
+        Copy again what is there already; otherwise whole copies are kept.
+
+    Returns
+    -------
+    config
+        A copy with ``run_selection.runlist`` (the runs that were found) and ``missing_runs`` set; it is also written
+        to ``in_dir/config.yaml``.
+
+    Raises
+    ------
+    ConfigError, ArchiveError
+        If the configuration is wrong, the archive cannot be read, or has none of the runs.
+    """
+    parsed = parse_config(config)
+    archive = read_datastore(parsed.directory("search_datastore"), parsed.io.data_dirs)
+    in_dir = parsed.directory("in_dir")
+    wanted = parsed.runs()
+    present = set(archive.obs_ids.tolist())
+    found = sorted(present) if wanted is None else [run for run in dict.fromkeys(wanted) if run in present]
+    missing = [] if wanted is None else [run for run in dict.fromkeys(wanted) if run not in present]
+    if missing:
+        log.warning("not in %s: %s", archive.directory, ", ".join(map(str, missing)))
+    if not found:
+        raise ArchiveError(f"none of the {len(missing)} runs of run_selection.runlist is in {archive.directory}")
+    if Path(os.path.realpath(in_dir)) != archive.directory:
+        _place_runs(archive, found, in_dir, parsed.io.attach == "copy", overwrite)
+    prepared = plain(config)
+    section = prepared.get("run_selection") or {}
+    prepared["run_selection"] = {**section, "runlist": found, "missing_runs": missing}
+    with atomic_path(in_dir / "config.yaml") as path:
+        path.write_text(dump_yaml(prepared))
+    return prepared
+
+
+def _place_runs(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwrite: bool) -> None:
+    """Copy the files of runs, or link to them, and write the index; the rows of other runs there are kept."""
+    if copy:
+        rows = _copied(archive, runs, in_dir, overwrite)
+        data_dirs: list[Path] = []
+    else:
+        rows = linked_rows(archive, runs, in_dir)
+        data_dirs = [archive.directory, *archive.data_dirs]
+    obs = archive.observations(np.unique(rows["OBS_ID"]).tolist())
+    try:
+        before = read_datastore(in_dir)
+    except ArchiveError:
+        before = None
+    if before is not None:
+        rows, obs = merge_index(before.hdu, rows), merge_index(before.obs, obs)
+        data_dirs = [*before.data_dirs, *data_dirs]
+    write_index(in_dir, rows, obs, data_dirs)
+
+
+def _copied(archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool) -> Table:
+    """Index rows of the copies; a run whose file cannot be copied is reported and left out."""
+    remove_leftovers(in_dir)
+    rows = archive.rows(runs)
+    places: list[Path | None] = []
+    copied: dict[str, Path] = {}
+    for obs_id, hdu_type in zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True):
+        try:
+            location = archive.location(obs_id, hdu_type)
+            path = "" if location is None else location.path
+            if path not in copied:
+                copied[path] = _copy_one(archive, path, in_dir, overwrite)
+            places.append(copied[path])
+        except RunError as error:
+            log.warning("run %d is left out of %s: %s", obs_id, in_dir, error)
+            places.append(None)
+    bad = {obs_id for obs_id, place in zip(rows["OBS_ID"].tolist(), places, strict=True) if place is None}
+    if bad == set(runs):
+        raise ArchiveError(f"no run could be copied from {archive.directory} to {in_dir}")
+    good = ~np.isin(rows["OBS_ID"], list(bad))
+    rows = rows[good]
+    kept = [place for place, ok in zip(places, good, strict=True) if ok and place is not None]
+    rows["FILE_DIR"] = ["" if str(place.parent) == "." else str(place.parent) for place in kept]
+    rows["FILE_NAME"] = [place.name for place in kept]
+    return rows
+
+
+def _copy_one(archive: Datastore, path: str, in_dir: Path, overwrite: bool) -> Path:
+    place = place_below(archive.directory, path)
+    target = inside(in_dir, place)
+    if overwrite:
+        target.unlink(missing_ok=True)
+    copy_file(path, target)
+    return Path(place)
+
+
+def run_make_background(config: Mapping[str, Any]) -> dict:
+    """Make the backgrounds of the runs of ``io.in_dir`` and write them to ``io.out_dir``.
+
+    Targets are the runs of ``in_dir``, restricted to ``run_selection.runlist``; contributing runs come from
+    ``io.search_datastore``, or with ``io.from_run`` each background from the run itself.  An active Dask client is
+    used if there is one, else ``config.njobs`` local workers.
+
+    Parameters
+    ----------
+    config
+        Configuration, as `prepare_dataset` returns it.
+
+    Returns
+    -------
+    config
+        A copy; ``run_selection.failed_runs`` holds the runs that could not be used, with their reasons.
+
+    Raises
+    ------
+    ConfigError, ArchiveError, BackgroundError
+        If nothing could be done.
+    """
+    done = pipeline.run(parse_config(config))
+    for reason in done.failed.values():
+        log.warning("%s", reason)
+    finished = plain(config)
+    section = finished.get("run_selection") or {}
+    finished["run_selection"] = {**section, "failed_runs": done.failed}
+    return finished
+
+
+def make_background(
+    datastore: str | os.PathLike, obs_id: int, config: Mapping[str, Any] | Config | str | os.PathLike | None = None
+) -> Background2D:
+    """Background of one run of an archive: what ``client.submit`` takes.
+
+    Parameters
+    ----------
+    datastore
+        Directory of the archive: the run and its contributing runs come from there.
+    obs_id
+        Run number.
+    config
+        Configuration (dict, YAML file or `dask_bkg.config.Config`); None: the defaults, and the run itself
+        (``from_run``).
+
+    Returns
+    -------
+    background
+        `~gammapy.irf.Background2D`.
+
+    Raises
+    ------
+    RunError
+        If the run cannot be used.
+    """
+    if isinstance(config, (str, os.PathLike)):
+        config = load_config(Path(config)).explicit
+    elif isinstance(config, Config):
+        config = config.explicit
+    values = plain(config if config is not None else {"io": {"from_run": True}})
+    places = {"search_datastore": str(datastore), "in_dir": str(datastore), "out_dir": str(datastore)}
+    values["io"] = {**(values.get("io") or {}), **places}
+    values["run_selection"] = {"runlist": [int(obs_id)]}
+    parsed = parse_config(values)
+    plan = plan_job(parsed, pipeline.read_header_batch)
+    if plan.failed:
+        raise RunError(next(iter(plan.failed.values())))
+    stacks = pipeline.stack_runs(pipeline.reduce_plan(plan), plan.targets).compute(scheduler="synchronous")
+    errors = stacks.errors.values[0]
+    if not stacks.counts.values.any():
+        raise RunError(errors.get(int(obs_id)) or f"run {obs_id}: no event in its contributing runs: {errors}")
+    return rate_to_background(stacks.counts.values[0], stacks.exposure.values[0], plan.edges, rate_settings(parsed))[
+        0
+    ]
+
+
+class BackgroundModelEstimator:
+    """Background of a few gammapy observations, added up: the class of the procedure.
+
+    Parameters
+    ----------
+    energy, offset
+        Axes of the background.
+    smooth
+        Whether the rate is smoothed the procedure's way, by ``smooth_sigma`` offset bins.
+    smooth_sigma
+        Width of the smoothing.
+    excluded_sources
+        Own circles ``[(ra, dec, radius), ...]`` [deg], beside the catalogues and stars.
+    preset
+        ``gammapy-tools`` follows the document formula by formula; None takes the defaults of `dask_bkg`.
+
+    Examples
+    --------
+    >>> energy = MapAxis.from_energy_bounds("0.1 TeV", "100 TeV", nbin=20, name="energy")
+    >>> offset = MapAxis.from_bounds(0, 2.5, nbin=5, unit="deg", name="offset")
+    >>> estimator = BackgroundModelEstimator(energy, offset)   # doctest: +SKIP
+    >>> estimator.run(observations)                            # doctest: +SKIP
+    >>> estimator.background_rate.peek()                       # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        energy: MapAxis,
+        offset: MapAxis,
+        smooth: bool = False,
+        smooth_sigma: float = 1.0,
+        excluded_sources: Iterable = (),
+        preset: str | None = None,
+    ):
+        self._edges = Edges(energy.edges.to_value("TeV"), offset.edges.to_value("deg"))
+        self._config = parse_config(
+            {
+                "preset": preset,
+                "binning": {
+                    "off_min": float(self._edges.offset[0]),
+                    "off_max": float(self._edges.offset[-1]),
+                    "off_bins": self._edges.shape[1],
+                },
+                "background_selection": {"smooth": bool(smooth), "smooth_sigma": float(smooth_sigma)},
+                "exclusion": {"exclude_regions": [list(circle) for circle in excluded_sources]},
+            }
+        )
+        self._regions = catalogs.sky_regions(self._config.exclusion)
+        self._sum = schema.run_dataset(np.zeros(self._edges.shape), np.zeros(self._edges.shape), self._edges, {})
+
+    def run(self, observations: Iterable) -> None:
+        """Add observations (`gammapy.data.Observations`) to counts and exposure."""
+        for observation in observations:
+            counts, exposure = self._reduce(observation)
+            self._sum["counts"].values += counts
+            self._sum["exposure"].values += exposure
+
+    def _reduce(self, observation) -> tuple[NDArray, NDArray]:
+        from dask_bkg.dl3.read import RunEvents
+        from dask_bkg.dl3.reduce import histograms
+
+        events, pointing = observation.events, observation.pointing.fixed_icrs
+        numbers = {
+            "ra_pnt": pointing.ra.deg,
+            "dec_pnt": pointing.dec.deg,
+            "ontime": observation.observation_time_duration.to_value("s"),
+        }
+        sky, energy = events.radec, events.energy.to_value("TeV")
+        read = RunEvents(sky.ra.deg, sky.dec.deg, np.asarray(energy, dtype=float), numbers, "", "")
+        settings = self._config
+        return histograms(read, self._edges, self._regions, settings.model.exposure, settings.exclusion.reach)
+
+    @property
+    def counts(self) -> NDArray:
+        """Events that were kept, shape ``(energy, offset)``."""
+        return self._sum["counts"].values
+
+    @property
+    def exposure(self) -> NDArray:
+        """Exposure [s TeV sr], shape ``(energy, offset)``."""
+        return self._sum["exposure"].values
+
+    @property
+    def background_rate(self) -> Background2D:
+        """Background rate of what was added so far."""
+        return to_background(self._sum, rate_settings(self._config))
+
+
+class ExclusionFinder:
+    """Known sources and bright stars around a position.
+
+    Spherical distances; the catalogues are those of ``$GAMMAPY_DATA``.
+
+    Parameters
+    ----------
+    default_exclusion
+        Radius around a point source [deg].
+
+    Examples
+    --------
+    >>> finder = ExclusionFinder()                                       # doctest: +SKIP
+    >>> regions, names = finder.find_exclusion(83.63, 22.01, theta=2.5)  # doctest: +SKIP
+    """
+
+    def __init__(self, default_exclusion: float = 0.35):
+        self.default_exclusion = default_exclusion
+        settings = parse_config({"exclusion": {"default_radius": default_exclusion}}).exclusion
+        star_file = catalogs.find_star_table(settings.star_cat)
+        self._sources = catalogs.sky_regions(settings.model_copy(update={"star_mag": -99.0}))
+        self._star_file = star_file
+
+    def find_gamma_sources(self, ra: float, dec: float, theta: float = 2.0) -> Table:
+        """GammaCat sources within ``theta`` [deg] of a position: name, ra, dec, radius."""
+        return self._near("gammacat", ra, dec, theta)
+
+    def find_hawc_sources(self, ra: float, dec: float, theta: float = 2.0) -> Table:
+        """3HWC sources within ``theta`` [deg] of a position: name, ra, dec, radius."""
+        return self._near("3hwc", ra, dec, theta)
+
+    def find_stars(self, ra: float, dec: float, theta: float = 2.0, mag_cut: float = 7) -> Table:
+        """Stars with V < ``mag_cut`` within ``theta`` [deg] of a position: name, ra, dec, radius."""
+        if self._star_file is None:
+            return _as_table(exclusion.concat_regions([]))
+        stars = catalogs.read_stars(self._star_file, mag_cut, self.default_exclusion)
+        return _as_table(stars[fov.separation(stars.ra, stars.dec, ra, dec) < theta])
+
+    def find_exclusion(
+        self,
+        ra: float,
+        dec: float,
+        theta: float = 2.0,
+        theta_cut: float | None = None,
+        mag_cut: float = 7,
+        star_theta_cut: float = 0.35,
+    ) -> tuple[list[tuple[float, float, float]], list[str]]:
+        """Circles to exclude around a position.
+
+        Parameters
+        ----------
+        ra, dec, theta
+            Position and search radius [deg]; centres within it count.
+        theta_cut
+            Least radius around a source [deg]; ``default_exclusion`` if not given.
+        mag_cut, star_theta_cut
+            Stars with V below this, and the radius around them [deg].
+
+        Returns
+        -------
+        regions, names
+            ``[(ra, dec, radius), ...]`` [deg] and what they are.
+        """
+        stars, hawc, gamma = (
+            self.find_stars(ra, dec, theta, mag_cut),
+            self.find_hawc_sources(ra, dec, theta),
+            self.find_gamma_sources(ra, dec, theta),
+        )
+        stars["radius"] = star_theta_cut
+        least = self.default_exclusion if theta_cut is None else theta_cut
+        for table in (hawc, gamma):
+            table["radius"] = np.maximum(table["radius"], least)
+        rows = [row for table in (stars, hawc, gamma) for row in table]
+        return [(float(r["ra"]), float(r["dec"]), float(r["radius"])) for r in rows], [str(r["name"]) for r in rows]
+
+    def exclude_events(self, table: Table, ra: float, dec: float, theta: float = 2.0, **kwargs) -> NDArray:
+        """Which events of a table (columns RA, DEC [deg]) are kept; arguments as in `find_exclusion`."""
+        regions, names = self.find_exclusion(ra, dec, theta, **kwargs)
+        circles = np.array(regions, dtype=float).reshape(-1, 3)
+        found = exclusion.make_regions(circles[:, 0], circles[:, 1], circles[:, 2], names, "own")
+        return ~exclusion.excluded_positions(found, np.asarray(table["RA"]), np.asarray(table["DEC"]))
+
+    def _near(self, kind: str, ra: float, dec: float, theta: float) -> Table:
+        sources = self._sources[self._sources.kind == kind]
+        return _as_table(sources[fov.separation(sources.ra, sources.dec, ra, dec) < theta])
+
+
+def _as_table(regions: exclusion.SkyRegions) -> Table:
+    return Table({"name": regions.name, "ra": regions.ra, "dec": regions.dec, "radius": regions.radius})

@@ -1,0 +1,340 @@
+"""The sections of a configuration: every option with its type, unit, default and one line of meaning.
+
+The models hold *effective* values, plain numbers in the declared unit. What may be written for them is the job of
+`dask_bkg.config_values`, presets and messages that of `dask_bkg.config`; the template of `dask_bkg.config_io` is
+generated from here, so a new option is one field and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StrictBool, model_validator
+from pydantic.fields import FieldInfo
+
+from dask_bkg import config_values as values
+from dask_bkg.config_values import Circle, Named, Season, Unit
+from dask_bkg.errors import ConfigError
+
+TeV = Annotated[float, BeforeValidator(Unit("TeV"))]
+Deg = Annotated[float, BeforeValidator(Unit("deg"))]
+Days = Annotated[float, BeforeValidator(Unit("d"))]
+Mag = Annotated[float, BeforeValidator(Unit("mag"))]
+Number = Annotated[float, BeforeValidator(Unit(""))]
+Whole = Annotated[int, BeforeValidator(values.to_integer)]
+PathText = Annotated[str, BeforeValidator(values.to_path)]
+PathTexts = Annotated[list[str], BeforeValidator(values.each(values.to_path))]
+Circles = Annotated[list[Circle], BeforeValidator(values.to_circles)]
+NamedSources = Annotated[list[Named], BeforeValidator(values.to_named)]
+
+
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """Declare an option; ``meaning`` is its line in the template."""
+    return Field(default, description=meaning, **limits)
+
+
+def unit_of(field: FieldInfo) -> str:
+    """Return the unit of an option, empty if it has none."""
+    parts = [field.metadata, *(getattr(part, "__metadata__", ()) for part in get_args(field.annotation))]
+    converters = [getattr(item, "func", None) for part in parts for item in part]
+    return next((converter.name for converter in converters if isinstance(converter, Unit)), "")
+
+
+def choices_of(field: FieldInfo) -> list[str]:
+    """Return the words that an option accepts, empty if it is not a choice."""
+    annotations = [field.annotation, *get_args(field.annotation)]
+    return [word for part in annotations for word in get_args(part) if isinstance(word, str)]
+
+
+class Section(BaseModel):
+    """One section of the configuration; a key that is not an option is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class IO(Section):
+    """Where the runs are, and where the results go (relative paths: from the working directory)."""
+
+    search_datastore: PathText | None = option(None, "datastore that is searched for contributing runs")
+    in_dir: PathText | None = option(None, "datastore of the runs that receive a background")
+    out_dir: PathText | None = option(None, "datastore that is written")
+    results_dir: PathText | None = option(None, "reports and tables; null is out_dir/results")
+    from_run: StrictBool = option(False, "make each background from the run itself, not from other runs")
+    attach: Literal["copy", "index"] = option(
+        "copy", "whole files with their background, or background files and an index only"
+    )
+    data_dirs: PathTexts = option([], "directories outside of the archive that an index may point to")
+
+    @model_validator(mode="after")
+    def _place_results(self) -> Self:
+        if self.results_dir is None and self.out_dir is not None:
+            self.results_dir = os.path.join(self.out_dir, "results")
+        return self
+
+
+class Binning(Section):
+    """The axes of the background model."""
+
+    e_min: TeV = option(0.1, "lowest energy", gt=0)
+    e_max: TeV = option(100.0, "highest energy", gt=0)
+    # The validator below fills in the numbers of bins: they are None in a declaration, never in an object.
+    e_bins: Whole = option(None, "number of energy bins, logarithmic; null is 10 per decade", ge=1)
+    off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
+    off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
+    off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1)
+
+    @model_validator(mode="after")
+    def _check_and_count(self) -> Self:
+        if self.e_min >= self.e_max:
+            raise ValueError(f"e_min ({self.e_min:g} TeV) must be below binning.e_max ({self.e_max:g} TeV)")
+        if self.off_min >= self.off_max:
+            raise ValueError(f"off_min ({self.off_min:g} deg) must be below binning.off_max ({self.off_max:g} deg)")
+        if self.e_bins is None:
+            self.e_bins = max(1, round(10 * math.log10(self.e_max / self.e_min)))
+        if self.off_bins is None:
+            self.off_bins = max(1, round((self.off_max - self.off_min) / 0.25))
+        return self
+
+    @property
+    def energy_edges(self) -> NDArray[np.float64]:
+        """Edges of the energy bins in TeV, logarithmic; shape (e_bins + 1,)."""
+        return np.geomspace(self.e_min, self.e_max, self.e_bins + 1)
+
+    @property
+    def offset_edges(self) -> NDArray[np.float64]:
+        """Edges of the offset rings in deg, linear; shape (off_bins + 1,)."""
+        return np.linspace(self.off_min, self.off_max, self.off_bins + 1)
+
+    @property
+    def ring_width(self) -> float:
+        """Width of an offset ring in deg."""
+        return (self.off_max - self.off_min) / self.off_bins
+
+
+class Execution(Section):
+    """How the job runs."""
+
+    njobs: Whole | None = option(None, "number of local workers; null or -1 is one per core", ge=-1)
+
+    @model_validator(mode="after")
+    def _check_njobs(self) -> Self:
+        if self.njobs == 0:
+            raise ValueError("njobs must be 1 or more, or null or -1 for one worker per core, got 0")
+        return self
+
+    @property
+    def n_workers(self) -> int:
+        """Number of local workers: ``njobs``, or the cores that this process may use."""
+        if self.njobs is not None and self.njobs > 0:
+            return self.njobs
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return cores or 1
+
+
+class Exclusion(Section):
+    """What is cut out of the field of view."""
+
+    star_cat: PathText | None = option(None, "star table, sought beside this file; null is the one of $GAMMAPY_DATA")
+    star_mag: Mag = option(5.0, "stars brighter than this are excluded (V)")
+    star_radius: Deg = option(0.3, "radius around a star", gt=0)
+    default_radius: Deg = option(0.35, "least radius around a catalogue source", gt=0)
+    max_radius: Deg = option(1.2, "largest radius around a catalogue source", gt=0)
+    catalogs: Annotated[list[Literal["gammacat", "3hwc"]], BeforeValidator(values.to_list)] = option(
+        ["gammacat", "3hwc"], "source catalogues"
+    )
+    allow_missing_catalogs: StrictBool = option(False, "go on without a catalogue that is not there")
+    exclude_regions: Circles = option([], "circles [[ra, dec, radius], ...] in deg")
+    exclude_source_name: NamedSources = option([], "catalogue sources [[name, radius in deg], ...]")
+    exclude_source_run: Circles = option([], "[[ra, dec, radius], ...] in deg where no run contributes")
+    exclude_region_files: PathTexts = option([], "files of ds9 regions")
+    reach: Literal["disc", "centre"] = option(
+        "disc", "a disc that reaches into the field, or a centre within 2.5 deg"
+    )
+    extension_rule: Literal["max", "document"] = option(
+        "max", "not below default_radius, or 3 sigma even when smaller"
+    )
+
+    @model_validator(mode="after")
+    def _check_radii(self) -> Self:
+        if self.default_radius > self.max_radius:
+            raise ValueError(
+                f"default_radius ({self.default_radius:g} deg) must not be above "
+                f"exclusion.max_radius ({self.max_radius:g} deg)"
+            )
+        return self
+
+
+class BackgroundSelection(Section):
+    """Which runs contribute to the background of a run (a cut that is null is not made)."""
+
+    el_min: Deg | None = option(None, "lowest elevation of a contributing run", ge=0, le=90)
+    el_max: Deg | None = option(None, "highest elevation of a contributing run", ge=0, le=90)
+    nsb_diff: Number | None = option(None, "largest difference in night-sky background", ge=0)
+    el_diff: Number | None = option(None, "largest difference in 1/sin(elevation)", ge=0)
+    az_diff: Deg | None = option(None, "largest difference in azimuth, on the circle", ge=0)
+    n_tels: Whole | None = option(None, "least number of telescopes", ge=0)
+    time_max: Days | None = option(None, "largest distance in time", ge=0)
+    same_szn: StrictBool = option(False, "runs of the same season only")
+    seasons: Annotated[dict[str, Season], BeforeValidator(values.to_seasons)] | None = option(
+        None, "{name: [start, stop]}, ISO dates, both included; stop may be null"
+    )
+    galactic_latitude_min: Deg | None = option(None, "runs nearer to the galactic plane are left out", ge=0, le=90)
+    smooth: StrictBool = option(False, "smooth the background")
+    smooth_sigma: Annotated[float | str, BeforeValidator(values.to_sigma)] = option(
+        1.0, "width of the smoothing in offset bins, or an angle ('0.3 deg')"
+    )
+    time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
+        10.0, "hours of contributing runs, or 'all'"
+    )
+    rank: Literal["elevation", "none"] = option(
+        "elevation", "the nearest until time_request, or every run that passes"
+    )
+    KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence")
+    store_KL: StrictBool = option(False, "write the table of divergences")  # noqa: N815 - gammapy-tools' key
+    bkg_runlist: Annotated[dict[int, list[int]], BeforeValidator(values.to_run_table)] | None = option(
+        None, "contributing runs given by hand, {run: [run, ...]}"
+    )
+
+    @model_validator(mode="after")
+    def _check_elevations(self) -> Self:
+        if self.el_min is not None and self.el_max is not None and self.el_min >= self.el_max:
+            raise ValueError(
+                f"el_min ({self.el_min:g} deg) must be below background_selection.el_max ({self.el_max:g} deg)"
+            )
+        return self
+
+    @property
+    def hours_wanted(self) -> float:
+        """Hours of contributing runs that are enough; infinite for ``time_request: all``."""
+        return math.inf if isinstance(self.time_request, str) else self.time_request
+
+    def sigma_deg(self, binning: Binning) -> float:
+        """Return the width of the smoothing in deg; a bare ``smooth_sigma`` counts the rings of ``binning``."""
+        if isinstance(self.smooth_sigma, str):
+            return values.to_number(self.smooth_sigma, "deg")
+        return self.smooth_sigma * binning.ring_width
+
+    def season_range(self, name: str) -> tuple[float, float]:
+        """Return start and stop (not included, infinite if open) of a season as modified Julian dates."""
+        start, stop = (self.seasons or {})[name]
+        # The last day counts to its end.
+        return values.to_mjd(start), math.inf if stop is None else values.to_mjd(stop) + 1
+
+    def season_of(self, mjd: float) -> str | None:
+        """Return the name of the season that holds a modified Julian date, None outside of all."""
+        for name in self.seasons or {}:
+            start, stop = self.season_range(name)
+            if start <= mjd < stop:
+                return name
+        return None
+
+
+class RunSelection(Section):
+    """The runs that receive a background."""
+
+    runlist: Annotated[list[int] | str | None, BeforeValidator(values.to_runlist)] = option(
+        None, "run numbers, or a text file of them; null or all is every run"
+    )
+    missing_runs: Annotated[list[int], BeforeValidator(values.to_runs)] = option(
+        [], "output only, runs that the archive does not have"
+    )
+    failed_runs: dict[int, str] = option({}, "output only, runs that could not be used and why")
+
+
+class Modelling(Section):
+    """How counts become a rate."""
+
+    exposure: Literal["geometry", "event_ratio"] = option(
+        "geometry", "exposed fraction, from the regions or from event counts"
+    )
+    smooth_method: Literal["field", "to_3d"] = option(
+        "field", "in the field of view, or through gammapy's to_3d and to_2d"
+    )
+    node_values: Literal["conserving", "plain"] = option(
+        "conserving", "interpolated they return the counts, or counts / exposure"
+    )
+    min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
+    fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
+
+
+class Config(Section):
+    """A whole configuration, effective values; made by `dask_bkg.config.parse_config` or ``load_config``."""
+
+    preset: Literal["veritas", "gammapy-tools"] | None = option(None, "a set of defaults")
+    cluster: Annotated[str, BeforeValidator(values.to_cluster)] = option(
+        "local", "threads, local (worker processes) or a scheduler (tcp://host:port)"
+    )
+    io: IO = Field(default_factory=IO)
+    binning: Binning = Field(default_factory=Binning)
+    config: Execution = Field(default_factory=Execution)
+    exclusion: Exclusion = Field(default_factory=Exclusion)
+    background_selection: BackgroundSelection = Field(default_factory=BackgroundSelection)
+    run_selection: RunSelection = Field(default_factory=RunSelection)
+    model: Modelling = Field(default_factory=Modelling)
+
+    _explicit: dict = PrivateAttr(default_factory=dict)
+    _base_dir: Path | None = PrivateAttr(default=None)
+
+    @property
+    def explicit(self) -> dict:
+        """What the user gave, key by key and unchanged, for writing it back."""
+        return self._explicit
+
+    @property
+    def base_dir(self) -> Path | None:
+        """Directory of the file that the configuration was read from, None if there was none."""
+        return self._base_dir
+
+    def effective(self) -> dict:
+        """Return every option with the value that is used, as plain Python values for YAML or JSON."""
+        return _lists(self.model_dump())
+
+    def runs(self) -> list[int] | None:
+        """Return the run numbers of ``run_selection.runlist``, None for every run; a text file is read now.
+
+        Raises
+        ------
+        ConfigError
+            If the text file cannot be read, or a line of it is not a run number.
+        """
+        runlist = self.run_selection.runlist
+        return values.read_runs(self._beside(runlist)) if isinstance(runlist, str) else runlist
+
+    def directory(self, name: str) -> Path:
+        """Return one of the paths of the ``io`` section, e.g. ``"in_dir"``.
+
+        Raises
+        ------
+        ConfigError
+            If it is not set.
+        """
+        path = getattr(self.io, name)
+        if path is None:
+            meaning = IO.model_fields[name].description
+            raise ConfigError(f"io.{name} is not set: give a path ({meaning})")
+        return Path(path)
+
+    def _beside(self, path: str) -> Path:
+        """Return ``path`` beside the configuration file if it is there, else as it is."""
+        beside = (self.base_dir or Path()) / path
+        return beside if beside.exists() else Path(path)
+
+
+def _lists(value: Any) -> Any:
+    """Return a copy in which tuples are lists, as they come back from YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+#: The sections in the order of the file, with their models.
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}

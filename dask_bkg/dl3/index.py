@@ -1,0 +1,393 @@
+"""The index files of a datastore (GADF): which run has which HDU in which file.
+
+`read_datastore` reads them, `write_index` writes them. Both are forgiving about what archives look like in
+practice and strict about what would give wrong results silently: contradictory rows, and paths that lead out of
+the archive. Files outside are only read below directories that the configuration names, or that an index of our
+own records in its DATADIR1, DATADIR2, ... cards (an index without copies of the runs needs them). Whoever can
+write an index can write these cards as well: the rule protects against accidents, not against malice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy.table import Table, vstack
+
+from dask_bkg.dl3.atomic import atomic_path, write_pieces
+from dask_bkg.dl3.index_table import (
+    by_run,
+    check_fit,
+    name_runs,
+    one_background,
+    read_index,
+    to_bytes,
+    warn_repeated,
+    with_double_times,
+    without_repeated,
+)
+from dask_bkg.errors import ArchiveError, RunError
+
+__all__ = [
+    "Datastore",
+    "Location",
+    "background_rows",
+    "linked_rows",
+    "merge_index",
+    "read_datastore",
+    "write_index",
+]
+
+log = logging.getLogger(__name__)
+
+CREATOR = "dask_bkg"
+HDU_COLUMNS = ("OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME")
+
+
+class Location(NamedTuple):
+    """Where an HDU is: the absolute path of a file and the name of the HDU in it."""
+
+    path: str
+    hdu: str
+
+
+@dataclass(frozen=True, eq=False)
+class Datastore:
+    """The index files of an archive, with strings stripped of their filling.
+
+    Parameters
+    ----------
+    directory
+        The resolved directory of the index files.
+    hdu
+        One row per HDU: OBS_ID, HDU_TYPE, HDU_CLASS, FILE_DIR, FILE_NAME, HDU_NAME and what else was there.
+    obs
+        One row per run: OBS_ID and all other columns; the header cards are in ``meta``.
+    data_dirs
+        Resolved directories outside of ``directory`` from which files may be read.
+    """
+
+    directory: Path
+    hdu: Table
+    obs: Table
+    data_dirs: tuple[Path, ...] = ()
+
+    @cached_property
+    def obs_ids(self) -> np.ndarray:
+        """The runs of the HDU index, sorted, each once (int64)."""
+        return np.unique(self.hdu["OBS_ID"]).astype(np.int64)
+
+    def location(self, obs_id: int, hdu_type: str) -> Location | None:
+        """Return where the HDU of a run is, or None if the index has no such row.
+
+        The first row counts if there are several, as in gammapy. Whether the file exists is not looked up.
+
+        Raises
+        ------
+        RunError
+            If the file lies outside of the archive and ``data_dirs``, if the row names no file or HDU, or if
+            rows of the types 'events' or 'gti' contradict each other.
+        """
+        columns = self._columns
+        rows = [row for row in self._hdu_rows.get(int(obs_id), ()) if columns["HDU_TYPE"][row] == hdu_type]
+        if not rows:
+            return None
+        if hdu_type in ("events", "gti") and len({self._place(row) for row in rows}) > 1:
+            files = ", ".join(sorted({f"{columns['FILE_NAME'][row]}[{columns['HDU_NAME'][row]}]" for row in rows}))
+            raise RunError(
+                f"Run {obs_id}: the HDU index of {self.directory} has several rows of type {hdu_type!r} ({files}); "
+                "remove the wrong ones."
+            )
+        if not columns["HDU_NAME"][rows[0]]:
+            raise RunError(
+                f"Run {obs_id}: HDU_NAME of its {hdu_type!r} row is empty in the index of {self.directory}; "
+                "write the index again."
+            )
+        return Location(self._path(rows[0]), columns["HDU_NAME"][rows[0]])
+
+    def rows(self, obs_ids: Iterable[int]) -> Table:
+        """Return the HDU rows of these runs, in the order of ``obs_ids``; unknown runs have none."""
+        chosen = [row for obs_id in obs_ids for row in self._hdu_rows.get(int(obs_id), ())]
+        return self.hdu[np.array(chosen, dtype=int)]
+
+    def observations(self, obs_ids: Iterable[int]) -> Table:
+        """Return the rows of these runs in the observation index, in the same order; unknown runs have none."""
+        chosen = [self._obs_rows[int(obs_id)] for obs_id in obs_ids if int(obs_id) in self._obs_rows]
+        return self.obs[np.array(chosen, dtype=int)]
+
+    @cached_property
+    def _columns(self) -> dict[str, list[str]]:
+        return {name: self.hdu[name].tolist() for name in HDU_COLUMNS[1:]}
+
+    @cached_property
+    def _hdu_rows(self) -> dict[int, list[int]]:
+        """Rows of each run: made once, because a scan of the table per run takes minutes for 20,000 runs."""
+        rows: dict[int, list[int]] = {}
+        for row, obs_id in enumerate(self.hdu["OBS_ID"].tolist()):
+            rows.setdefault(obs_id, []).append(row)
+        return rows
+
+    @cached_property
+    def _obs_rows(self) -> dict[int, int]:
+        return {obs_id: row for row, obs_id in enumerate(self.obs["OBS_ID"].tolist())}
+
+    @cached_property
+    def _resolved(self) -> dict[str, str]:
+        """Directories whose symbolic links are resolved already; thousands of runs share a few."""
+        return {}
+
+    def _place(self, row: int) -> tuple[str, ...]:
+        return tuple(self._columns[name][row] for name in ("FILE_DIR", "FILE_NAME", "HDU_NAME"))
+
+    def _path(self, row: int) -> str:
+        """Return the resolved path of a row's file, if it may be read."""
+        obs_id, names = self.hdu["OBS_ID"][row], [part for part in self._place(row)[:2] if part]
+        if not names:
+            raise RunError(
+                f"Run {obs_id}: FILE_NAME is empty in the HDU index of {self.directory}; correct the index."
+            )
+        path = self._resolve(os.path.join(self.directory, *names))
+        roots = [os.path.join(root, "") for root in (self.directory, *self.data_dirs)]
+        if not path.startswith(tuple(roots)):
+            raise RunError(
+                f"Run {obs_id}: the index of {self.directory} leads to {path}, which is outside of the archive. "
+                f"If the file is meant, add its directory {os.path.dirname(path)} to io.data_dirs."
+            )
+        return path
+
+    def _resolve(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self._resolved:
+            self._resolved[folder] = os.path.realpath(folder)
+        path = os.path.join(self._resolved[folder], name)
+        return os.path.realpath(path) if name in ("", ".", "..") or os.path.islink(path) else path
+
+
+def read_datastore(directory: str | os.PathLike[str], data_dirs: Iterable[str | os.PathLike[str]] = ()) -> Datastore:
+    """Read ``hdu-index.fits.gz`` and ``obs-index.fits.gz`` (or the same without ``.gz``) of an archive.
+
+    Parameters
+    ----------
+    directory
+        The directory of the index files.
+    data_dirs
+        Directories outside of it from which files may be read as well (``io.data_dirs``).
+
+    Raises
+    ------
+    ArchiveError
+        If the directory or its HDU index is missing, an index cannot be read or lacks columns, or rows of the
+        observation index contradict each other.
+
+    Examples
+    --------
+    >>> read_datastore("/no/such/archive")
+    Traceback (most recent call last):
+    dask_bkg.errors.ArchiveError: There is no directory /no/such/archive; give the directory of a datastore.
+    """
+    root = _existing(directory, "give the directory of a datastore")
+    path = _index_file(root, "hdu")
+    if path is None:
+        raise ArchiveError(_no_index(root))
+    hdu = read_index(path, "HDU_INDEX", HDU_COLUMNS)
+    if len(hdu) == 0:
+        raise ArchiveError(f"The index {path} has no rows, so {root} has no runs; write its index files again.")
+    warn_repeated(hdu, path)
+    outside = [_existing(item, "correct io.data_dirs") for item in data_dirs]
+    outside += _recorded_dirs(root, hdu.meta)
+    return Datastore(root, hdu, _read_obs(root, hdu), tuple(dict.fromkeys(outside)))
+
+
+def write_index(
+    directory: str | os.PathLike[str],
+    hdu_rows: Table,
+    obs: Table,
+    data_dirs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Write ``hdu-index.fits.gz`` and ``obs-index.fits.gz`` into ``directory``.
+
+    All columns, units and header cards of the tables are kept. Rows are sorted by run and strings are as wide as
+    the data need, so that the bytes depend on the contents alone. Of several background rows of a run the first
+    is written. Both files are written beside first; whatever stops the job, a run that the HDU index names is in
+    the observation index too if it is in ``obs``.
+
+    Parameters
+    ----------
+    directory
+        Where to write; made if missing.
+    hdu_rows, obs
+        Tables as in `Datastore`.
+    data_dirs
+        Directories outside of ``directory`` that the rows lead to; recorded relative to ``directory``.
+
+    Raises
+    ------
+    ArchiveError
+        If there are no rows, a string is not ASCII (FITS has no other), or ``directory`` cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> row = (1, "events", "events", "data", "run_1.fits", "EVENTS")
+    >>> directory = tempfile.mkdtemp()
+    >>> write_index(directory, Table(rows=[row], names=HDU_COLUMNS), Table({"OBS_ID": [1]}))
+    >>> read_datastore(directory).obs_ids.tolist()
+    [1]
+    """
+    if len(hdu_rows) == 0:
+        raise ArchiveError(f"There are no runs to write into the index of {os.fspath(directory)}.")
+    root = Path(os.path.realpath(directory))
+    cards = {"CREATOR": CREATOR} | _dir_cards(root, data_dirs)
+    hdu_bytes = to_bytes(one_background(hdu_rows), "HDU", cards)
+    obs_bytes = to_bytes(with_double_times(obs), "OBS", {"CREATOR": CREATOR})
+    # The inner file takes its place first: a run in the observation index alone does no harm.
+    with atomic_path(root / "hdu-index.fits.gz") as hdu_path, atomic_path(root / "obs-index.fits.gz") as obs_path:
+        write_pieces(hdu_path, [hdu_bytes], compress=True)
+        write_pieces(obs_path, [obs_bytes], compress=True)
+
+
+def background_rows(hdu_table: Table, backgrounds: Mapping[int, tuple[str, str, str, str]]) -> Table:
+    """Give each of the runs in ``backgrounds`` one background row in place of all it had.
+
+    Parameters
+    ----------
+    hdu_table
+        Rows of an HDU index.
+    backgrounds
+        obs_id -> (FILE_DIR, FILE_NAME, HDU_NAME, HDU_CLASS). Other columns of the new rows are empty, 0 or NaN.
+
+    Returns
+    -------
+    table
+        The rows sorted by run; in each run the background is the last row.
+
+    Examples
+    --------
+    >>> row = (1, "bkg", "bkg_3d", "data", "run_1.fits", "BKG")
+    >>> table = Table(rows=[row], names=HDU_COLUMNS)
+    >>> print(*background_rows(table, {1: ("data", "run_1.fits", "BACKGROUND", "bkg_2d")})[0])
+    1 bkg bkg_2d data run_1.fits BACKGROUND
+    """
+    if not backgrounds:
+        return hdu_table.copy()
+    replaced = np.isin(hdu_table["OBS_ID"], list(backgrounds)) & (np.asarray(hdu_table["HDU_TYPE"]) == "bkg")
+    kept = hdu_table[~replaced]
+    file_dir, file_name, hdu_name, hdu_class = zip(*backgrounds.values(), strict=True)
+    new = Table({"OBS_ID": np.array(list(backgrounds), dtype=np.int64), "HDU_TYPE": ["bkg"] * len(backgrounds)})
+    for name, values in zip(HDU_COLUMNS[2:], (hdu_class, file_dir, file_name, hdu_name), strict=True):
+        new[name] = values
+    for name in set(kept.colnames) - set(HDU_COLUMNS):
+        empty = np.zeros((len(new), *kept[name].shape[1:]), dtype=kept[name].dtype)
+        new[name] = empty * np.nan if empty.dtype.kind == "f" else empty
+    return by_run(vstack([kept, new[kept.colnames]], metadata_conflicts="silent"))
+
+
+def linked_rows(store: Datastore, obs_ids: Iterable[int], directory: str | os.PathLike[str]) -> Table:
+    """Return the HDU rows of these runs for an index in ``directory`` that points to the files of ``store``.
+
+    FILE_DIR is relative to ``directory``, so that the two may be moved together. Pass ``store.directory`` and
+    ``store.data_dirs`` to `write_index` as ``data_dirs``, or the files will be refused on reading.
+
+    Raises
+    ------
+    RunError
+        If a file lies outside of the archive and its ``data_dirs``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> row = (1, "events", "events", "data", "run_1.fits", "EVENTS")
+    >>> write_index(directory, Table(rows=[row], names=HDU_COLUMNS), Table({"OBS_ID": [1]}))
+    >>> store = read_datastore(directory)
+    >>> print(*linked_rows(store, [1], store.directory / "backgrounds")["FILE_DIR"])
+    ../data
+    """
+    chosen = [row for obs_id in obs_ids for row in store._hdu_rows.get(int(obs_id), ())]
+    root = os.path.realpath(directory)
+    table = store.hdu[np.array(chosen, dtype=int)]
+    paths = [store._path(row) for row in chosen]
+    folders = {folder: os.path.relpath(folder, root) for folder in {os.path.dirname(path) for path in paths}}
+    table["FILE_DIR"] = [folders[os.path.dirname(path)] for path in paths]
+    table["FILE_NAME"] = [os.path.basename(path) for path in paths]
+    return table
+
+
+def merge_index(old: Table, new: Table) -> Table:
+    """Return the rows of ``new`` and those of ``old`` for all other runs, sorted by run.
+
+    For HDU and for observation indices, where a job adds runs to a datastore that another job has written.
+
+    Raises
+    ------
+    ArchiveError
+        If the two do not fit: other reference times, units, or text in one and numbers in the other.
+
+    Examples
+    --------
+    >>> old = Table({"OBS_ID": [1, 2], "ONTIME": [1.0, 2.0]})
+    >>> print(*merge_index(old, Table({"OBS_ID": [2, 3], "ONTIME": [5.0, 6.0]}))["ONTIME"])
+    1.0 5.0 6.0
+    """
+    check_fit(old, new)
+    others = old[~np.isin(old["OBS_ID"], new["OBS_ID"])]
+    return by_run(vstack([others, new], metadata_conflicts="silent"))
+
+
+def _existing(directory: str | os.PathLike[str], remedy: str) -> Path:
+    path = Path(os.path.realpath(directory))
+    if not path.is_dir():
+        problem = f"{os.fspath(directory)} is not a directory" if path.exists() else f"There is no directory {path}"
+        raise ArchiveError(f"{problem}; {remedy}.")
+    return path
+
+
+def _index_file(directory: Path, kind: str) -> Path | None:
+    paths = (directory / f"{kind}-index.fits.gz", directory / f"{kind}-index.fits")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _no_index(directory: Path) -> str:
+    content = "other files" if any(directory.iterdir()) else "nothing"
+    return (
+        f"The directory {directory} has no hdu-index.fits.gz or hdu-index.fits, but {content}. Give the directory "
+        "that has the index files, or make them first, for instance with gammapy's DataStore.from_events_files."
+    )
+
+
+def _read_obs(directory: Path, hdu: Table) -> Table:
+    path = _index_file(directory, "obs")
+    if path is None:
+        log.warning("%s has no obs-index.fits.gz: only the numbers of the runs are known.", directory)
+        return Table({"OBS_ID": np.unique(np.asarray(hdu["OBS_ID"]))})
+    obs = without_repeated(read_index(path, "OBS_INDEX", ["OBS_ID"]), path)
+    unknown = np.setdiff1d(hdu["OBS_ID"], obs["OBS_ID"])
+    if len(unknown):
+        log.warning("%s has no row for %s.", path, name_runs(unknown.tolist()))
+    return obs
+
+
+def _recorded_dirs(directory: Path, cards: Mapping[str, Any]) -> list[Path]:
+    """Return the directories that an index of our own records; a foreign index has no say."""
+    if not str(cards.get("CREATOR", "")).startswith(CREATOR):
+        return []
+    recorded: list[Path] = []
+    while (card := _dir_card(len(recorded) + 1)) in cards:
+        recorded.append(Path(os.path.realpath(directory / str(cards[card]))))
+    return recorded
+
+
+def _dir_card(number: int) -> str:
+    """DATADIR1 ... DATADIR9, DATADI10 ...: a keyword has eight characters."""
+    return f"{'DATADIR'[: 8 - len(str(number))]}{number}"
+
+
+def _dir_cards(directory: Path, data_dirs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    resolved = sorted({os.path.realpath(item) for item in data_dirs} - {str(directory)})
+    return {_dir_card(n): os.path.relpath(item, directory) for n, item in enumerate(resolved, 1)}

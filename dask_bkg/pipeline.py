@@ -1,0 +1,362 @@
+"""The procedure on Dask: each step lazy, and `run` that does them all.
+
+The only room that knows dask's collections; a line here that does arithmetic belongs in `kernels`, `stacking` or
+`rate`.  The way of the data::
+
+    reduce-runs    one task a batch of runs -> counts, exposure          xarray.Dataset (obs_id, energy, offset)
+    stack-runs     one task a batch of runs and a block of targets, then a tree of sums
+    write-dl3      one task a block of targets -> files
+
+Blocks depend on the data and the configuration, never on workers: sums are made in the same order everywhere, and
+the rates are the same bit by bit.  Paths, numbers and edges travel, no objects that hold files.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask import delayed
+from dask.callbacks import Callback
+from dask.delayed import Delayed
+from distributed import Client, as_completed
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dask_bkg import bookkeeping, schema
+from dask_bkg.cluster import open_client
+from dask_bkg.config import Config
+from dask_bkg.dl3.read import RunFile, read_conditions
+from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.errors import BackgroundError
+from dask_bkg.exclusion import SkyRegions
+from dask_bkg.plan import Plan, Target, plan_job
+from dask_bkg.products import Result, write_block
+from dask_bkg.schema import Edges
+from dask_bkg.stacking import add_stacks, stack_block
+
+log = logging.getLogger(__name__)
+
+SPLIT_EVERY = 8
+"""Stacks that one task of the tree adds up."""
+
+RUN_TEXTS = ("object", "note", "error")
+
+
+def batch_size(n_runs: int) -> int:
+    """Runs a task: 10 ms a run make 0.1 s for a small archive and 0.5 s for a large one."""
+    return int(np.clip(n_runs // 100, 10, 50))
+
+
+def batches(items: Sequence, size: int) -> list:
+    """Consecutive pieces of ``size``, the last one shorter."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+# -- reduce --------------------------------------------------------------------------------------------------
+
+
+def reduce_runs(
+    runs: Sequence[RunFile],
+    edges: Edges,
+    regions: SkyRegions | None = None,
+    *,
+    method: str = "geometry",
+    reach: str = "disc",
+    batch: int | None = None,
+) -> xr.Dataset:
+    """Counts and exposure of many runs, lazily.
+
+    Parameters
+    ----------
+    runs
+        Where their events are.
+    edges, regions, method, reach
+        As for `dask_bkg.reduce_run`.
+    batch
+        Runs a task; by default `batch_size`.
+
+    Returns
+    -------
+    dataset
+        ``counts`` and ``exposure`` [s TeV sr] with dimensions ``(obs_id, energy, offset)``, dask arrays of one chunk
+        a batch; the per-run numbers, and ``error`` (why a run could not be used), as lazy coordinates.
+    """
+    token = uuid.uuid4().hex[:8]
+    shared = delayed(regions, name=f"exclusion-{token}", pure=False)
+    parts = batches(list(runs), batch or batch_size(len(runs)))
+    blocks = [
+        delayed(reduce_block, pure=False)(
+            part, edges, shared, method, reach, dask_key_name=(f"reduce-runs-{token}", i)
+        )
+        for i, part in enumerate(parts)
+    ]
+    sizes = [len(part) for part in parts]
+    names = dict.fromkeys(schema.HISTOGRAMS, float)
+    coords = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(RUN_TEXTS, object)}
+    obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
+    dataset = xr.Dataset(
+        _lazy(blocks, sizes, names, edges, token),
+        coords={"obs_id": obs_id, **schema.axis_coords(edges), **_lazy(blocks, sizes, coords, edges, token)},
+    )
+    return schema.with_units(dataset)
+
+
+def _variable(block, name: str):
+    """One variable of a block: the array that a chunk of the lazy dataset holds."""
+    value = getattr(block, name)
+    return np.asarray(getattr(value, "values", value))
+
+
+def _lazy(blocks: list[Delayed], sizes: list[int], dtypes: Mapping[str, type], edges: Edges, token: str) -> dict:
+    """Variables of delayed blocks as dask arrays, chunked along ``obs_id``."""
+    variables = {}
+    for name, dtype in dtypes.items():
+        histogram = name in schema.HISTOGRAMS
+        dims, shape = (("obs_id", *schema.AXES), edges.shape) if histogram else (("obs_id",), ())
+        chunks = [
+            da.from_delayed(
+                delayed(_variable, pure=False)(block, name, dask_key_name=(f"take-{name}-{token}", i)),
+                shape=(size, *shape),
+                dtype=dtype,
+                name=f"{name}-{token}-{i}",
+            )
+            for i, (block, size) in enumerate(zip(blocks, sizes, strict=True))
+        ]
+        variables[name] = (dims, da.concatenate(chunks, axis=0))
+    return variables
+
+
+# -- stack ---------------------------------------------------------------------------------------------------
+
+
+def stack_runs(
+    runs: xr.Dataset, targets: Sequence[Target], *, block: int | None = None, split_every: int = SPLIT_EVERY
+) -> xr.Dataset:
+    """Stacks of the contributing runs of each target, lazily, as a tree of sums.
+
+    Parameters
+    ----------
+    runs
+        Run histograms of `reduce_runs`.
+    targets
+        Who gets what: ``obs_id`` and ``contributing`` run numbers.
+    block
+        Targets a task; by default as many as runs.
+    split_every
+        Stacks that one task of the tree adds up.
+
+    Returns
+    -------
+    dataset
+        ``counts`` and ``exposure`` [s TeV sr] with dimensions ``(obs_id, energy, offset)``, where ``obs_id`` is the
+        target; ``livetime`` [s], ``n_runs`` and ``errors`` (a dict of the runs that could not be used) beside them.
+    """
+    token = uuid.uuid4().hex[:8]
+    size = block or batch_size(runs.sizes["obs_id"])
+    columns = _run_blocks(runs)
+    parts = batches(list(targets), size)
+    stacks = [_stack_tree(part, columns, f"{token}-{i}", split_every) for i, part in enumerate(parts)]
+    edges, sizes = schema.edges_of(runs), [len(part) for part in parts]
+    names = {**dict.fromkeys(schema.HISTOGRAMS, float), "livetime": float, "n_runs": int, "errors": object}
+    dataset = xr.Dataset(
+        _lazy(stacks, sizes, names, edges, f"stacked-{token}"),
+        coords={"obs_id": np.array([t.obs_id for t in targets], dtype=np.int64), **schema.axis_coords(edges)},
+    )
+    return schema.with_units(dataset)
+
+
+def _run_blocks(runs: xr.Dataset) -> list[tuple]:
+    """For each chunk of runs their numbers and the delayed arrays that a stack needs."""
+    lazy = [runs[name].data.to_delayed(optimize_graph=False) for name in ("counts", "exposure", "livetime", "error")]
+    bounds = np.cumsum([0, *runs.counts.data.chunks[0]])
+    numbers = [runs.obs_id.values[a:b] for a, b in pairwise(bounds)]
+    return list(zip(numbers, *(array.ravel() for array in lazy), strict=True))
+
+
+def _stack_tree(targets: Sequence[Target], columns: list[tuple], token: str, split_every: int) -> Delayed:
+    """Sum over all blocks of runs for a block of targets; blocks that contribute nothing are left out."""
+    level = []
+    for i, (numbers, *arrays) in enumerate(columns):
+        weights = contribution_weights(targets, numbers)
+        if weights.any() or not columns:
+            key = (f"stack-runs-{token}-0", i)
+            level.append(delayed(stack_block, pure=False)(weights, numbers, *arrays, dask_key_name=key))
+    depth = 0
+    while len(level) > 1:
+        depth += 1
+        level = [
+            delayed(add_stacks, pure=False)(group, dask_key_name=(f"stack-runs-{token}-{depth}", i))
+            for i, group in enumerate(batches(level, split_every))
+        ]
+    return level[0]
+
+
+def contribution_weights(targets: Sequence[Target], numbers: NDArray) -> NDArray:
+    """Weight of each run for each target, 1 for those that contribute, shape ``(targets, runs)``."""
+    return np.array([np.isin(numbers, target.contributing) for target in targets], dtype=float)
+
+
+# -- write ---------------------------------------------------------------------------------------------------
+
+
+def write_backgrounds(stacks: xr.Dataset, plan: Plan) -> list[Delayed]:
+    """One delayed task a block of targets that makes and writes its backgrounds; each gives a list of `Result`."""
+    token = uuid.uuid4().hex[:8]
+    cards = bookkeeping.common_cards(plan)
+    lazy = [
+        stacks[name].data.to_delayed(optimize_graph=False).ravel()
+        for name in ("counts", "exposure", "livetime", "n_runs", "errors")
+    ]
+    bounds = np.cumsum([0, *stacks.counts.data.chunks[0]])
+    return [
+        delayed(write_block, pure=False)(
+            plan.targets[a:b], *arrays, plan.edges, plan.rate, plan.attach_copy, cards,
+            dask_key_name=("write-dl3-" + token, i),
+        )
+        for i, ((a, b), *arrays) in enumerate(zip(pairwise(bounds), *lazy, strict=True))
+    ]  # fmt: skip
+
+
+# -- run -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a job.
+
+    Attributes
+    ----------
+    results
+        One `Result` a target, by run number.
+    results_dir
+        Where provenance, effective configuration and the summary table are.
+    """
+
+    results: list[Result]
+    results_dir: Path
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Targets and contributing runs that could not be used, with their reasons."""
+        reasons: dict[int, str] = {}
+        for result in self.results:
+            reasons.update(result.failed_runs)
+            if result.status == "failed":
+                reasons[result.obs_id] = result.reason
+        return dict(sorted(reasons.items()))
+
+
+def reduce_plan(plan: Plan) -> xr.Dataset:
+    """`reduce_runs` of the contributing runs of a plan."""
+    method, reach = plan.config.model.exposure, plan.config.exclusion.reach
+    return reduce_runs(plan.runs, plan.edges, plan.regions, method=method, reach=reach)
+
+
+def build(plan: Plan) -> tuple[xr.Dataset, xr.Dataset, list[Delayed]]:
+    """The graph of a job: run histograms, stacks and write tasks. Computes nothing."""
+    runs = reduce_plan(plan)
+    stacks = stack_runs(runs, plan.targets)
+    return runs, stacks, write_backgrounds(stacks, plan)
+
+
+def run(config: Config, *, progress: bool = True) -> Summary:
+    """Do a job: plan, reduce, stack, write, index.
+
+    Parameters
+    ----------
+    config
+        A configuration whose ``in_dir`` is prepared (see `dask_bkg.prepare_dataset`).
+    progress
+        Whether bars are shown.
+
+    Raises
+    ------
+    BackgroundError
+        If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
+    """
+    with open_client(config.cluster, config.config.n_workers) as client:
+        if client is not None and progress:
+            tqdm.write(f"dashboard: {client.dashboard_link}")
+        plan = plan_job(config, lambda files: _read_headers(files, client))
+        results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
+        before = bookkeeping.retire_backgrounds(plan)
+        try:
+            if plan.targets:
+                for block in _compute(plan, client, config.config.n_workers, progress):
+                    results += block
+        finally:
+            # also after an interrupt: the runs that are done are in the index, and nothing else is lost from it
+            results.sort(key=lambda r: r.obs_id)
+            bookkeeping.write_indexes(plan, results, before)
+            results_dir = bookkeeping.write_results(plan, results)
+    if not any(result.status == "done" for result in results):
+        raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
+    return Summary(results, results_dir)
+
+
+def _read_headers(files: list[RunFile], client: Client | None) -> list[dict[str, float]]:
+    """Observing conditions of runs from their EVENTS headers, in batches."""
+    tasks = [delayed(read_header_batch, pure=False)(part) for part in batches(files, 50)]
+    computed = client.gather(client.compute(tasks)) if client else dask.compute(*tasks, scheduler="threads")
+    return [numbers for part in computed for numbers in part]
+
+
+def read_header_batch(files: list[RunFile]) -> list[dict[str, float]]:
+    """Observing conditions from the EVENTS headers of a batch of runs; eager."""
+    return [read_conditions(file) for file in files]
+
+
+def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) -> Iterator[list[Result]]:
+    """Compute the graph, yielding blocks of results as they are written."""
+    runs, _, writes = build(plan)
+    with _bars(len(plan.runs), len(plan.targets), progress) as (read, written):
+        if client is None:
+            with _ReduceProgress(read):
+                blocks = dask.compute(*writes, scheduler="threads", num_workers=n_workers)
+            for block in blocks:
+                written.update(len(block))
+                yield block
+            return
+        # the reasons of failure of a batch of runs are small, and there when the batch has been read
+        reads = client.compute(runs["error"].data.to_delayed(optimize_graph=False).ravel().tolist())
+        futures = client.compute(writes)
+        try:
+            for future, block in as_completed([*reads, *futures], with_results=True):
+                if future in reads:
+                    read.update(len(block))
+                    continue
+                written.update(len(block))
+                yield block
+        finally:
+            client.cancel([*reads, *futures])
+
+
+@contextmanager
+def _bars(n_runs: int, n_targets: int, progress: bool):
+    with (
+        tqdm(total=n_runs, desc="runs read", unit="run", disable=not progress) as read,
+        tqdm(total=n_targets, desc="backgrounds written", unit="run", disable=not progress) as written,
+    ):
+        yield read, written
+
+
+class _ReduceProgress(Callback):
+    """Moves a bar when a task of `reduce-runs` ends (threads)."""
+
+    def __init__(self, bar: tqdm):
+        super().__init__()
+        self.bar = bar
+
+    def _posttask(self, key, result, dsk, state, worker_id):
+        if str(key[0] if isinstance(key, tuple) else key).startswith("reduce-runs"):
+            self.bar.update(result.sizes["obs_id"])

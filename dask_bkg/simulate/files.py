@@ -1,0 +1,197 @@
+"""The files of a simulated archive: runs and index in the manner of VERITAS, star table, source regions.
+
+Nothing in a file depends on the day or the place of its writing.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy import units as u
+from astropy.time import Time
+from numpy.typing import NDArray
+
+from dask_bkg.simulate import response
+from dask_bkg.simulate.fits_bytes import primary_hdu, table_hdu
+from dask_bkg.simulate.truth import SimulatedRun, Truth
+
+LONGITUDE, LATITUDE, ALTITUDE = -110.952, 31.675, 1268.0
+"""The site of VERITAS [deg, deg, m]."""
+
+MJD_REFERENCE = 53402
+"""Origin of VERITAS' mission time, UTC."""
+
+DATA_DIR, HDU_INDEX, OBS_INDEX = "data", "hdu-index.fits.gz", "obs-index.fits.gz"
+
+_TIME_CARDS: dict[str, object] = {
+    "MJDREFI": (MJD_REFERENCE, "int part of reference MJD [days]"),
+    "MJDREFF": (0.0, "fractional part of reference MJD [days]"),
+    "TIMEUNIT": ("s", "time unit is seconds since MET start"),
+    "TIMESYS": ("utc", "time scale is UTC"),
+    "TIMEREF": ("topocenter", "location from where the observation was made"),
+}
+_SITE_CARDS: dict[str, object] = {
+    "GEOLON": (LONGITUDE, "longitude of array center [deg]"),
+    "GEOLAT": (LATITUDE, "latitude of array center [deg]"),
+    "ALTITUDE": (ALTITUDE, "altitude of array center [m]"),
+}
+_HDUS = (
+    ("events", "events", "EVENTS"),
+    ("gti", "gti", "GTI"),
+    ("aeff", "aeff_2d", "EFFECTIVE AREA"),
+    ("edisp", "edisp_2d", "ENERGY DISPERSION"),
+    ("psf", "psf_3gauss", "PSF"),
+    ("bkg", "bkg_2d", "BACKGROUND"),
+)
+_EVENT_COLUMNS = {  # type and unit
+    "EVENT_ID": (np.int64, None),
+    "TIME": (np.float64, "s"),
+    "RA": (np.float32, "deg"),
+    "DEC": (np.float32, "deg"),
+    "ENERGY": (np.float32, "TeV"),
+    "ALT": (np.float32, "deg"),
+    "AZ": (np.float32, "deg"),
+    "Xoff": (np.float32, "deg"),
+    "Yoff": (np.float32, "deg"),
+}
+_INDEX_CARDS = (
+    *("OBS_ID", "OBJECT", "RA_OBJ", "DEC_OBJ", "RA_PNT", "DEC_PNT", "ALT_PNT", "AZ_PNT"),
+    *("ONTIME", "LIVETIME", "DEADC", "TSTART", "TSTOP", "DATE-OBS", "DATE-AVG", "DATE-END"),
+    *("N_TELS", "TELLIST", "NSBLEVEL", "MUONEFF", "QUALITY"),
+)
+
+
+def run_path(directory: Path, obs_id: int) -> Path:
+    """Return the path of the file of a run."""
+    return directory / DATA_DIR / f"run_{obs_id:06d}.fits.gz"
+
+
+def write_run(directory: Path, run: SimulatedRun, events: Mapping[str, NDArray], truth: Truth | None) -> None:
+    """Write the file of one run; with a ``truth`` the true background goes into it.
+
+    Parameters
+    ----------
+    directory
+        The archive.
+    run
+        The run.
+    events
+        Columns of the event list, in the order of time.
+    truth
+        Where the background is taken from, or None for a file without background.
+    """
+    hdus = [
+        primary_hdu(),
+        _events_hdu(run, events),
+        _gti_hdu(run),
+        response.aeff_hdu(run.obs_id, run.zenith, run.az_pnt),
+        response.edisp_hdu(),
+        response.psf_hdu(),
+    ]
+    if truth is not None:
+        energy, offset = response.background_nodes()
+        hdus.append(response.background_hdu(run.obs_id, truth.rate(run.obs_id, energy, offset[:, None])))
+    _write_fits(run_path(directory, run.obs_id), hdus)
+
+
+def write_indices(directory: Path, runs: Sequence[SimulatedRun], counts: Sequence[int], with_bkg: bool) -> None:
+    """Write the observation and the HDU index of runs with ``counts`` events each."""
+    hdus = _HDUS if with_bkg else _HDUS[:-1]
+    rows = [
+        (run.obs_id, kind, hdu_class, DATA_DIR, run_path(directory, run.obs_id).name, name)
+        for run in runs
+        for kind, hdu_class, name in hdus
+    ]
+    names = ("OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME")
+    columns = {name: (np.array(values), None) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+    hdu_index = table_hdu("HDU_INDEX", columns, response.GADF | {"HDUCLAS1": "INDEX", "HDUCLAS2": "HDU"})
+    # the observations first: no index names a file before all of them are there
+    _write_fits(directory / OBS_INDEX, [primary_hdu(), _obs_index(runs, counts)])
+    _write_fits(directory / HDU_INDEX, [primary_hdu(), hdu_index])
+
+
+def write_sky(directory: Path, truth: Truth) -> None:
+    """Write ``stars.dat`` (columns of the Hipparcos table) and ``sources.reg`` (ds9, circles)."""
+    lines = ["#_RAJ2000\t_DEJ2000\tHIP\tVmag\tB-V"]
+    lines += [f"{s.ra:.6f}\t{s.dec:10.6f}\t{s.hip:6d}\t{s.v_mag:5.2f}\t{s.b_v:6.3f}" for s in truth.stars]
+    (directory / "stars.dat").write_text("\n".join(lines) + "\n")
+    lines = ["# Region file format: DS9 version 4.1", "icrs"]
+    lines += [f'circle({s.ra:.6f},{s.dec:.6f},{3600 * s.radius:.1f}") # text={{{s.name}}}' for s in truth.sources]
+    (directory / "sources.reg").write_text("\n".join(lines) + "\n")
+
+
+def _run_cards(run: SimulatedRun) -> dict[str, tuple]:
+    """Header of the event list, as VERITAS writes it, and with MUONEFF, DATE-AVG and OBS_MODE of GADF."""
+    start, stop = run.gti[0][0], run.gti[-1][1]
+    mission = Time(MJD_REFERENCE, format="mjd", scale="utc") + np.array([start, 0.5 * (start + stop), stop]) * u.s
+    first, middle, last = mission.isot
+    return {
+        "OBS_ID": (run.obs_id, "run number"),
+        "DATE-OBS": (first, "start date (UTC)"),
+        "DATE-AVG": (middle, "middle of the run (UTC)"),
+        "DATE-END": (last, "end date (UTC)"),
+        "TSTART": (start, "mission time of start of obs [s]"),
+        "TSTOP": (stop, "mission time of end of obs [s]"),
+        "TELAPSE": (stop - start, "time between start and end [s]"),
+        "ONTIME": (run.ontime, "sum of good time intervals [s]"),
+        "LIVETIME": (run.livetime, "ontime without dead time [s]"),
+        "DEADC": (run.deadc, "LIVETIME/ONTIME"),
+        "OBJECT": (run.object, "observed object"),
+        "RA_OBJ": (run.ra_obj, "target position RA [deg]"),
+        "DEC_OBJ": (run.dec_obj, "target position DEC [deg]"),
+        "RA_PNT": (run.ra_pnt, "pointing RA [deg]"),
+        "DEC_PNT": (run.dec_pnt, "pointing DEC [deg]"),
+        "ALT_PNT": (run.alt_pnt, "average altitude of pointing [deg]"),
+        "AZ_PNT": (run.az_pnt, "average azimuth of pointing [deg]"),
+        "OBS_MODE": ("POINTING", "observation mode"),
+        "N_TELS": (len(run.tels), "number of telescopes in event list"),
+        "TELLIST": (",".join(map(str, run.tels)), "comma-separated list of tel IDs"),
+        "NSBLEVEL": (run.nsb, "NSB level (mean of pedestal variations)"),
+        "MUONEFF": (run.muon_efficiency, "muon efficiency"),
+        "QUALITY": (0, "run quality flag"),
+    }
+
+
+def _events_hdu(run: SimulatedRun, events: Mapping[str, NDArray]) -> bytes:
+    columns = {name: (events[name].astype(kind), unit) for name, (kind, unit) in _EVENT_COLUMNS.items()}
+    cards: dict[str, object] = {
+        "HDUCLAS1": "EVENTS",
+        "CREATOR": "dask_bkg simulation",
+        "ORIGIN": "simulated",
+        "TELESCOP": "VERITAS",
+        "INSTRUME": "simulated",
+        "RADECSYS": "FK5",
+        "EQUINOX": 2000.0,
+        "EUNIT": "TeV",
+    }
+    return table_hdu("EVENTS", columns, response.GADF | cards | _TIME_CARDS | _run_cards(run) | _SITE_CARDS)
+
+
+def _gti_hdu(run: SimulatedRun) -> bytes:
+    start, stop = np.array(run.gti).T
+    cards = {"HDUCLAS1": "GTI", "OBS_ID": run.obs_id, "TSTART": run.gti[0][0], "TSTOP": run.gti[-1][1]}
+    return table_hdu("GTI", {"START": (start, "s"), "STOP": (stop, "s")}, response.GADF | cards | _TIME_CARDS)
+
+
+def _obs_index(runs: Sequence[SimulatedRun], counts: Sequence[int]) -> bytes:
+    cards = [_run_cards(run) for run in runs]
+    columns = {name: (np.array([c[name][0] for c in cards]), _unit(cards[0][name][1])) for name in _INDEX_CARDS}
+    columns["ZEN_PNT"] = (np.array([run.zenith for run in runs]), "deg")
+    columns["EVENT_COUNT"] = (np.array(counts), None)
+    kind = {"HDUCLAS1": "INDEX", "HDUCLAS2": "OBS", "TELESCOP": "VERITAS"}
+    return table_hdu("OBS_INDEX", columns, response.GADF | kind | _TIME_CARDS | _SITE_CARDS)
+
+
+def _unit(comment: str) -> str | None:
+    """Unit in the comment of a card, where FITS has no other place for it."""
+    return comment[comment.index("[") + 1 : comment.index("]")] if "[" in comment else None
+
+
+def _write_fits(path: Path, hdus: Sequence[bytes]) -> None:
+    """Write gzipped FITS without time and file name in the gzip header: the same data are the same bytes."""
+    # level 1: event lists are noise, which no level compresses much further
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped:
+        zipped.write(b"".join(hdus))

@@ -1,0 +1,257 @@
+"""What a simulated archive is made of, and the background rate that was put in.
+
+The rate is per ontime (dead time does not enter it) and round about the pointing:
+
+    B(E, R) = norm(time, zenith, NSB) x spectrum(E, zenith) x acceptance(E, R, zenith)
+
+The number of telescopes and the azimuth do not enter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_bkg.errors import ArchiveError, RunError
+from dask_bkg.simulate import response
+
+TRUTH_FILE = "truth.json"
+
+NOMINAL_ONTIME, NOMINAL_ZENITH = 1680.0, 30.0
+"""The run [s, deg] for which the number of events of an archive is given."""
+
+SEASON_STARTS = (56201, 56566)
+"""MJD of 1 October 2012 and 2013: the two observing seasons."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A gamma-ray source: position and Gaussian ``sigma`` [deg], ``flux`` at 1 TeV [cm-2 s-1 TeV-1], ``index``."""
+
+    name: str
+    ra: float
+    dec: float
+    sigma: float
+    flux: float
+    index: float
+
+    @property
+    def radius(self) -> float:
+        """Radius [deg] that holds the source, smeared by the point spread function."""
+        return max(0.3, 4.0 * float(np.hypot(self.sigma, response.PSF_SIGMA)))
+
+
+@dataclass(frozen=True)
+class Star:
+    """A star: position [deg], V magnitude, colour, number in the table."""
+
+    ra: float
+    dec: float
+    v_mag: float
+    b_v: float
+    hip: int
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What is known of one run: times in mission seconds, angles in deg, ``norm`` in s-1 TeV-1 sr-1 at 1 TeV."""
+
+    obs_id: int
+    object: str
+    ra_obj: float
+    dec_obj: float
+    ra_pnt: float
+    dec_pnt: float
+    alt_pnt: float
+    az_pnt: float
+    gti: tuple[tuple[float, float], ...]
+    deadc: float
+    nsb: float
+    tels: tuple[int, ...]
+    muon_efficiency: float
+    norm: float
+
+    @property
+    def zenith(self) -> float:
+        """Zenith angle [deg] in the middle of the run, for which the rate holds."""
+        return 90.0 - self.alt_pnt
+
+    @property
+    def ontime(self) -> float:
+        """Sum of the good time intervals [s]."""
+        return sum(stop - start for start, stop in self.gti)
+
+    @property
+    def livetime(self) -> float:
+        """Ontime less dead time [s]; gamma rays are counted in it."""
+        return self.ontime * self.deadc
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was put into a simulated archive.
+
+    Attributes
+    ----------
+    seed, events
+        Arguments of `simulate_archive`.
+    runs
+        The runs, in the order of ``obs_id``.
+    sources, stars
+        The gamma-ray sources and the stars of the simulated sky; empty where switched off.
+    """
+
+    seed: int
+    events: float
+    runs: tuple[SimulatedRun, ...]
+    sources: tuple[Source, ...]
+    stars: tuple[Star, ...]
+
+    def run(self, obs_id: int) -> SimulatedRun:
+        """Return the run ``obs_id``; `RunError` if it is not in the archive."""
+        for run in self.runs:
+            if run.obs_id == obs_id:
+                return run
+        first, last = self.runs[0].obs_id, self.runs[-1].obs_id
+        raise RunError(f"run {obs_id} is not in the simulated archive, which holds runs {first} to {last}")
+
+    def rate(self, obs_id: int, energy: ArrayLike, offset: ArrayLike) -> NDArray:
+        """Background rate per ontime, away from stars.
+
+        Parameters
+        ----------
+        obs_id
+            Run number.
+        energy
+            Reconstructed energy [TeV].
+        offset
+            Offset from the pointing [deg]; broadcasts with ``energy``.
+
+        Returns
+        -------
+        rate
+            Rate [s-1 TeV-1 sr-1], zero outside the energy range and beyond the camera's edge.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from dask_bkg.simulate import simulate_archive
+        >>> with TemporaryDirectory() as directory:
+        ...     truth = simulate_archive(directory, runs=1, events=100)
+        >>> truth.rate(64001, [0.5, 1.0], [[0.0], [1.0]]).shape
+        (2, 2)
+        """
+        run, energy = self.run(obs_id), np.asarray(energy, dtype=float)
+        inside = (energy >= response.ENERGY_RANGE[0]) & (energy <= response.ENERGY_RANGE[1])
+        clipped = np.clip(energy, *response.ENERGY_RANGE)  # the formula overflows at zero
+        shape = spectrum(clipped, run.zenith) * response.acceptance(clipped, offset, run.zenith)
+        return run.norm * np.where(inside, shape, 0.0)
+
+    def mean_rate(self, obs_id: int, energy_edges: ArrayLike, offset_edges: ArrayLike) -> NDArray:
+        """Background rate per ontime averaged over bins of energy and solid angle.
+
+        Parameters
+        ----------
+        obs_id
+            Run number.
+        energy_edges, offset_edges
+            Increasing edges [TeV] and [deg].
+
+        Returns
+        -------
+        rate
+            Mean rates [s-1 TeV-1 sr-1], shape (n_energy, n_offset): times ontime, energy width and solid angle
+            they are the expected counts.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from dask_bkg.simulate import simulate_archive
+        >>> with TemporaryDirectory() as directory:
+        ...     truth = simulate_archive(directory, runs=1, events=100)
+        >>> truth.mean_rate(64001, [0.5, 1.0, 2.0], [0.0, 0.25, 0.5]).shape
+        (2, 2)
+        """
+        energy_edges, offset_edges = np.asarray(energy_edges, float), np.asarray(offset_edges, float)
+        energy, energy_weight = _energy_quadrature(np.clip(energy_edges, *response.ENERGY_RANGE))
+        offset, offset_weight = _offset_quadrature(np.clip(offset_edges, 0.0, response.OFFSET_MAX))
+        rate = self.rate(obs_id, energy[:, :, None, None], offset)
+        counts = np.einsum("eioj,ei,oj->eo", rate, energy_weight, offset_weight)
+        solid_angle = -2 * np.pi * np.diff(np.cos(np.deg2rad(offset_edges)))
+        return counts / (np.diff(energy_edges)[:, None] * solid_angle)
+
+    def write(self, directory: Path) -> None:
+        """Write the truth into ``directory``."""
+        (directory / TRUTH_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Truth:
+        """Read the truth of the archive in ``directory``; `ArchiveError` if it has none."""
+        path = Path(directory) / TRUTH_FILE
+        try:
+            data = json.loads(path.read_text())
+            runs = [r | {"gti": tuple(map(tuple, r["gti"])), "tels": tuple(r["tels"])} for r in data["runs"]]
+            return cls(
+                seed=data["seed"],
+                events=data["events"],
+                runs=tuple(SimulatedRun(**run) for run in runs),
+                sources=tuple(Source(**source) for source in data["sources"]),
+                stars=tuple(Star(**star) for star in data["stars"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(
+                f"{path} is not the truth of a simulated archive ({error}); give a directory that "
+                "simulate_archive has written"
+            ) from error
+
+
+def spectrum(energy: ArrayLike, zenith: float) -> NDArray:
+    """Background on the axis relative to 1 TeV: a log-parabola of index 2.7, cut at the threshold."""
+    energy = np.asarray(energy, dtype=float)
+    return energy ** -(2.7 + 0.04 * np.log(energy)) * response.turn_on(energy, zenith)
+
+
+def mirror_level(mjd: float) -> float:
+    """Light collected by the mirrors: falls within a season; washing in summer brings part of it back."""
+    season = int(mjd >= SEASON_STARTS[1])
+    return 1.1 * 0.92**season * float(np.exp(-(mjd - SEASON_STARTS[season]) / 1500.0))
+
+
+def run_norm(events: float, zenith: float, mjd: float, nsb: float) -> float:
+    """Norm [s-1 TeV-1 sr-1] of a run, where ``events`` are expected under nominal conditions."""
+    energy, energy_weight = _energy_quadrature(np.array(response.ENERGY_RANGE))
+    offset, offset_weight = _offset_quadrature(np.array([0.0, response.OFFSET_MAX]))
+    shape = spectrum(energy[0], NOMINAL_ZENITH)[:, None]
+    shape = shape * response.acceptance(energy[0][:, None], offset[0], NOMINAL_ZENITH)
+    nominal = events / (NOMINAL_ONTIME * (energy_weight[0] @ shape @ offset_weight[0]))
+    area = (np.cos(np.deg2rad(zenith)) / np.cos(np.deg2rad(NOMINAL_ZENITH))) ** -2
+    return float(nominal * area * mirror_level(mjd) * (1.0 + 0.04 * (nsb - 6.0)))
+
+
+def _energy_quadrature(edges: NDArray) -> tuple[NDArray, NDArray]:
+    """Nodes [TeV] and weights for integrals over bins of energy, in ln E; shape (n_bins, n_nodes)."""
+    nodes, weights = _gauss_legendre(np.log(edges))
+    return np.exp(nodes), weights * np.exp(nodes)
+
+
+def _offset_quadrature(edges: NDArray) -> tuple[NDArray, NDArray]:
+    """Nodes [deg] and weights [sr] for integrals over rings of offset; shape (n_bins, n_nodes)."""
+    nodes, weights = _gauss_legendre(edges)
+    return nodes, weights * np.deg2rad(1.0) * 2 * np.pi * np.sin(np.deg2rad(nodes))
+
+
+def _gauss_legendre(edges: NDArray) -> tuple[NDArray, NDArray]:
+    half = 0.5 * np.diff(edges)[:, None]
+    # The turn-on and the edge of the camera need about 8 nodes for one unit of ln E and of degrees: this is exact to
+    # 1e-6 for one bin of everything, and keeps arrays small for hundreds of narrow ones.
+    nodes, weights = _legendre_rule(4 + math.ceil(16 * half.max()))
+    return edges[:-1, None] + half * (1.0 + nodes), half * weights
+
+
+_legendre_rule = lru_cache(np.polynomial.legendre.leggauss)
