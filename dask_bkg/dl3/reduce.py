@@ -120,7 +120,7 @@ def _histograms(
         ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
         raise RunError(
             f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} is in the binning and "
-            f"outside of the exclusion (pointing RA {ra:.3f}, Dec {dec:.3f} deg): look at the pointing, or drop the run"
+            f"outside of the exclusion (pointing {ra:.3f}, {dec:.3f} deg): look at the pointing, or drop the run"
         )
     return counts, exposure, events
 
