@@ -17,7 +17,15 @@ from dask_bkg.catalogs import CATALOG_FILES, data_file, find_star_table
 from dask_bkg.config import Config
 from dask_bkg.dl3.atomic import atomic_path, inside
 from dask_bkg.dl3.attach import HDU_NAME, copy_file
-from dask_bkg.dl3.index import Datastore, background_rows, linked_rows, merge_index, read_datastore, write_index
+from dask_bkg.dl3.index import (
+    Datastore,
+    background_rows,
+    linked_rows,
+    merge_index,
+    place_below,
+    read_datastore,
+    write_index,
+)
 from dask_bkg.errors import ArchiveError
 from dask_bkg.plan import Plan
 from dask_bkg.products import Result
@@ -105,12 +113,6 @@ def _copied_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> Table
     rows["FILE_DIR"] = [_file_dir(place) for place in places]
     rows["FILE_NAME"] = [place.name for place in places]
     return rows
-
-
-def place_below(directory: Path, path: str) -> str:
-    """Place of a file in a copy of a datastore: the same, or below ``data`` if it lies outside."""
-    relative = os.path.relpath(path, directory)
-    return f"data/{Path(path).name}" if relative.startswith("..") else relative
 
 
 # -- provenance ----------------------------------------------------------------------------------------------

@@ -19,15 +19,12 @@ from gammapy.maps import MapAxis
 from numpy.typing import NDArray
 
 from dask_bkg import catalogs, exclusion, fov, pipeline, schema
-from dask_bkg.bookkeeping import place_below
 from dask_bkg.config import Config, load_config, parse_config
-from dask_bkg.config_io import default_config, dump_yaml, plain
-from dask_bkg.dl3.atomic import atomic_path, inside, remove_leftovers
-from dask_bkg.dl3.attach import copy_file
-from dask_bkg.dl3.index import Datastore, linked_rows, merge_index, read_datastore, write_index
-from dask_bkg.errors import ArchiveError, RunError
+from dask_bkg.config_io import default_config, plain
+from dask_bkg.errors import RunError
 from dask_bkg.irf import rate_to_background, to_background
 from dask_bkg.plan import plan_job, rate_settings
+from dask_bkg.prepare import prepare_runs
 from dask_bkg.schema import Edges
 
 log = logging.getLogger(__name__)
@@ -66,80 +63,7 @@ def prepare_dataset(config: Mapping[str, Any], overwrite: bool = False) -> dict:
     ConfigError, ArchiveError
         If the configuration is wrong, the archive cannot be read, or has none of the runs.
     """
-    parsed = parse_config(config)
-    archive = read_datastore(parsed.directory("search_datastore"), parsed.io.data_dirs)
-    in_dir = parsed.directory("in_dir")
-    wanted = parsed.runs()
-    present = set(archive.obs_ids.tolist())
-    found = sorted(present) if wanted is None else [run for run in dict.fromkeys(wanted) if run in present]
-    missing = [] if wanted is None else [run for run in dict.fromkeys(wanted) if run not in present]
-    if missing:
-        log.warning("not in %s: %s", archive.directory, ", ".join(map(str, missing)))
-    if not found:
-        raise ArchiveError(f"none of the {len(missing)} runs of run_selection.runlist is in {archive.directory}")
-    if Path(os.path.realpath(in_dir)) != archive.directory:
-        _place_runs(archive, found, in_dir, parsed.io.attach == "copy", overwrite)
-    prepared = plain(config)
-    section = prepared.get("run_selection") or {}
-    prepared["run_selection"] = {**section, "runlist": found, "missing_runs": missing}
-    with atomic_path(in_dir / "config.yaml") as path:
-        path.write_text(dump_yaml(prepared))
-    return prepared
-
-
-def _place_runs(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwrite: bool) -> None:
-    """Copy the files of runs, or link to them, and write the index; the rows of other runs there are kept."""
-    if copy:
-        rows = _copied(archive, runs, in_dir, overwrite)
-        data_dirs: list[Path] = []
-    else:
-        rows = linked_rows(archive, runs, in_dir)
-        data_dirs = [archive.directory, *archive.data_dirs]
-    obs = archive.observations(np.unique(rows["OBS_ID"]).tolist())
-    try:
-        before = read_datastore(in_dir)
-    except ArchiveError:
-        before = None
-    if before is not None:
-        rows, obs = merge_index(before.hdu, rows), merge_index(before.obs, obs)
-        data_dirs = [*before.data_dirs, *data_dirs]
-    write_index(in_dir, rows, obs, data_dirs)
-
-
-def _copied(archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool) -> Table:
-    """Index rows of the copies; a run whose file cannot be copied is reported and left out."""
-    remove_leftovers(in_dir)
-    rows = archive.rows(runs)
-    places: list[Path | None] = []
-    copied: dict[str, Path] = {}
-    for obs_id, hdu_type in zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True):
-        try:
-            location = archive.location(obs_id, hdu_type)
-            path = "" if location is None else location.path
-            if path not in copied:
-                copied[path] = _copy_one(archive, path, in_dir, overwrite)
-            places.append(copied[path])
-        except RunError as error:
-            log.warning("run %d is left out of %s: %s", obs_id, in_dir, error)
-            places.append(None)
-    bad = {obs_id for obs_id, place in zip(rows["OBS_ID"].tolist(), places, strict=True) if place is None}
-    if bad == set(runs):
-        raise ArchiveError(f"no run could be copied from {archive.directory} to {in_dir}")
-    good = ~np.isin(rows["OBS_ID"], list(bad))
-    rows = rows[good]
-    kept = [place for place, ok in zip(places, good, strict=True) if ok and place is not None]
-    rows["FILE_DIR"] = ["" if str(place.parent) == "." else str(place.parent) for place in kept]
-    rows["FILE_NAME"] = [place.name for place in kept]
-    return rows
-
-
-def _copy_one(archive: Datastore, path: str, in_dir: Path, overwrite: bool) -> Path:
-    place = place_below(archive.directory, path)
-    target = inside(in_dir, place)
-    if overwrite:
-        target.unlink(missing_ok=True)
-    copy_file(path, target)
-    return Path(place)
+    return prepare_runs(parse_config(config), overwrite).explicit
 
 
 def run_make_background(config: Mapping[str, Any]) -> dict:

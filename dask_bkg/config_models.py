@@ -319,6 +319,13 @@ class Config(Section):
             raise ConfigError(f"io.{name} is not set: give a path ({meaning})")
         return Path(path)
 
+    def with_cluster(self, cluster: str) -> Self:
+        """Return a copy that runs elsewhere: ``threads``, ``local`` or a scheduler's address."""
+        try:
+            return self.model_copy(update={"cluster": values.to_cluster(cluster)})
+        except ValueError as error:
+            raise ConfigError(f"cluster: {error}") from error
+
     def _beside(self, path: str) -> Path:
         """Return ``path`` beside the configuration file if it is there, else as it is."""
         beside = (self.base_dir or Path()) / path

@@ -337,8 +337,10 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
                     continue
                 written.update(len(block))
                 yield block
-        finally:
+        except BaseException:
+            # an interrupt: the cluster may be somebody else's, and would go on computing
             client.cancel([*reads, *futures])
+            raise
 
 
 @contextmanager

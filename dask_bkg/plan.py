@@ -6,7 +6,6 @@ Reads index files (and the headers of runs whose index lacks what a cut needs), 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from dask_bkg import catalogs, selection
 from dask_bkg.config import Config
 from dask_bkg.dl3.atomic import inside
-from dask_bkg.dl3.index import Datastore, Location, read_datastore
+from dask_bkg.dl3.index import Datastore, Location, place_below, read_datastore
 from dask_bkg.dl3.read import RunFile, conditions, number
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.exclusion import SkyRegions
@@ -207,8 +206,7 @@ def _output_name(plan: Plan, obs_id: int, source: str) -> str:
     """Place of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
     if not plan.attach_copy:
         return f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz"
-    relative = os.path.relpath(source, plan.store.directory)
-    return f"data/{Path(source).name}" if relative.startswith("..") else relative
+    return place_below(plan.store.directory, source)
 
 
 def _use_own_runs(plan: Plan) -> None:

@@ -1,9 +1,11 @@
 """Fixtures that several test modules share: the real data, and a simulated archive made once for the session."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from astropy.io import fits
 
 from dask_bkg.simulate import simulate_archive
 
@@ -38,3 +40,57 @@ def no_catalogs(monkeypatch, tmp_path):
     stars = tmp_path / "no-stars.dat"
     stars.write_text("#_RAJ2000 _DEJ2000 HIP Vmag B-V\n10.0 -80.0 1 4.0 0.1\n")
     return {"catalogs": [], "star_cat": str(stars)}
+
+
+@pytest.fixture(scope="session")
+def _four_runs(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("four")
+    simulate_archive(directory, runs=4, events=500, seed=3, sources=False, stars=False)
+    return directory
+
+
+@pytest.fixture
+def four_runs(_four_runs, tmp_path):
+    """A simulated archive of the runs 64001 ... 64004, some 400 events each, of one's own: to be damaged."""
+    return Path(shutil.copytree(_four_runs, tmp_path / "four"))
+
+
+@pytest.fixture
+def run_path():
+    """Path of a run of a simulated archive: ``run_path(directory, obs_id)``."""
+    return lambda directory, obs_id: Path(directory, "data", f"run_{obs_id:06d}.fits.gz")
+
+
+@pytest.fixture
+def edit_run():
+    """Change a FITS file: ``edit_run(path, change)``, where ``change`` gets its HDUs."""
+
+    def edit(path, change):
+        with fits.open(path, memmap=False) as opened:
+            hdus = fits.HDUList([hdu.copy() for hdu in opened])
+        change(hdus)
+        hdus.writeto(path, overwrite=True)
+
+    return edit
+
+
+@pytest.fixture
+def job(no_catalogs, tmp_path):
+    """A configuration on threads, run-wise, without catalogues: ``job(archive, io={...}, binning={...}, ...)``.
+
+    Runs are read from ``archive`` and written below ``tmp_path / "out"``; sections are added to what is there.
+    """
+
+    def make(archive, **sections):
+        places = {"search_datastore": str(archive), "in_dir": str(archive), "out_dir": str(tmp_path / "out")}
+        config = {
+            "cluster": "threads",
+            "config": {"njobs": 1},
+            "exclusion": dict(no_catalogs),
+            "io": {**places, "from_run": True},
+        }
+        for name, values in sections.items():
+            config[name] = {**config.get(name, {}), **values} if isinstance(values, dict) else values
+        return config
+
+    return make

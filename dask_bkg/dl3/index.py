@@ -319,6 +319,18 @@ def linked_rows(store: Datastore, obs_ids: Iterable[int], directory: str | os.Pa
     return table
 
 
+def place_below(directory: str | os.PathLike[str], path: str) -> str:
+    """Place of a file in a copy of the datastore in ``directory``: the same, or below ``data`` if it lies outside.
+
+    Examples
+    --------
+    >>> place_below("/archive", "/archive/2026/run_1.fits"), place_below("/archive", "/irfs/aeff.fits")
+    ('2026/run_1.fits', 'data/aeff.fits')
+    """
+    relative = os.path.relpath(path, directory)
+    return f"data/{os.path.basename(path)}" if relative.startswith("..") else relative
+
+
 def merge_index(old: Table, new: Table) -> Table:
     """Return the rows of ``new`` and those of ``old`` for all other runs, sorted by run.
 

@@ -1,0 +1,128 @@
+"""The command line: reads a configuration, calls the job, prints what became of it.
+
+Exit status: 0 all runs done; 1 nothing could be done; 2 wrong usage; 3 done, but some runs failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from dask_bkg import __version__
+from dask_bkg.errors import BackgroundError
+
+NOTHING_DONE, SOME_FAILED = 1, 3
+
+
+class _Group(click.Group):
+    """Errors of ours end the program with status 1 and their message, without a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except BackgroundError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(NOTHING_DONE)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Also tell what goes well.")
+@click.version_option(__version__, prog_name="dask-bkg")
+def main(verbose: bool) -> None:
+    """Background models of gamma-ray telescope archives, on Dask.
+
+    \b
+    dask-bkg demo                       the whole job on a simulated archive
+    dask-bkg config > config.yaml       every option, to fill in
+    dask-bkg run config.yaml            the job
+    """  # noqa: D301
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    logging.captureWarnings(True)
+
+
+def _quiet_distributed() -> None:
+    """Dask's own log tells of every comm that opens and closes; importing it sets its levels."""
+    import distributed  # noqa: F401
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+@main.command()
+@click.option("--out-dir", default="dask-bkg-demo", show_default=True, help="Where everything goes.")
+@click.option("--njobs", default=2, show_default=True, help="Local worker processes.")
+def demo(out_dir: str, njobs: int) -> None:
+    """Do the whole job on a simulated archive, and compare with the truth.
+
+    No data and no network are needed. Writes two datastores (run-wise and stacked backgrounds) and a picture.
+    """
+    from dask_bkg.demo import run_demo
+
+    _quiet_distributed()
+    run_demo(out_dir, njobs, click.echo)
+
+
+@main.command()
+def config() -> None:
+    """Print a configuration with every option, its default, unit and meaning."""
+    from dask_bkg.config_io import template
+
+    click.echo(template(), nl=False)
+
+
+@main.command()
+@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
+@click.option("--overwrite", is_flag=True, help="Copy runs to io.in_dir again that are there already.")
+@click.option("--progress/--no-progress", default=True, help="Show bars.")
+def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool) -> None:
+    """Make the background of every run that CONFIG_FILE names."""
+    from dask_bkg import pipeline, report
+    from dask_bkg.config import load_config
+    from dask_bkg.config_io import dump_yaml
+    from dask_bkg.prepare import prepare_runs
+
+    _quiet_distributed()
+    settings = load_config(config_file)
+    if cluster:
+        settings = settings.with_cluster(cluster)
+    click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
+    prepared = prepare_runs(settings, overwrite)
+    done = pipeline.run(prepared, progress=progress)
+    click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(done.results)))
+    for result in done.results:
+        if result.reason and result.status == "done":
+            click.echo(f"run {result.obs_id}: {result.reason}")
+    missing = prepared.run_selection.missing_runs
+    if missing:
+        click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
+    click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
+    if done.failed:
+        click.echo(f"\n{len(done.failed)} runs could not be used:", err=True)
+        for reason in done.failed.values():
+            click.echo(f"  {reason}", err=True)
+    if done.failed or missing:
+        sys.exit(SOME_FAILED)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--runs", default=20, show_default=True, help="Number of runs.")
+@click.option("--events", default=10_000, show_default=True, help="Background events of a nominal run.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--sources/--no-sources", default=True, help="Put gamma-ray sources on the targets.")
+@click.option("--stars/--no-stars", default=True, help="Let bright stars make holes.")
+@click.option("--overwrite", is_flag=True, help="Replace a simulated archive that is there.")
+def simulate(directory: Path, runs: int, events: int, seed: int, sources: bool, stars: bool, overwrite: bool) -> None:
+    """Write a DL3 archive with a known background into DIRECTORY (truth in truth.json)."""
+    from dask_bkg.simulate import simulate_archive
+
+    simulate_archive(directory, runs, events, seed, sources=sources, stars=stars, overwrite=overwrite)
+    click.echo(f"{runs} runs in {directory}; the true background is in {directory / 'truth.json'}")
+
+
+if __name__ == "__main__":
+    main()
