@@ -88,7 +88,10 @@ def test_no_regions_exclude_nothing(grid):
 
 
 def test_excluded_positions_keep_the_shape():
-    assert exclusion.excluded_positions(discs(10, 10, 1), np.full((2, 3), 10.0), np.full((2, 3), 10.0)).shape == (2, 3)
+    assert exclusion.excluded_positions(discs(10, 10, 1), np.full((2, 3), 10.0), np.full((2, 3), 10.0)).shape == (
+        2,
+        3,
+    )
 
 
 def test_several_discs_are_a_union(grid):

@@ -205,7 +205,9 @@ def test_pixels_are_excluded_by_spherical_distance(grid):
     fov_lat, fov_lon = np.meshgrid(wide.center, wide.center, indexing="ij")
     for grid_, center, radius in [(grid, (0.7, -0.4), 0.35), (wide, (3.0, 8.0), 2.0)]:
         lat, lon = np.meshgrid(grid_.center, grid_.center, indexing="ij")
-        distance = np.rad2deg(angular_separation(*np.deg2rad([lon, lat, np.full_like(lon, center[0])]), np.deg2rad(center[1])))
+        distance = np.rad2deg(
+            angular_separation(*np.deg2rad([lon, lat, np.full_like(lon, center[0])]), np.deg2rad(center[1]))
+        )
         excluded = fov.excluded_pixels(grid_, [center[0]], [center[1]], [radius]).reshape(lat.shape)
         clear = np.abs(distance - radius) > 1e-9
         assert_array_equal(excluded[clear], (distance < radius)[clear])

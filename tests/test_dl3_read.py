@@ -1,0 +1,283 @@
+"""One file at the door: against gammapy's own readers, and with everything that GADF leaves optional left out."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import warnings
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.time import Time
+from gammapy.data import GTI, DataStore, EventList
+from gammapy.irf import EffectiveAreaTable2D
+
+from dask_bkg.dl3.read import RunFile, conditions, date_mjd, read_conditions, read_run, read_threshold
+from dask_bkg.errors import RunError
+
+
+@pytest.fixture
+def run(four_runs, run_path):
+    return RunFile(64001, str(run_path(four_runs, 64001)))
+
+
+# --- against gammapy ---------------------------------------------------------------------------------------
+
+
+def test_events_and_times_are_those_of_gammapy(archive, run_path):
+    directory, _ = archive
+    store = DataStore.from_dir(directory)
+    for obs_id in (64001, 64007, 64012):
+        path = str(run_path(directory, obs_id))
+        ours, events, obs = read_run(RunFile(obs_id, path)), EventList.read(path), store.obs(obs_id, required_irf=[])
+        assert ours.ra == pytest.approx(events.radec.ra.deg, abs=1e-9)
+        assert ours.dec == pytest.approx(events.radec.dec.deg, abs=1e-9)
+        assert ours.energy == pytest.approx(events.energy.to_value("TeV"), rel=1e-12)
+        pointing = obs.pointing.fixed_icrs
+        expected = {
+            "ontime": obs.observation_time_duration.to_value("s"),
+            "livetime": obs.observation_live_time_duration.to_value("s"),
+            "ra_pnt": pointing.ra.deg,
+            "dec_pnt": pointing.dec.deg,
+            "zenith": 90 - obs.events.table.meta["ALT_PNT"],
+            "n_events": len(events.table),
+        }
+        assert {name: ours.numbers[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+        # an archive in UTC is taken as it is: a minute before TT, which no criterion of days can tell
+        gti = obs.gti
+        middle = (gti.time_start[0].tt.mjd + gti.time_stop[-1].tt.mjd) / 2
+        assert ours.numbers["time"] == pytest.approx(middle, abs=70 / 86400)
+        assert ours.object == events.table.meta["OBJECT"]
+        assert ours.note == ""
+
+
+def test_ontime_is_the_sum_of_several_intervals(run, edit_run):
+    def three_intervals(hdus):
+        start = hdus["GTI"].data["START"][0]
+        gti = fits.FITS_rec.from_columns(hdus["GTI"].columns, nrows=3)
+        gti["START"], gti["STOP"] = start + np.array([0, 100, 500]), start + np.array([50, 300, 501])
+        hdus["GTI"].data = gti
+
+    edit_run(run.path, three_intervals)
+    assert read_run(run).numbers["ontime"] == pytest.approx(251.0)
+    assert read_run(run).numbers["ontime"] == pytest.approx(GTI.read(run.path).time_sum.to_value("s"))
+
+
+@pytest.mark.realdata
+def test_real_run_is_read_as_gammapy_reads_it(gammapy_data):
+    store = DataStore.from_dir(gammapy_data / "hess-dl3-dr1")
+    obs_id = int(store.obs_ids[0])
+    entry = store.hdu_table[(store.hdu_table["OBS_ID"] == obs_id) & (store.hdu_table["HDU_TYPE"] == "events")][0]
+    path = gammapy_data / "hess-dl3-dr1" / str(entry["FILE_DIR"]).strip() / str(entry["FILE_NAME"]).strip()
+    ours, obs = read_run(RunFile(obs_id, str(path))), store.obs(obs_id, required_irf=[])
+    assert ours.ra.size == len(obs.events.table)
+    assert ours.numbers["ontime"] == pytest.approx(obs.observation_time_duration.to_value("s"))
+    assert ours.numbers["livetime"] == pytest.approx(obs.observation_live_time_duration.to_value("s"), rel=1e-3)
+    assert ours.numbers["time"] == pytest.approx(obs.tmid.tt.mjd, abs=70 / 86400)
+
+
+# --- energies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("GeV", 1e3), ("MeV", 1e6)])
+def test_energy_in_other_units(run, edit_run, unit, factor):
+    before = read_run(run).energy
+
+    def change(hdus):
+        hdus["EVENTS"].data["ENERGY"] *= factor
+        hdus["EVENTS"].columns.change_unit("ENERGY", unit)
+
+    edit_run(run.path, change)
+    assert read_run(run).energy == pytest.approx(before, rel=1e-6)
+
+
+def test_energy_without_unit_takes_eunit_and_a_wrong_unit_is_refused(run, edit_run):
+    before = read_run(run).energy
+
+    def change(hdus):
+        hdus["EVENTS"].columns.change_unit("ENERGY", "")
+        hdus["EVENTS"].header["EUNIT"] = "GeV"
+
+    edit_run(run.path, change)
+    assert read_run(run).energy == pytest.approx(before / 1000, rel=1e-6)
+    edit_run(run.path, lambda hdus: hdus["EVENTS"].header.set("EUNIT", "erg"))
+    with pytest.raises(RunError, match=r"64001.*'erg'.*TeV, GeV, MeV"):
+        read_run(run)
+
+
+# --- livetime, dates, telescopes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cards", "fraction"),
+    [
+        ({"LIVETIME": None}, "DEADC"),
+        ({"LIVETIME": 0.0}, "DEADC"),
+        ({"LIVETIME": 1e5}, "DEADC"),  # the intervals were cut, the header was not
+        ({"LIVETIME": None, "DEADC": None}, 1.0),
+        ({"LIVETIME": 0.0, "DEADC": 0.0}, 1.0),
+    ],
+)
+def test_livetime_that_is_not_told_is_derived(run, edit_run, cards, fraction):
+    header = fits.getheader(run.path, "EVENTS")
+
+    def change(hdus):
+        for key, value in cards.items():
+            hdus["EVENTS"].header.pop(key) if value is None else hdus["EVENTS"].header.set(key, value)
+
+    edit_run(run.path, change)
+    numbers = read_run(run).numbers
+    fraction = header[fraction] if isinstance(fraction, str) else fraction
+    assert numbers["livetime"] == pytest.approx(numbers["ontime"] * fraction)
+
+
+def test_time_from_mission_time():
+    header = {"MJDREFI": 53402, "MJDREFF": 0.25, "TSTART": 0.0, "TSTOP": 86400.0, "DATE-AVG": "2000-01-01T00:00:00"}
+    assert conditions(header)["time"] == pytest.approx(53402.75)
+    row = {"TSTART": 0.0, "TSTOP": 86400.0}
+    assert conditions(row, {"MJDREFI": 53402, "MJDREFF": 0.25})["time"] == pytest.approx(53402.75)
+
+
+@pytest.mark.parametrize(
+    ("header", "utc"),
+    [
+        ({"DATE-AVG": "2013-01-02T03:04:05", "DATE-OBS": "2000-01-01"}, "2013-01-02T03:04:05"),
+        ({"DATE-AVG": "2013-01-02 03:04:05"}, "2013-01-02T03:04:05"),
+        ({"DATE-OBS": "2004-03-26", "TIME-OBS": "02:57:47.1"}, "2004-03-26T02:57:47.1"),
+        ({"DATE-OBS": "2004-03-26T02:57:47", "TIME-OBS": "11:11:11"}, "2004-03-26T02:57:47"),
+        ({"DATE-OBS": "2004-03-26"}, "2004-03-26T00:00:00"),
+        ({"DATE-AVG": "unknown", "DATE-OBS": "2004-03-26"}, "2004-03-26T00:00:00"),
+    ],
+)
+def test_time_from_dates(header, utc):
+    expected = Time(utc, scale="utc").tt.mjd
+    assert date_mjd(header) == pytest.approx(expected, abs=1e-9)
+    assert conditions({**header, "TSTART": 0.0, "TSTOP": 10.0})["time"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("header", [{}, {"TIME-OBS": "01:00:00"}, {"DATE-OBS": None}, {"DATE-AVG": "yesterday"}])
+def test_no_date_is_nan(header):
+    assert np.isnan(conditions(header)["time"])
+
+
+def test_date_where_the_reference_is_missing_in_the_file(run, edit_run):
+    def change(hdus):
+        for hdu in ("EVENTS", "GTI"):
+            for key in ("MJDREFI", "MJDREFF"):
+                hdus[hdu].header.pop(key)
+
+    expected = Time(fits.getheader(run.path, "EVENTS")["DATE-AVG"], scale="utc").tt.mjd
+    edit_run(run.path, change)
+    assert read_run(run).numbers["time"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ({"N_TELS": 3, "TELLIST": "1,2,3,4"}, 3),
+        ({"TELLIST": "1,2,4"}, 3),
+        ({"TELLIST": "1-2-3-4"}, 4),
+        ({"TELLIST": "7"}, 1),
+        ({"TELLIST": ""}, np.nan),
+        ({}, np.nan),
+    ],
+)
+def test_number_of_telescopes(header, expected):
+    assert conditions(header)["n_tels"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_zenith_from_altitude_or_zenith():
+    assert conditions({"ALT_PNT": 70.0, "ZEN_PNT": 1.0})["zenith"] == 20.0
+    assert conditions({"ZEN_PNT": 25.0})["zenith"] == 25.0
+    assert np.isnan(conditions({"ALT_PNT": "undefined"})["zenith"])
+
+
+# --- threshold ---------------------------------------------------------------------------------------------
+
+
+def test_threshold_is_lo_thres_where_it_is_given(run, edit_run):
+    edit_run(run.path, lambda hdus: hdus["EFFECTIVE AREA"].header.set("LO_THRES", 0.77))
+    assert read_threshold(run.path, "EFFECTIVE AREA") == 0.77
+
+
+@pytest.mark.parametrize("card", [None, 0.0, -1.0])
+def test_threshold_from_a_tenth_of_the_effective_area(run, edit_run, card):
+    def change(hdus):
+        header = hdus["EFFECTIVE AREA"].header
+        header.pop("LO_THRES") if card is None else header.set("LO_THRES", card)
+
+    edit_run(run.path, change)
+    table = EffectiveAreaTable2D.read(run.path, hdu="EFFECTIVE AREA")
+    energy = table.axes["energy_true"].center
+    area = table.evaluate(energy_true=energy, offset=0.5 * table.axes["offset"].unit).to_value("m2")
+    expected = energy[np.argmax(area >= 0.1 * area.max())].to_value("TeV")
+    assert read_threshold(run.path, "EFFECTIVE AREA") == pytest.approx(expected, rel=1e-5)
+    assert read_threshold(run.path) == pytest.approx(expected, rel=1e-5)  # the HDU found by its class
+    assert 0.1 < expected < 1
+
+
+# --- where the HDUs are ------------------------------------------------------------------------------------
+
+
+def test_good_times_in_a_file_of_their_own(run, edit_run, tmp_path):
+    expected = read_run(run).numbers["ontime"]
+    other = str(tmp_path / "gti.fits")
+    with fits.open(run.path) as hdus:
+        fits.HDUList([fits.PrimaryHDU(), hdus["GTI"].copy()]).writeto(other)
+    edit_run(run.path, lambda hdus: hdus.pop("GTI"))
+    assert read_run(run._replace(gti_path=other, gti_hdu="gti")).numbers["ontime"] == expected
+    with pytest.raises(RunError, match="no GTI HDU"):
+        read_run(run)
+
+
+def test_hdus_are_found_by_name_or_by_class(run, edit_run):
+    expected = read_run(run).energy
+
+    def rename(hdus):
+        hdus["EVENTS"].name, hdus["GTI"].name = "SELECTED", "TIMES"
+
+    edit_run(run.path, rename)
+    assert (read_run(run._replace(events_hdu="selected", gti_hdu="TIMES")).energy == expected).all()
+    assert (read_run(run).energy == expected).all()  # by HDUCLAS1
+    with pytest.raises(RunError, match="64001.*EVENTS HDU"):
+        read_run(run._replace(events_hdu="EVENTS"))
+
+
+# --- broken files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz"])
+def test_a_cut_file_gives_all_events_or_an_error(run, tmp_path, suffix):
+    data = gzip.decompress(open(run.path, "rb").read())[:45000] if suffix == ".fits" else open(run.path, "rb").read()
+    events, path = read_run(run).ra.size, tmp_path / f"cut{suffix}"
+    outcomes = set()
+    for size in range(0, len(data), 509):
+        path.write_bytes(data[:size])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                outcomes.add(read_run(RunFile(64001, str(path))).ra.size)
+            except RunError as error:
+                assert "64001" in str(error)
+                assert str(path) in str(error)
+                outcomes.add("error")
+    assert outcomes == {events, "error"}
+
+
+def test_conditions_of_a_file_that_cannot_be_read_are_nan(run, tmp_path):
+    assert read_conditions(run)["nsb"] == fits.getheader(run.path, "EVENTS")["NSBLEVEL"]
+    assert np.isnan(list(read_conditions(RunFile(1, str(tmp_path / "nowhere.fits"))).values())).all()
+
+
+def test_file_descriptors_do_not_pile_up(run, tmp_path):
+    broken = tmp_path / "broken.fits.gz"
+    broken.write_bytes(open(run.path, "rb").read()[:5000])
+    read_run(run)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [read_run(run) for _ in range(300)]  # also while what was read is held
+    for _ in range(30):
+        with pytest.raises(RunError):
+            read_run(RunFile(1, str(broken)))
+    assert len(kept) == 300
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
