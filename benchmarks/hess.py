@@ -46,12 +46,13 @@ def make_backgrounds(archive: Path, out_dir: Path, from_run: bool) -> pipeline.S
 def table_of_runs(summary: pipeline.Summary, out_dir: Path, regions) -> list[dict]:
     """Predicted and observed counts of each run."""
     store = DataStore.from_dir(out_dir)
+    targets = dict(zip(store.obs_table["OBS_ID"].tolist(), store.obs_table["OBJECT"].tolist(), strict=True))
     rows = []
     for result in summary.results:
         observation = store.obs(result.obs_id)
         found = compare_counts(observation, regions, result.threshold)
         rows.append({
-            "run": result.obs_id, "target": str(observation.obs_info.get("OBJECT", "")),
+            "run": result.obs_id, "target": targets[result.obs_id],
             "observed": found.observed, "ratio": found.ratio, "error": found.error,
             "pull": (found.predicted - found.observed) / np.sqrt(found.observed), "hours": result.hours,
         })  # fmt: skip
