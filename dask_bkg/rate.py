@@ -125,9 +125,9 @@ def plain_rate(counts: NDArray, exposure: NDArray) -> NDArray:
 def fill_rate(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_counts: float = 500) -> Rate:
     """Rate without empty bins, counts conserved.
 
-    The radial shape of an energy is pooled with that of its neighbours in ln E, by a Gaussian just wide enough for
-    ``min_counts``; then the level of each energy follows from its own counts, those above the peak pooled to ten.
-    The sum over rings of rate x exposure is the counts of each energy (of each pool of energies).
+    The radial shape of an energy is pooled with that of its neighbours in ln E, just wide enough for ``min_counts``;
+    the level of each energy follows from its own counts, those above the peak pooled to ten; then rings and energies
+    are scaled in turn until both have their counts.
 
     Parameters
     ----------
@@ -153,7 +153,8 @@ def fill_rate(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_c
         raise ValueError("no counts in the binning, or no exposure: nothing to make a rate of")
     shape, shape_flag = _pooled_shape(counts, exposure, energy_edges, min_counts)
     level, level_flag = _level(counts.sum(axis=1), (exposure * shape).sum(axis=1), energy_edges)
-    return Rate(level[:, None] * shape, shape_flag | level_flag[:, None])
+    value = _conserve(level[:, None] * shape, counts, exposure)
+    return Rate(value, shape_flag | level_flag[:, None])
 
 
 def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, NDArray]:
@@ -175,18 +176,50 @@ def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, 
 
 
 def _pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:
-    """Gaussian weights in ln E, row by row just wide enough for ``min_counts``; a unit row where none is needed."""
+    """Weights in ln E, row by row just wide enough for ``min_counts``; a unit row where none is needed.
+
+    A Gaussian, tilted such that the mean ln E of the pooled events is that of the row: the spectrum falls steeply,
+    and an upright one would give every energy the radial shape of a lower one.
+    """
     ln_e = np.log(np.sqrt(np.asarray(energy_edges)[1:] * np.asarray(energy_edges)[:-1]))
-    distance2 = (ln_e[:, None] - ln_e[None, :]) ** 2
-    g = np.eye(ln_e.size)
+    distance = ln_e[None, :] - ln_e[:, None]
     bin_width = np.diff(np.log(energy_edges)).min()
+    g, effective = np.eye(ln_e.size), per_energy.copy()
     for width in bin_width * 0.4 * 1.15 ** np.arange(48):
-        short = g @ per_energy < min_counts
+        short = effective < min_counts
         if not short.any():
             break
-        g[short] = np.exp(-0.5 * distance2[short] / width**2)
+        g[short] = _balanced(distance[short], per_energy, width, bin_width)
+        effective[short] = (g[short] @ per_energy) ** 2 / (g[short] ** 2 @ per_energy)
     g[g < 1e-6] = 0.0
     return g
+
+
+def _balanced(distance: NDArray, per_energy: NDArray, width: float, bin_width: float) -> NDArray:
+    """Gaussian of ``distance``, tilted to a mean distance of zero as far as there are events on both sides."""
+    tilt = np.zeros((distance.shape[0], 1))
+    base = -0.5 * (distance / width) ** 2
+    seen = np.where(per_energy > 0, 0.0, -np.inf)
+    for _ in range(8):
+        exponent = base + tilt * distance
+        exponent -= (exponent + seen).max(axis=1, keepdims=True)
+        weight = np.exp(exponent) * per_energy
+        mean = (weight * distance).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
+        spread = (weight * distance**2).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True) - mean**2
+        tilt = np.clip(tilt - mean / np.maximum(spread, 1e-3 * bin_width**2), -2 / width, 2 / width)
+    return np.where(per_energy > 0, np.exp(exponent), 0.0)
+
+
+def _conserve(value: NDArray, counts: NDArray, exposure: NDArray, rounds: int = 4) -> NDArray:
+    """Scale rings and energies in turn to the counts of each ring and the level of each energy."""
+    per_energy, per_ring = (value * exposure).sum(axis=1), counts.sum(axis=0)
+    for _ in range(rounds):
+        expected = (value * exposure).sum(axis=0)
+        known = (expected > 0) & (per_ring > 0)
+        value = value * np.where(known, per_ring / np.where(known, expected, 1.0), 1.0)
+        expected = (value * exposure).sum(axis=1)
+        value = value * (per_energy / np.where(expected > 0, expected, 1.0))[:, None]
+    return value
 
 
 def _fill_blind_rings(shape: NDArray, blind: NDArray) -> NDArray:

@@ -1,0 +1,50 @@
+"""Where a job runs: threads, processes of its own, a client that is there, a scheduler somewhere."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from distributed import Client
+
+from dask_bkg import cluster
+from dask_bkg.cluster import active_client, open_client
+from dask_bkg.errors import ConfigError
+
+
+def test_threads_need_no_client():
+    with open_client("threads", 4) as client:
+        assert client is None
+    assert active_client() is None
+
+
+@pytest.mark.parametrize("wanted", ["threads", "local", "tcp://127.0.0.1:1"])
+def test_an_active_client_wins_and_is_left_open(wanted):
+    with Client(processes=False, n_workers=1, dashboard_address=None) as mine:
+        with open_client(wanted, 3) as client:
+            assert client is mine
+        assert mine.status == "running"
+        assert active_client() is mine
+
+
+def test_nobody_answers_at_the_address(monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(ConfigError, match=r"no scheduler answers at tcp://127.0.0.1:1.*dask scheduler"):  # noqa: SIM117
+        with open_client("tcp://127.0.0.1:1", 1):
+            pytest.fail("there is nobody")
+    assert active_client() is None
+
+
+def test_a_local_cluster_listens_on_this_machine_only_and_goes_away():
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+    with pytest.raises(KeyError, match="in mid-job"), open_client("local", 2) as client:
+        client.wait_for_workers(2, timeout=60)
+        assert client.submit(sum, [1, 2]).result() == 3
+        assert client.dashboard_link.startswith("http://127.0.0.1:")
+        mine = set(me.children(recursive=True)) - before
+        ports = [c.laddr for p in mine for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+        assert len(ports) >= 3
+        assert {address.ip for address in ports} <= {"127.0.0.1", "::1"}
+        raise KeyError("in mid-job")
+    assert active_client() is None
+    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
