@@ -151,10 +151,12 @@ def _rounds(runs: list[RunFile], regions: SkyRegions, repeat: int) -> dict[str, 
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[Client]:
-    with SubprocessCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
-        with Client(cluster, set_as_default=False) as client:
-            client.wait_for_workers(workers)
-            yield client
+    with (
+        SubprocessCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(workers)
+        yield client
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -119,10 +119,9 @@ def _copied_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> Table
 
 
 def config_hash(config: Config) -> str:
-    """Hash of the effective configuration without its directories: equal for equal models."""
-    values = {
-        name: section for name, section in config.effective().items() if name not in ("io", "config", "cluster")
-    }
+    """Hash of the effective configuration without its directories and runs: equal for equal models."""
+    elsewhere = ("io", "config", "cluster", "run_selection")
+    values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

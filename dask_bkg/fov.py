@@ -191,6 +191,9 @@ def excluded_pixels(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike, rad
 
 def exposed_fraction(grid: FieldGrid, excluded: NDArray) -> NDArray:
     """Share of each bin's solid angle that is not excluded, shape ``(n_bins,)``, 0 to 1."""
-    open_pixels = ~excluded & (grid.bin >= 0)
-    exposed = np.bincount(grid.bin[open_pixels], weights=grid.solid_angle[open_pixels], minlength=grid.n_bins)
-    return exposed / grid.bin_solid_angle
+    # the excluded pixels are few: the lost part is a tenth of the work, and of the memory traffic
+    lost_pixels = np.flatnonzero(excluded)
+    lost_bins = grid.bin[lost_pixels]
+    inside = lost_bins >= 0
+    lost = np.bincount(lost_bins[inside], grid.solid_angle[lost_pixels[inside]], minlength=grid.n_bins)
+    return np.clip(1.0 - lost / grid.bin_solid_angle, 0.0, 1.0)

@@ -18,8 +18,10 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -28,6 +30,7 @@ import xarray as xr
 from dask import delayed
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -92,21 +95,20 @@ def reduce_runs(
         a batch; the per-run numbers, and ``error`` (why a run could not be used), as lazy coordinates.
     """
     token = uuid.uuid4().hex[:8]
-    shared = delayed(regions, name=f"exclusion-{token}", pure=False)
     parts = batches(list(runs), batch or batch_size(len(runs)))
-    blocks = [
-        delayed(reduce_block, pure=False)(
-            part, edges, shared, method, reach, dask_key_name=(f"reduce-runs-{token}", i)
-        )
+    shared, name = delayed(regions, name=f"exclusion-{token}", pure=False), f"reduce-runs-{token}"
+    # written as a layer: thousands of calls of delayed and from_delayed would take longer than the small archive
+    layer: dict = {
+        (name, i): (partial(reduce_block, part, edges, method=method, reach=reach), shared.key)
         for i, part in enumerate(parts)
-    ]
+    }
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[shared])
     sizes = [len(part) for part in parts]
-    names = dict.fromkeys(schema.HISTOGRAMS, float)
-    coords = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(RUN_TEXTS, object)}
+    numbers = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(RUN_TEXTS, object)}
     obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
     dataset = xr.Dataset(
-        _lazy(blocks, sizes, names, edges, token),
-        coords={"obs_id": obs_id, **schema.axis_coords(edges), **_lazy(blocks, sizes, coords, edges, token)},
+        _lazy(graph, name, sizes, dict.fromkeys(schema.HISTOGRAMS, float), edges),
+        coords={"obs_id": obs_id, **schema.axis_coords(edges), **_lazy(graph, name, sizes, numbers, edges)},
     )
     return schema.with_units(dataset)
 
@@ -117,22 +119,21 @@ def _variable(block, name: str):
     return np.asarray(getattr(value, "values", value))
 
 
-def _lazy(blocks: list[Delayed], sizes: list[int], dtypes: Mapping[str, type], edges: Edges, token: str) -> dict:
-    """Variables of delayed blocks as dask arrays, chunked along ``obs_id``."""
+def _lazy(graph: HighLevelGraph, blocks: str, sizes: list[int], dtypes: Mapping[str, type], edges: Edges) -> dict:
+    """Variables of the blocks of a layer as dask arrays, chunked along ``obs_id``."""
     variables = {}
     for name, dtype in dtypes.items():
         histogram = name in schema.HISTOGRAMS
         dims, shape = (("obs_id", *schema.AXES), edges.shape) if histogram else (("obs_id",), ())
-        chunks = [
-            da.from_delayed(
-                delayed(_variable, pure=False)(block, name, dask_key_name=(f"take-{name}-{token}", i)),
-                shape=(size, *shape),
-                dtype=dtype,
-                name=f"{name}-{token}-{i}",
-            )
-            for i, (block, size) in enumerate(zip(blocks, sizes, strict=True))
-        ]
-        variables[name] = (dims, da.concatenate(chunks, axis=0))
+        key = f"{name}-of-{blocks}"
+        layer = {
+            (key, i, *(0 for _ in shape)): (partial(_variable, name=name), (blocks, i)) for i in range(len(sizes))
+        }
+        layers: dict[str, Any] = {**graph.layers, key: layer}
+        joined = HighLevelGraph(layers, {**graph.dependencies, key: {blocks}})
+        chunks = (tuple(sizes), *((n,) for n in shape))
+        array = da.Array(joined, key, chunks=chunks, dtype=dtype)
+        variables[name] = (dims, array)
     return variables
 
 
@@ -162,48 +163,66 @@ def stack_runs(
         target; ``livetime`` [s], ``n_runs`` and ``errors`` (a dict of the runs that could not be used) beside them.
     """
     token = uuid.uuid4().hex[:8]
-    size = block or batch_size(runs.sizes["obs_id"])
-    columns = _run_blocks(runs)
-    parts = batches(list(targets), size)
-    stacks = [_stack_tree(part, columns, f"{token}-{i}", split_every) for i, part in enumerate(parts)]
+    parts = batches(list(targets), block or batch_size(runs.sizes["obs_id"]))
+    arrays = [runs[name].data for name in ("counts", "exposure", "livetime", "error")]
+    name, layer = f"stack-runs-{token}", dict[Any, Any]()
+    for i, part in enumerate(parts):
+        layer.update(_stack_tree(part, runs, [array.name for array in arrays], (name, i), split_every))
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=arrays)
     edges, sizes = schema.edges_of(runs), [len(part) for part in parts]
-    names = {**dict.fromkeys(schema.HISTOGRAMS, float), "livetime": float, "n_runs": int, "errors": object}
+    dtypes = {**dict.fromkeys(schema.HISTOGRAMS, float), "livetime": float, "n_runs": int, "errors": object}
     dataset = xr.Dataset(
-        _lazy(stacks, sizes, names, edges, f"stacked-{token}"),
+        _lazy(graph, name, sizes, dtypes, edges),
         coords={"obs_id": np.array([t.obs_id for t in targets], dtype=np.int64), **schema.axis_coords(edges)},
     )
     return schema.with_units(dataset)
 
 
-def _run_blocks(runs: xr.Dataset) -> list[tuple]:
-    """For each chunk of runs their numbers and the delayed arrays that a stack needs."""
-    lazy = [runs[name].data.to_delayed(optimize_graph=False) for name in ("counts", "exposure", "livetime", "error")]
-    bounds = np.cumsum([0, *runs.counts.data.chunks[0]])
-    numbers = [runs.obs_id.values[a:b] for a, b in pairwise(bounds)]
-    return list(zip(numbers, *(array.ravel() for array in lazy), strict=True))
-
-
-def _stack_tree(targets: Sequence[Target], columns: list[tuple], token: str, split_every: int) -> Delayed:
-    """Sum over all blocks of runs for a block of targets; blocks that contribute nothing are left out."""
-    level = []
-    for i, (numbers, *arrays) in enumerate(columns):
-        weights = contribution_weights(targets, numbers)
-        if weights.any() or not columns:
-            key = (f"stack-runs-{token}-0", i)
-            level.append(delayed(stack_block, pure=False)(weights, numbers, *arrays, dask_key_name=key))
-    depth = 0
-    while len(level) > 1:
+def _stack_tree(
+    targets: Sequence[Target], runs: xr.Dataset, arrays: list[str], root: tuple[str, int], split_every: int
+) -> dict:
+    """Tasks that sum all contributing runs of a block of targets, the last of them called ``root``."""
+    name, i = root
+    counts, exposure, livetime, error = arrays
+    tasks: dict = {}
+    for chunk, (numbers, weights) in contribution_weights(targets, runs).items():
+        inputs = ((counts, chunk, 0, 0), (exposure, chunk, 0, 0), (livetime, chunk), (error, chunk))
+        tasks[f"{name}-block", i, chunk] = (partial(stack_block, weights, numbers), *inputs)
+    level, depth = list(tasks), 0
+    while len(level) > split_every:
         depth += 1
-        level = [
-            delayed(add_stacks, pure=False)(group, dask_key_name=(f"stack-runs-{token}-{depth}", i))
-            for i, group in enumerate(batches(level, split_every))
-        ]
-    return level[0]
+        groups = {(f"{name}-sum", i, depth, j): group for j, group in enumerate(batches(level, split_every))}
+        tasks |= {key: (_add, *group) for key, group in groups.items()}
+        level = list(groups)
+    tasks[root] = (_add, *level)
+    return tasks
 
 
-def contribution_weights(targets: Sequence[Target], numbers: NDArray) -> NDArray:
-    """Weight of each run for each target, 1 for those that contribute, shape ``(targets, runs)``."""
-    return np.array([np.isin(numbers, target.contributing) for target in targets], dtype=float)
+def _add(*stacks):
+    return add_stacks(stacks)
+
+
+def contribution_weights(targets: Sequence[Target], runs: xr.Dataset) -> dict[int, tuple[NDArray, NDArray]]:
+    """For each chunk of runs that contributes to a block of targets its run numbers and their weights.
+
+    Returns
+    -------
+    weights
+        ``{chunk: (obs_id, weights)}``; a weight is 1 for a run that contributes, shape ``(targets, runs)``. In the
+        order of the chunks; those that contribute nothing are not there.
+    """
+    obs_id = runs["obs_id"].values
+    bounds = np.cumsum([0, *runs["counts"].data.chunks[0]])
+    order = np.argsort(obs_id, kind="stable")
+    places = [order[np.searchsorted(obs_id, sorted(t.contributing), sorter=order)] for t in targets]
+    weights: dict[int, tuple[NDArray, NDArray]] = {}
+    for chunk in np.unique(np.searchsorted(bounds, np.concatenate(places), side="right") - 1).tolist():
+        start, stop = bounds[chunk], bounds[chunk + 1]
+        block = np.zeros((len(targets), stop - start))
+        for row, place in zip(block, places, strict=True):
+            row[place[(place >= start) & (place < stop)] - start] = 1.0
+        weights[chunk] = (obs_id[start:stop], block)
+    return weights
 
 
 # -- write ---------------------------------------------------------------------------------------------------

@@ -217,6 +217,25 @@ def test_threshold_from_a_tenth_of_the_effective_area(run, edit_run, card):
     assert 0.1 < expected < 1
 
 
+def no_table(hdus):
+    hdus["EFFECTIVE AREA"] = fits.ImageHDU(np.zeros((2, 2)), hdus["EFFECTIVE AREA"].header, name="EFFECTIVE AREA")
+
+
+def no_area(hdus):
+    hdus["EFFECTIVE AREA"].data["EFFAREA"][:] = np.nan
+
+
+@pytest.mark.parametrize("damage", [no_table, no_area, lambda hdus: hdus.pop("EFFECTIVE AREA")])
+def test_an_effective_area_that_gives_no_threshold_is_an_error_of_the_run(run, edit_run, damage):
+    def change(hdus):
+        hdus["EFFECTIVE AREA"].header.pop("LO_THRES")
+        damage(hdus)
+
+    edit_run(run.path, change)
+    with pytest.raises(RunError, match="run 64001"):
+        read_threshold(run.path, "EFFECTIVE AREA", 64001)
+
+
 # --- where the HDUs are ------------------------------------------------------------------------------------
 
 

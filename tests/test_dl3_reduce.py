@@ -13,10 +13,11 @@ from astropy.io import fits
 from gammapy.data import DataStore
 
 from dask_bkg import schema
+from dask_bkg.dl3 import reduce
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_block, reduce_run
 from dask_bkg.errors import RunError
-from dask_bkg.exclusion import SkyRegions, concat_regions, make_regions
+from dask_bkg.exclusion import SkyRegions, make_regions
 
 ENERGY, OFFSET = np.geomspace(0.1, 10, 9), np.linspace(0, 2.5, 6)
 EDGES = {"energy": ENERGY, "offset": OFFSET}
@@ -26,13 +27,9 @@ RING = 2 * np.pi * -np.diff(np.cos(np.deg2rad(OFFSET)))
 
 def regions_of(truth) -> SkyRegions:
     """The sources and bright stars that were simulated."""
-    stars = [star for star in truth.stars if star.v_mag < 5]
-    radius = 0.3
-    return concat_regions(
-        [
-            make_regions([s.ra], [s.dec], s.radius, [s.name], "own") for s in truth.sources
-        ] + [make_regions([s.ra], [s.dec], radius, [str(s.hip)], "star") for s in stars]
-    )  # fmt: skip
+    stars = [(star.ra, star.dec, 0.3) for star in truth.stars if star.v_mag < 5]
+    ra, dec, radius = np.array(stars + [(s.ra, s.dec, s.radius) for s in truth.sources]).T
+    return make_regions(ra, dec, radius, [""] * ra.size, "own")
 
 
 def distances(regions: SkyRegions, sky: SkyCoord) -> np.ndarray:
@@ -169,10 +166,10 @@ def test_what_is_inside_an_exclusion_changes_nothing(four_runs, run_path, edit_r
         more["RA"][-n:], more["DEC"][-n:], more["ENERGY"][-n:] = sky.ra.deg, sky.dec.deg, 0.5
         hdus["EVENTS"].data = more
 
-    reduce = {m: partial(reduce_run, str(path), 64001, EDGES, regions, method=m) for m in ("geometry", "event_ratio")}
-    before = {method: run() for method, run in reduce.items()}
+    methods = ("geometry", "event_ratio")
+    before = {method: reduce_run(str(path), 64001, EDGES, regions, method=method) for method in methods}
     edit_run(path, inject)
-    after = {method: run() for method, run in reduce.items()}
+    after = {method: reduce_run(str(path), 64001, EDGES, regions, method=method) for method in methods}
 
     for name in schema.HISTOGRAMS:
         assert (after["geometry"][name].values == before["geometry"][name].values).all()
@@ -219,6 +216,22 @@ def test_a_block_is_its_runs_and_a_bad_one_is_reported(four_runs, run_path, tmp_
     assert "nowhere.fits" in block.error.values[1]
     assert block.counts.values[1].sum() == block.exposure.values[1].sum() == 0
     assert np.isnan(block.ontime.values[1])
+
+
+def test_a_surprise_in_one_run_does_not_take_the_block(four_runs, run_path, monkeypatch):
+    read_run = reduce.read_run
+
+    def surprise(file):
+        if file.obs_id == 64002:
+            raise KeyError("what nobody thought of")
+        return read_run(file)
+
+    monkeypatch.setattr(reduce, "read_run", surprise)
+    files = [RunFile(i, str(run_path(four_runs, i))) for i in (64001, 64002)]
+    # BUG: reduce_block catches RunError alone; any other exception ends the whole job, the runs of all batches with it
+    block = reduce_block(files, schema.as_edges(EDGES), None, "geometry", "disc")
+    assert "what nobody thought of" in block.error.sel(obs_id=64002).item()
+    assert block.counts.sel(obs_id=64001).sum() > 0
 
 
 def test_a_block_notes_what_was_remarkable(four_runs, run_path, edit_run):

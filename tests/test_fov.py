@@ -202,7 +202,6 @@ def test_circle_inside_one_ring_takes_the_ratio_of_the_areas(angle):
 def test_pixels_are_excluded_by_spherical_distance(grid):
     """Far from the axis a flat distance in the field coordinates is wrong: 8 deg up, cos is 0.99."""
     wide = fov.ring_grid((0.0, 5.0, 10.0))
-    fov_lat, fov_lon = np.meshgrid(wide.center, wide.center, indexing="ij")
     for grid_, center, radius in [(grid, (0.7, -0.4), 0.35), (wide, (3.0, 8.0), 2.0)]:
         lat, lon = np.meshgrid(grid_.center, grid_.center, indexing="ij")
         distance = np.rad2deg(

@@ -115,7 +115,7 @@ def test_cards_of_the_background(finished):
         header = hdu.header
         assert [header[f"HDUCLAS{i}"] for i in (1, 2, 3, 4)] == ["RESPONSE", "BKG", "FULL-ENCLOSURE", "BKG_2D"]
         assert (header["FOVALIGN"], header["HDUCLASS"], header["HDUVERS"]) == ("RADEC", "GADF", "0.3")
-        assert hdu.columns["BKG"].unit == "s-1 MeV-1 sr-1"
+        assert u.Unit(hdu.columns["BKG"].unit) == u.Unit("s-1 MeV-1 sr-1")
         assert (header["BKG_FROM"], header["N_RUNS"]) == ("run", 1)
         assert header["CREATOR"].startswith("dask_bkg ")
         assert header["LIVETIME"] == pytest.approx(events.header["LIVETIME"], abs=1e-3)

@@ -1,6 +1,8 @@
-"""From counts and exposure to a rate: counts conserved, no holes, and gammapy's interpolation gives the counts back."""
+"""From counts and exposure to a rate: counts conserved, no holes, node values that give the counts back."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import astropy.units as u
 import numpy as np
@@ -64,15 +66,16 @@ def sparse_histograms(draw):
     return counts, exposure, energy
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
 def test_no_bin_is_zero_nan_or_infinite(histograms):
     value = rates.fill_rate(*histograms).value
+    # BUG: zero where an energy has no exposure at all, see test_energies_below_every_threshold_are_filled.
     assert np.isfinite(value).all()
     assert (value > 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
 def test_the_total_is_conserved_from_the_first_energy_with_counts(histograms):
     counts, exposure, _ = histograms
@@ -83,7 +86,7 @@ def test_the_total_is_conserved_from_the_first_energy_with_counts(histograms):
     assert (predicted[:first] < 1).all()  # extrapolated: less than one event where none was seen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
 def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(histograms):
     counts, exposure, _ = histograms
@@ -92,14 +95,16 @@ def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(
     assert_allclose((rate.value * exposure).sum(axis=1)[alone], counts.sum(axis=1)[alone], rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
-def test_a_bin_without_a_flag_stands_on_its_own_counts(histograms):
+def test_energies_without_a_flag_stand_on_their_own_counts(histograms):
     counts, exposure, _ = histograms
     rate = rates.fill_rate(*histograms)
     alone = (rate.flag == rates.MEASURED).all(axis=1)
-    assert_allclose(rate.value[alone], counts[alone] / exposure[alone], rtol=1e-9)
-    assert (rate.flag[(counts == 0) | (exposure == 0)] != rates.MEASURED).all()
+    # To the ring's counts it is scaled by less than its error.
+    assert (np.abs(rate.value * exposure - counts)[alone] <= 0.5 * np.sqrt(counts[alone]) + 1e-9).all()
+    assert (rate.flag[exposure == 0] != rates.MEASURED).all()
+    assert (rate.flag[counts.sum(axis=1) == 0] != rates.MEASURED).all()
 
 
 def dense(total=3e5):
@@ -172,13 +177,33 @@ def test_a_gap_between_filled_energies_is_bridged():
     assert (rate.value * exposure).sum() == pytest.approx(counts.sum())
 
 
-@pytest.mark.filterwarnings("error")
-def test_energies_below_every_threshold_are_filled_without_a_warning():
+def below_every_threshold():
     counts, exposure = dense()
     counts[:3] = exposure[:3] = 0
-    # BUG: RuntimeWarning "divide by zero" of UNSEEN / unit_exposure (the value is right).
-    value = rates.fill_rate(counts, exposure, ENERGY).value
-    assert (np.isfinite(value) & (value > 0)).all()
+    return counts, exposure, ENERGY
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_energies_below_every_threshold_are_filled():
+    rate = rates.fill_rate(*below_every_threshold())
+    # BUG: zero (`_conserve` scales an energy without exposure by 0 / 1), and NaN for every bin after `node_values`.
+    assert (np.isfinite(rate.value) & (rate.value > 0)).all()
+    assert ((rate.flag[:3] & rates.EXTRAPOLATED) > 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_energies_below_every_threshold_are_no_reason_for_a_warning():
+    # BUG: RuntimeWarning, divide by zero, of UNSEEN / unit_exposure.
+    rates.fill_rate(*below_every_threshold())
+
+
+def test_rings_and_energies_both_keep_their_counts():
+    counts, _, exposure = toys(3000, 1)
+    counts, exposure = counts[0], exposure
+    predicted = rates.fill_rate(counts, exposure, ENERGY).value * exposure
+    assert_allclose(predicted.sum(axis=0), counts.sum(axis=0), rtol=0.002)
+    single = counts.sum(axis=1) >= 10
+    assert_allclose(predicted.sum(axis=1)[single], counts.sum(axis=1)[single], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("counts", "exposure"), [(0.0, 1.0), (0.0, 0.0)])
@@ -423,6 +448,7 @@ def test_nodes_of_any_filled_rate_are_finite_and_positive(histograms):
     counts, exposure, energy = histograms
     rings = np.linspace(0, 2.5, counts.shape[1] + 1)
     nodes = rates.node_values(rates.fill_rate(counts, exposure, energy).value, exposure, energy, rings)
+    # BUG: NaN, of the same zeros.
     assert np.isfinite(nodes).all()
     assert (nodes > 0).all()
 
@@ -485,7 +511,7 @@ def test_mean_loglog_is_the_integral_of_the_power_laws(edges):
 def test_mean_loglog_of_a_power_law_also_where_the_integral_is_a_logarithm(index):
     edges = np.geomspace(1, 1000, 7)
     center = np.sqrt(edges[1:] * edges[:-1])
-    expected = [quad(lambda x: x**-index, a, b)[0] / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    expected = [quad(lambda x: x**-index, a, b)[0] / (b - a) for a, b in pairwise(edges)]
     assert_allclose(rates.mean_loglog(center**-index, edges), expected, rtol=1e-7)
 
 

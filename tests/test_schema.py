@@ -105,7 +105,7 @@ def test_numbers_that_a_run_does_not_have_are_nan():
 
 @pytest.mark.parametrize(("counts", "exposure"), [((4, 2), (4, 3)), ((4, 3), (3, 4)), ((12,), (4, 3))])
 def test_histograms_of_another_shape_than_the_edges_are_refused(counts, exposure):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"size|dims"):
         schema.run_dataset(np.ones(counts), np.ones(exposure), EDGES, {})
 
 

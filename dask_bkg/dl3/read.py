@@ -90,7 +90,10 @@ def find_hdu(hdus: fits.HDUList, name: str, hdu_class: str, obs_id: int, path: s
         classes = (header.get("HDUCLAS1"), header.get("HDUCLAS2"), extname)
         if (extname == name.strip().upper()) if name else (hdu_class in classes):
             return hdu
-    raise RunError(f"run {obs_id}: {path} has no {name or hdu_class} HDU; a DL3 file needs EVENTS and GTI")
+    raise RunError(
+        f"run {obs_id}: {path} has no {name or hdu_class} HDU (it has {', '.join(h.name for h in hdus)}); "
+        "a DL3 file needs EVENTS and GTI: if it was cut short or damaged, copy it again"
+    )
 
 
 def read_run(run: RunFile) -> RunEvents:
@@ -144,7 +147,7 @@ def _event_columns(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArra
 
 def _good_time(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, fits.Header]:
     data = hdu.data
-    names = [] if data is None else [n.upper() for n in data.names]
+    names = [n.upper() for n in getattr(data, "names", ())]
     if data is None or len(data) == 0 or "START" not in names or "STOP" not in names:
         raise RunError(f"run {run.obs_id}: GTI of {run.path} has no good time interval (columns START, STOP)")
     start, stop = (np.asarray(data[c], dtype=float) for c in ("START", "STOP"))
@@ -255,8 +258,13 @@ def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
         threshold = number(aeff.header, "LO_THRES")
         if threshold > 0:
             return threshold
-        row = {name.upper(): np.asarray(aeff.data[name][0], dtype=float) for name in aeff.data.names}
+        names = getattr(aeff.data, "names", ())
+        row = {name.upper(): np.asarray(aeff.data[name][0], dtype=float) for name in names}
+    if not {"ENERG_LO", "ENERG_HI", "THETA_LO", "THETA_HI", "EFFAREA"} <= row.keys():
+        raise RunError(f"run {obs_id}: the effective area of {path} is no table of energy, offset and area")
     energy = np.sqrt(row["ENERG_LO"] * row["ENERG_HI"])
     theta = (row["THETA_LO"] + row["THETA_HI"]) / 2
     area = np.array([np.interp(THRESHOLD_OFFSET, theta, column) for column in row["EFFAREA"].T])
+    if not area.max() > 0:
+        raise RunError(f"run {obs_id}: the effective area of {path} is nowhere above zero")
     return float(energy[np.flatnonzero(area >= THRESHOLD_FRACTION * area.max())[0]])

@@ -79,7 +79,7 @@ def reduce_run(
 
 
 def reduce_block(
-    runs: Sequence[RunFile], edges: Edges, regions: SkyRegions | None, method: str, reach: str
+    runs: Sequence[RunFile], edges: Edges, regions: SkyRegions | None, method: str = "geometry", reach: str = "disc"
 ) -> xr.Dataset:
     """`reduce_run` for a batch of runs, along ``obs_id``.
 
@@ -142,13 +142,12 @@ def _by_pixel(events: RunEvents, edges: Edges, near: SkyRegions | None) -> tuple
     """Events and solid angle through the same pixels of the field."""
     ra_pnt, dec_pnt = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
     grid = fov.ring_grid(tuple(edges.offset.tolist()))
-    if near is None or len(near) == 0:
-        field_bin, fraction = grid.bin, np.ones(grid.n_bins)
-    else:
-        excluded = exclusion.excluded_pixels(grid, near, ra_pnt, dec_pnt)
-        field_bin, fraction = np.where(excluded, -1, grid.bin), fov.exposed_fraction(grid, excluded)
     pixel = fov.pixel_index(grid, *fov.to_fov(events.ra, events.dec, ra_pnt, dec_pnt))
-    ring = np.where(pixel >= 0, field_bin[pixel], -1)
+    ring, fraction = np.where(pixel >= 0, grid.bin[pixel], -1), np.ones(grid.n_bins)
+    if near is not None and len(near):
+        excluded = exclusion.excluded_pixels(grid, near, ra_pnt, dec_pnt)
+        ring[excluded[pixel]] = -1
+        fraction = fov.exposed_fraction(grid, excluded)
     counts = kernels.count_events(kernels.digitize(events.energy, edges.energy), ring, *edges.shape)
     return counts, kernels.exposure(events.numbers["ontime"], edges.energy, grid.bin_solid_angle, fraction)
 

@@ -1,0 +1,385 @@
+"""What a job leaves behind: index files that name what is there, whatever happened, and what it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from gammapy.data import DataStore
+
+from dask_bkg import pipeline
+from dask_bkg.bookkeeping import config_hash, summary_table
+from dask_bkg.compat import prepare_dataset, run_make_background
+from dask_bkg.config import load_config, parse_config
+from dask_bkg.dl3.index import read_datastore, write_index
+from dask_bkg.errors import BackgroundError
+from dask_bkg.products import Result
+
+OBS_IDS = [64001, 64002, 64003, 64004]
+
+
+def broken_rows(directory: Path) -> list[str]:
+    """Rows of the HDU index whose file or HDU is not there, read without our own code."""
+    wrong = []
+    with fits.open(directory / "hdu-index.fits.gz") as hdus:
+        rows = [tuple(str(value).strip() for value in row) for row in Table(hdus[1].data)]
+    for obs_id, kind, _, file_dir, file_name, name in rows:
+        path = directory / file_dir / file_name
+        if not path.exists():
+            wrong.append(f"{obs_id} {kind}: no file {path}")
+            continue
+        with fits.open(path) as hdus:
+            if name not in hdus:
+                wrong.append(f"{obs_id} {kind}: no {name} in {path}")
+    return wrong
+
+
+def backgrounds(directory: Path) -> dict[int, tuple[str, str]]:
+    """File and HDU name of the background of each run, each run once."""
+    rows = read_datastore(directory).hdu
+    rows = rows[rows["HDU_TYPE"] == "bkg"]
+    assert len(set(rows["OBS_ID"])) == len(rows)
+    return {int(r["OBS_ID"]): (f"{r['FILE_DIR']}/{r['FILE_NAME']}", str(r["HDU_NAME"])) for r in rows}
+
+
+def pieces(path: Path) -> dict[str, bytes]:
+    """Bytes of each HDU, cut by astropy."""
+    with fits.open(path) as hdus:
+        info = {hdu.name: hdu.fileinfo() for hdu in hdus}
+    data = subprocess.run(["gzip", "-dc", str(path)], capture_output=True, check=True).stdout
+    return {name: data[i["hdrLoc"] : i["datLoc"] + i["datSpan"]] for name, i in info.items()}
+
+
+def add_old_background(archive: Path, run_path, edit_run, name: str = "bkg") -> None:
+    """Give each run of an archive a 3D background of another program, in the middle of its file."""
+    for obs_id in OBS_IDS:
+
+        def insert(hdus):
+            column = fits.Column("BKG", "3E", "s-1 MeV-1 sr-1", array=np.ones((1, 3)))
+            old = fits.BinTableHDU.from_columns([column], name=name)
+            old.header.update({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "BKG", "HDUCLAS4": "BKG_3D"})
+            hdus.insert(3, old)
+
+        edit_run(run_path(archive, obs_id), insert)
+    store = read_datastore(archive)
+    for obs_id in OBS_IDS:
+        file_dir, file_name = store.rows([obs_id])[0]["FILE_DIR", "FILE_NAME"]
+        store.hdu.add_row((obs_id, "bkg", "bkg_3d", file_dir, file_name, name))
+    write_index(archive, store.hdu, store.obs)
+
+
+# --- index files -------------------------------------------------------------------------------------------
+
+
+def test_index_of_the_output(job, four_runs, tmp_path):
+    store = read_datastore(four_runs)
+    store.obs["WEATHER"] = ["A", "B", "C+ (clouds)", "A"]
+    store.obs["L3RATE"] = np.array([300.5, np.nan, 250.0, 1.0], dtype="f4")
+    write_index(four_runs, store.hdu, store.obs)
+    run_make_background(job(four_runs, run_selection={"runlist": [64003, 64001]}))
+    before, after = (Table.read(place / "obs-index.fits.gz", hdu=1) for place in (four_runs, tmp_path / "out"))
+    assert after.colnames == before.colnames
+    assert after["OBS_ID"].tolist() == [64001, 64003]
+    for name in before.colnames:
+        assert np.array_equal(after[name].tolist(), before[name][[0, 2]].tolist()), name
+        assert after[name].unit == before[name].unit
+    for card in ("MJDREFI", "TIMESYS", "GEOLON", "TELESCOP"):
+        assert after.meta[card] == before.meta[card]
+    assert broken_rows(tmp_path / "out") == []
+    rows = read_datastore(tmp_path / "out").hdu
+    assert set(rows["HDU_TYPE"]) == {"events", "gti", "aeff", "edisp", "psf", "bkg"}
+    assert backgrounds(tmp_path / "out") == {i: (f"data/run_0{i}.fits.gz", "BACKGROUND") for i in (64001, 64003)}
+
+
+@pytest.mark.parametrize("attach", ["copy", "index"])
+def test_a_second_job_adds_its_runs(job, four_runs, tmp_path, attach):
+    out = tmp_path / "out"
+    run_make_background(job(four_runs, io={"attach": attach}, run_selection={"runlist": [64001, 64002]}))
+    first = {path.name: path.read_bytes() for path in out.glob("*/*.fits.gz")}
+    run_make_background(job(four_runs, io={"attach": attach}, run_selection={"runlist": [64004]}))
+    assert set(backgrounds(out)) == {64001, 64002, 64004}
+    assert broken_rows(out) == []
+    assert len(first) == 2
+    assert {name: next(out.glob(f"*/{name}")).read_bytes() for name in first} == first
+    observations = DataStore.from_dir(out).get_observations(required_irf="full-enclosure")
+    assert [obs.obs_id for obs in observations] == [64001, 64002, 64004]
+
+
+def test_a_run_that_fails_keeps_what_it_had(job, four_runs, run_path, tmp_path):
+    run_make_background(job(four_runs))
+    run_path(four_runs, 64002).write_bytes(b"lost")
+    finished = run_make_background(job(four_runs, binning={"e_bins": 12}))
+    assert list(finished["run_selection"]["failed_runs"]) == [64002]
+    assert set(backgrounds(tmp_path / "out")) == set(OBS_IDS)
+    assert broken_rows(tmp_path / "out") == []
+    shapes = [obs.bkg.data.shape[0] for obs in DataStore.from_dir(tmp_path / "out").get_observations()]
+    assert shapes == [12, 30, 12, 12]
+
+
+def test_attach_index_copies_no_event(job, four_runs, tmp_path):
+    out = tmp_path / "deep" / "out"
+    run_make_background(job(four_runs, io={"attach": "index", "out_dir": str(out)}))
+    files = {str(path.relative_to(out)) for path in out.rglob("*.fits*")}
+    assert files == {f"backgrounds/bkg_{i}.fits.gz" for i in OBS_IDS} | {"hdu-index.fits.gz", "obs-index.fits.gz"}
+    rows = read_datastore(out).hdu
+    assert set(rows["FILE_DIR"][rows["HDU_TYPE"] == "events"]) == {"../../four/data"}
+    assert broken_rows(out) == []
+    ours, theirs = DataStore.from_dir(out).obs(64002), DataStore.from_dir(four_runs).obs(64002, required_irf=[])
+    assert len(ours.events.table) == len(theirs.events.table)
+    assert ours.bkg.axes.names == ["energy", "offset"]
+    # what our own index records may be read again, without io.data_dirs
+    again = tmp_path / "again"
+    run_make_background(job(out, io={"out_dir": str(again)}))
+    assert set(backgrounds(again)) == set(OBS_IDS)
+    assert broken_rows(again) == []
+
+
+def test_attach_index_names_its_own_background_and_leaves_the_old(job, four_runs, run_path, edit_run, tmp_path):
+    add_old_background(four_runs, run_path, edit_run)
+    before = run_path(four_runs, 64001).read_bytes()
+    run_make_background(job(four_runs, io={"attach": "index"}))
+    assert backgrounds(tmp_path / "out")[64001] == ("backgrounds/bkg_64001.fits.gz", "BACKGROUND")
+    assert run_path(four_runs, 64001).read_bytes() == before
+
+
+# --- in place ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_place(four_runs, run_path, edit_run, job):
+    """An archive whose files have a 3D background called 'bkg', and a job that writes where it reads."""
+    add_old_background(four_runs, run_path, edit_run)
+    return four_runs, job(four_runs, io={"out_dir": str(four_runs)})
+
+
+def test_in_place_the_old_background_is_replaced(in_place, run_path):
+    directory, config = in_place
+    before = {i: pieces(run_path(directory, i)) for i in OBS_IDS}
+    assert list(before[64001])[3] == "BKG"
+    run_make_background(config)
+    for obs_id in OBS_IDS:
+        after = pieces(run_path(directory, obs_id))
+        others = {name: data for name, data in before[obs_id].items() if name != "BKG"}
+        assert {name: data for name, data in after.items() if name != "BACKGROUND"} == others
+        assert list(after)[-1] == "BACKGROUND"
+    assert backgrounds(directory) == {i: (f"data/run_0{i}.fits.gz", "BACKGROUND") for i in OBS_IDS}
+    assert broken_rows(directory) == []
+    observations = DataStore.from_dir(directory).get_observations(required_irf="full-enclosure")
+    assert {obs.bkg.tag for obs in observations} == {"bkg_2d"}
+
+
+def test_in_place_twice_is_in_place_once(in_place, run_path):
+    directory, config = in_place
+    run_make_background(config)
+    once = {i: run_path(directory, i).read_bytes() for i in OBS_IDS}
+    run_make_background(config)
+    assert {i: run_path(directory, i).read_bytes() for i in OBS_IDS} == once
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_in_place_a_job_that_is_stopped_names_only_what_is_there(in_place, monkeypatch, failure):
+    """Ctrl-C when backgrounds were written, and before their task had said so."""
+    directory, config = in_place
+    write_block = pipeline.write_block
+
+    def write_and_stop(targets, *args):
+        write_block(targets, *args)
+        raise failure("stopped")
+
+    monkeypatch.setattr(pipeline, "write_block", write_and_stop)
+    with pytest.raises(failure):
+        run_make_background(config)
+    # BUG: pipeline.run writes the index back as it was *before* bookkeeping.retire_backgrounds
+    assert broken_rows(directory) == []
+
+
+def test_in_place_a_job_that_cannot_start_leaves_the_index(in_place, run_path):
+    directory, config = in_place
+    before = backgrounds(directory)
+    for obs_id in OBS_IDS:
+        run_path(directory, obs_id).write_bytes(b"lost")
+    with pytest.raises(BackgroundError):
+        run_make_background(config)
+    assert backgrounds(directory) == before
+
+
+KILLED_JOB = """
+import json, sys, time
+from dask_bkg import compat
+from dask_bkg.dl3 import attach
+
+write_pieces, calls = attach.write_pieces, []
+
+def stuck_in_the_third(path, pieces, compress):
+    calls.append(path)
+    write_pieces(path, pieces[:1] if len(calls) == 3 else pieces, compress)
+    if len(calls) == 3:
+        print("half-way", flush=True)
+        time.sleep(60)
+
+attach.write_pieces = stuck_in_the_third
+compat.run_make_background(json.loads(sys.argv[1]))
+"""
+
+
+def test_a_job_killed_in_mid_write(in_place, run_path, tmp_path):
+    """Nothing broken is left, the index names what is there, and the rerun writes the same bytes."""
+    directory, config = in_place
+    undisturbed = Path(shutil.copytree(directory, tmp_path / "undisturbed"))
+    places = dict.fromkeys(("search_datastore", "in_dir", "out_dir"), str(undisturbed))
+    run_make_background({**config, "io": {**config["io"], **places}})
+
+    command = [sys.executable, "-c", KILLED_JOB, json.dumps(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as killed:
+        assert killed.stdout.readline() == "half-way\n"
+        killed.send_signal(signal.SIGKILL)
+
+    assert broken_rows(directory) == []
+    names = [list(pieces(run_path(directory, i)))[-1] for i in OBS_IDS]
+    assert names == ["BACKGROUND", "BACKGROUND", "PSF", "PSF"]
+    DataStore.from_dir(directory).get_observations(required_irf=[])
+
+    run_make_background(config)
+    for obs_id in OBS_IDS:
+        assert run_path(directory, obs_id).read_bytes() == run_path(undisturbed, obs_id).read_bytes()
+    for name in ("hdu-index.fits.gz", "obs-index.fits.gz"):
+        assert (directory / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+# --- files that runs share, and files of one name ----------------------------------------------------------
+
+
+def move_out(archive: Path, obs_id: int, kind: str, target: Path, run_path) -> None:
+    """Put the HDU of a run into a file of its own, and let the index point there."""
+    store = read_datastore(archive)
+    row = np.flatnonzero((store.hdu["OBS_ID"] == obs_id) & (store.hdu["HDU_TYPE"] == kind))[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with fits.open(run_path(archive, obs_id)) as hdus:
+        hdu = hdus[str(store.hdu["HDU_NAME"][row])].copy()
+        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(target, overwrite=True)
+    store.hdu["FILE_NAME"] = store.hdu["FILE_NAME"].astype("U100")
+    store.hdu["FILE_DIR"] = store.hdu["FILE_DIR"].astype("U100")
+    store.hdu["FILE_DIR"][row] = os.path.relpath(target.parent, archive)
+    store.hdu["FILE_NAME"][row] = target.name
+    write_index(archive, store.hdu, store.obs)
+
+
+def test_a_response_file_that_runs_share_is_copied_once(job, four_runs, run_path, tmp_path):
+    for obs_id in OBS_IDS:
+        move_out(four_runs, obs_id, "aeff", four_runs / "irfs" / "aeff.fits", run_path)
+    run_make_background(job(four_runs))
+    assert (tmp_path / "out/irfs/aeff.fits").read_bytes() == (four_runs / "irfs/aeff.fits").read_bytes()
+    assert broken_rows(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "run"])
+def test_files_of_one_name_from_outside_do_not_overwrite_each_other(job, four_runs, run_path, tmp_path, step):
+    """Two nights with a file of the same name each, outside of the archive: each run keeps its own."""
+    for obs_id, night in ((64001, "night1"), (64002, "night2")):
+        move_out(four_runs, obs_id, "aeff", tmp_path / night / "aeff.fits", run_path)
+    io = {"data_dirs": [str(tmp_path / "night1"), str(tmp_path / "night2")], "in_dir": str(tmp_path / "in")}
+    if step == "prepare":
+        prepare_dataset(job(four_runs, io=io))
+    else:
+        run_make_background(job(four_runs, io={**io, "in_dir": str(four_runs)}))
+    written = tmp_path / ("in" if step == "prepare" else "out")
+    nights = {64001: "night1", 64002: "night2"}
+    expected = {i: fits.getheader(tmp_path / night / "aeff.fits", 1)["ZENITH"] for i, night in nights.items()}
+    assert expected[64001] != expected[64002]
+    store = read_datastore(written)
+    # BUG: place_below flattens both to data/aeff.fits, and one run gets the response of the other
+    found = {i: fits.getheader(*store.location(i, "aeff"))["ZENITH"] for i in expected}
+    assert found == expected
+
+
+# --- provenance --------------------------------------------------------------------------------------------
+
+
+def test_provenance_tells_what_it_was_made_of(job, four_runs, run_path, tmp_path, no_catalogs):
+    own = tmp_path / "own.reg"
+    own.write_text("icrs\ncircle(20.0, 30.0, 0.2)\n")
+    run_path(four_runs, 64004).write_bytes(b"lost")
+    config = job(
+        four_runs, io={"from_run": False}, exclusion={"exclude_region_files": [str(own)]},
+        run_selection={"runlist": [64001, 64004]},
+    )  # fmt: skip
+    run_make_background(config)
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    assert {"python", "dask_bkg", "gammapy", "numpy", "astropy", "dask"} <= told["versions"].keys()
+    assert told["config"] == parse_config(config).effective()
+    assert told["config_hash"] == config_hash(parse_config(config))
+    catalogs = told["exclusion"]["catalogs"]
+    stars = Path(no_catalogs["star_cat"])
+    assert catalogs["stars"] == {"file": str(stars), "sha256": hashlib.sha256(stars.read_bytes()).hexdigest()}
+    assert catalogs[str(own)]["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
+    assert told["exclusion"]["regions"] == 2
+    done, failed = told["backgrounds"]["64001"], told["backgrounds"]["64004"]
+    assert done["status"] == "done"
+    assert sorted(done["contributing_runs"]) == [64002, 64003]
+    assert list(done["failed_runs"]) == ["64004"]
+    header = fits.getheader(done["file"], "BACKGROUND")
+    assert (header["N_RUNS"], header["N_EVENTS"]) == (2, done["events"])
+    assert header["LIVETIME"] / 3600 == pytest.approx(done["livetime_hours"], abs=1e-5)
+    assert header["CONFHASH"] == told["config_hash"]
+    assert header["EXCLHASH"] == told["exclusion"]["hash"]
+    assert failed["status"] == "failed"
+    assert "run_064004" in failed["reason"]
+    assert failed["file"] == ""
+
+
+def test_a_region_file_beside_the_configuration_is_in_the_provenance(job, four_runs, tmp_path):
+    place = tmp_path / "yaml"
+    place.mkdir()
+    (place / "own.reg").write_text("icrs\ncircle(20.0, 30.0, 0.2)\n")
+    config = parse_config(job(four_runs, exclusion={"exclude_region_files": ["own.reg"]}), base_dir=place)
+    pipeline.run(config, progress=False)
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    assert told["exclusion"]["regions"] == 2
+    # BUG: bookkeeping._catalogs looks for it in the working directory only, unlike catalogs._beside
+    assert "own.reg" in told["exclusion"]["catalogs"]
+
+
+def test_effective_configuration_and_summary_can_be_read(job, four_runs, tmp_path):
+    config = job(four_runs, io={"results_dir": str(tmp_path / "report")}, run_selection={"runlist": [64001]})
+    run_make_background(config)
+    effective = load_config(tmp_path / "report/effective-config.yaml")
+    assert effective.effective() == parse_config(config).effective()
+    table = Table.read(tmp_path / "report/summary.ecsv")
+    assert table["OBS_ID"].tolist() == [64001]
+    assert table["STATUS"][0] == "done"
+    assert table["N_RUNS"][0] == 1
+    assert table["N_EVENTS"][0] > 100
+    assert Path(table["FILE"][0]).is_file()
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_summary_of_nothing_and_of_failures():
+    assert len(summary_table([])) == 0
+    table = summary_table([Result(7, "failed", "run 7: gone")])
+    assert (table["OBS_ID"][0], table["STATUS"][0], table["REMARK"][0]) == (7, "failed", "run 7: gone")
+
+
+def test_the_hash_is_that_of_the_model(job, four_runs, tmp_path):
+    def hashed(**sections):
+        return config_hash(parse_config(job(four_runs, **sections)))
+
+    assert hashed() == hashed(io={"out_dir": str(tmp_path / "b")}, config={"njobs": 7}, cluster="local")
+    assert len({hashed(), hashed(binning={"e_bins": 3}), hashed(io={"from_run": False})}) == 3
+    assert hashed() == hashed(run_selection={"runlist": [64001]})
+
+
+def test_jobs_are_silent_about_what_is_well(job, four_runs, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_make_background(job(four_runs))
+    assert caplog.text == ""
