@@ -7,13 +7,14 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from astropy.table import Table
 
-from dask_bkg.catalogs import CATALOG_FILES, data_file, find_star_table
+from dask_bkg.catalogs import CATALOG_FILES, beside, data_file, find_star_table
 from dask_bkg.config import Config
 from dask_bkg.dl3.atomic import atomic_path, inside
 from dask_bkg.dl3.attach import HDU_NAME, copy_file
@@ -42,23 +43,23 @@ def existing_store(directory: Path) -> Datastore | None:
         return None
 
 
-def retire_backgrounds(plan: Plan) -> Datastore | None:
+def retire_backgrounds(plan: Plan) -> tuple[Datastore | None, Datastore | None]:
     """Take rows out of the output's index that the job will make wrong, before it starts.
 
     A background that replaces one of another name or kind in the same file would leave the index naming an HDU that
-    is not there, were the job killed half-way.  Returns the datastore as it was before.
+    is not there, were the job killed half-way.  Returns the datastore as it was before, and as it is now.
     """
     out_dir = plan.config.directory("out_dir")
     store = existing_store(out_dir)
     if store is None:
-        return None
+        return None, None
     rows = store.hdu
     mine = np.isin(rows["OBS_ID"], [t.obs_id for t in plan.targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
     kept = np.char.upper(np.asarray(rows["HDU_NAME"], dtype=str)) == HDU_NAME
     wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == BKG_CLASS))
     if wrong.any():
         write_index(out_dir, rows[~wrong], store.obs, store.data_dirs)
-    return store
+    return store, replace(store, hdu=rows[~wrong])
 
 
 def write_indexes(plan: Plan, results: Iterable[Result], before: Datastore | None) -> None:
@@ -71,7 +72,7 @@ def write_indexes(plan: Plan, results: Iterable[Result], before: Datastore | Non
     results
         What became of its targets.
     before
-        The datastore that was in the output directory when the job started.
+        The datastore that is in the output directory, for the rows of the other runs.
     """
     done = {r.obs_id: r for r in results if r.status == "done"}
     out_dir = Path(os.path.realpath(plan.config.directory("out_dir")))
@@ -107,7 +108,7 @@ def _copied_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> Table
         if location is None or location.path == sources[obs_id]:
             place = os.path.relpath(os.path.realpath(done[obs_id].output), out_dir)
         else:
-            place = place_below(plan.store.directory, location.path)
+            place = place_below(plan.store, location.path)
             copy_file(location.path, inside(out_dir, place))
         places.append(Path(place))
     rows["FILE_DIR"] = [_file_dir(place) for place in places]
@@ -189,7 +190,7 @@ def _catalogs(config: Config) -> dict[str, dict[str, str]]:
     files: dict[str, Path | None] = {name: data_file(CATALOG_FILES[name]) for name in settings.catalogs}
     files["stars"] = find_star_table(settings.star_cat, config.base_dir)
     for path in settings.exclude_region_files:
-        files[path] = Path(path)
+        files[path] = beside(path, config.base_dir)
     return {
         name: {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for name, path in files.items()

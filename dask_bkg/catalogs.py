@@ -111,6 +111,8 @@ def read_stars(path: str | Path, mag_max: float = 5.0, radius: float = 0.3) -> S
         raise ConfigError(
             f"exclusion.star_cat: {path} is not a table of RA, Dec [deg], number, V magnitude ({error})"
         ) from error
+    if ra.size == 0:
+        raise ConfigError(f"exclusion.star_cat: {path} has no stars: get it again, or leave star_cat out")
     bright = mag < mag_max
     names = [f"HIP {n:.0f} (V={m:.1f})" for n, m in zip(number[bright], mag[bright], strict=True)]
     return make_regions(ra[bright], dec[bright], radius, names, "star")
@@ -174,25 +176,25 @@ def _bounding_radius(region) -> float:
 def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path | None:
     """Where the star table is: the path as given, beside the YAML, then the one of ``$GAMMAPY_DATA``.
 
-    Returns None where there is none.  Says which one is used where it is not the one that was named.
+    Returns None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If an absolute path was named, and there is no file.
     """
     named = Path(star_cat).expanduser() if star_cat else None
-    for path in (base_dir / named if base_dir and named and not named.is_absolute() else named, named):
-        if path is not None and path.is_file():
-            log.info("stars from %s", path)
-            return path
-    fallback = data_file(STAR_FILE)
-    if named is not None and (named.is_absolute() or fallback is None):
-        raise ConfigError(
-            f"exclusion.star_cat: no file {named}"
-            + (f" (nor {base_dir / named})" if base_dir and not named.is_absolute() else "")
-            + f" and no $GAMMAPY_DATA/{STAR_FILE}: give the path of a star table, or {GET_DATA}"
-        )
+    if named is not None and named.is_absolute():
+        if not named.is_file():
+            raise ConfigError(
+                f"exclusion.star_cat: there is no file {named}: correct the path, or leave star_cat out"
+            )
+        return named
     if named is not None:
-        log.warning("exclusion.star_cat: no %s beside the configuration, stars from %s", named, fallback)
-    elif fallback is not None:
-        log.info("stars from %s", fallback)
-    return fallback
+        for path in (base_dir / named if base_dir else named, named):
+            if path.is_file():
+                return path
+    return data_file(STAR_FILE)
 
 
 def sky_regions(settings, base_dir: Path | None = None) -> SkyRegions:
@@ -216,13 +218,14 @@ def sky_regions(settings, base_dir: Path | None = None) -> SkyRegions:
     ra, dec, radius = np.array(settings.exclude_regions, dtype=float).reshape(-1, 3).T
     own = make_regions(ra, dec, radius, [f"own circle {i + 1}" for i in range(ra.size)], "own")
     named = [_named_source(name, radius, parts) for name, radius in settings.exclude_source_name]
-    files = [read_region_file(_beside(path, base_dir)) for path in settings.exclude_region_files]
+    files = [read_region_file(beside(path, base_dir)) for path in settings.exclude_region_files]
     return concat_regions([*parts, *([stars] if stars is not None else []), own, *named, *files])
 
 
-def _beside(path: str, base_dir: Path | None) -> Path:
-    beside = (base_dir or Path()) / Path(path).expanduser()
-    return beside if beside.is_file() else Path(path).expanduser()
+def beside(path: str, base_dir: Path | None) -> Path:
+    """A file beside the configuration if it is there, else the path as it stands."""
+    near = (base_dir or Path()) / Path(path).expanduser()
+    return near if near.is_file() else Path(path).expanduser()
 
 
 def _read_catalog(name: str, settings) -> SkyRegions | None:
@@ -231,14 +234,23 @@ def _read_catalog(name: str, settings) -> SkyRegions | None:
         _missing(settings, f"exclusion.catalogs: no {name} at $GAMMAPY_DATA/{CATALOG_FILES[name]}")
         return None
     read = {"gammacat": read_gammacat, "3hwc": read_3hwc}[name]
-    return read(path, settings.default_radius, settings.max_radius, settings.extension_rule)
+    try:
+        return read(path, settings.default_radius, settings.max_radius, settings.extension_rule)
+    except Exception as error:  # astropy's readers raise many kinds
+        raise ConfigError(f"exclusion.catalogs: {path} cannot be read as {name} ({error}): {GET_DATA}") from error
 
 
 def _read_star_table(settings, base_dir: Path | None) -> SkyRegions | None:
     path = find_star_table(settings.star_cat, base_dir)
+    named = settings.star_cat
     if path is None:
-        _missing(settings, f"exclusion.star_cat: no star table at $GAMMAPY_DATA/{STAR_FILE}")
+        where = f"no file {named} (beside the configuration, or from here), and " if named else ""
+        _missing(settings, f"exclusion.star_cat: {where}no star table at $GAMMAPY_DATA/{STAR_FILE}")
         return None
+    if named and path == data_file(STAR_FILE):
+        log.warning("exclusion.star_cat: no file %s, stars from %s", named, path)
+    else:
+        log.info("stars from %s", path)
     return read_stars(path, settings.star_mag, settings.star_radius)
 
 
@@ -256,7 +268,8 @@ def _named_source(name: str, radius: float, catalogs: list[SkyRegions]) -> SkyRe
     keys = np.char.lower(np.char.replace(known.name, " ", ""))
     found = np.flatnonzero(keys == name.lower().replace(" ", ""))
     if found.size == 0:
-        near = difflib.get_close_matches(name, known.name.tolist(), n=3, cutoff=0.5)
+        lower = {str(known_name).lower(): str(known_name) for known_name in known.name}
+        near = [lower[key] for key in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.5)]
         raise ConfigError(
             f"exclusion.exclude_source_name: no source {name!r} in GammaCat (common names) or 3HWC"
             + (f"; the nearest names are {', '.join(near)}" if near else "")

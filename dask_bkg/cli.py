@@ -100,11 +100,12 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool)
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
-    if done.failed:
-        click.echo(f"\n{len(done.failed)} runs could not be used:", err=True)
-        for reason in done.failed.values():
+    failed = {**prepared.run_selection.failed_runs, **done.failed}
+    if failed:
+        click.echo(f"\n{len(failed)} runs could not be used:", err=True)
+        for reason in failed.values():
             click.echo(f"  {reason}", err=True)
-    if done.failed or missing:
+    if failed or missing:
         sys.exit(SOME_FAILED)
 
 

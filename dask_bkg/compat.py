@@ -93,7 +93,9 @@ def run_make_background(config: Mapping[str, Any]) -> dict:
         log.warning("%s", reason)
     finished = plain(config)
     section = finished.get("run_selection") or {}
-    finished["run_selection"] = {**section, "failed_runs": done.failed}
+    made = {result.obs_id for result in done.results if result.status == "done"}
+    earlier = {run: reason for run, reason in (section.get("failed_runs") or {}).items() if int(run) not in made}
+    finished["run_selection"] = {**section, "failed_runs": {**earlier, **done.failed}}
     return finished
 
 

@@ -261,6 +261,15 @@ class Modelling(Section):
     min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
     fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
 
+    @model_validator(mode="after")
+    def _check_fill(self) -> Self:
+        if not self.fill and self.node_values == "conserving":
+            raise ValueError(
+                "fill: false leaves empty bins, which conserving node values cannot go through: "
+                "set model.node_values: plain too, or leave model.fill out"
+            )
+        return self
+
 
 class Config(Section):
     """A whole configuration, effective values; made by `dask_bkg.config.parse_config` or ``load_config``."""

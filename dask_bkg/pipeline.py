@@ -17,7 +17,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -259,15 +259,18 @@ class Summary:
         One `Result` a target, by run number.
     results_dir
         Where provenance, effective configuration and the summary table are.
+    unusable
+        Runs of the archive that the index makes unusable, ``{obs_id: reason}``.
     """
 
     results: list[Result]
     results_dir: Path
+    unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> dict[int, str]:
         """Targets and contributing runs that could not be used, with their reasons."""
-        reasons: dict[int, str] = {}
+        reasons = dict(self.unusable)
         for result in self.results:
             reasons.update(result.failed_runs)
             if result.status == "failed":
@@ -308,19 +311,20 @@ def run(config: Config, *, progress: bool = True) -> Summary:
             tqdm.write(f"dashboard: {client.dashboard_link}")
         plan = plan_job(config, lambda files: _read_headers(files, client))
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
-        before = bookkeeping.retire_backgrounds(plan)
+        before, retired = bookkeeping.retire_backgrounds(plan)
         try:
-            if plan.targets:
-                for block in _compute(plan, client, config.config.n_workers, progress):
-                    results += block
-        finally:
-            # also after an interrupt: the runs that are done are in the index, and nothing else is lost from it
-            results.sort(key=lambda r: r.obs_id)
-            bookkeeping.write_indexes(plan, results, before)
-            results_dir = bookkeeping.write_results(plan, results)
+            for block in _compute(plan, client, config.config.n_workers, progress):
+                results += block
+        except BaseException:
+            # a task may have written files and not said so yet: only what is known to be done gets its row back
+            bookkeeping.write_indexes(plan, results, retired)
+            raise
+    results.sort(key=lambda r: r.obs_id)
+    bookkeeping.write_indexes(plan, results, before)
+    results_dir = bookkeeping.write_results(plan, results)
     if not any(result.status == "done" for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir)
+    return Summary(results, results_dir, plan.unusable)
 
 
 def _read_headers(files: list[RunFile], client: Client | None) -> list[dict[str, float]]:
@@ -337,6 +341,8 @@ def read_header_batch(files: list[RunFile]) -> list[dict[str, float]]:
 
 def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) -> Iterator[list[Result]]:
     """Compute the graph, yielding blocks of results as they are written."""
+    if not plan.targets:
+        return
     runs, _, writes = build(plan)
     with _bars(len(plan.runs), len(plan.targets), progress) as (read, written):
         if client is None:

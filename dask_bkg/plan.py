@@ -77,6 +77,8 @@ class Plan:
         The contributing runs, each once.
     failed
         Targets that cannot be done, ``{obs_id: reason}``.
+    unusable
+        Runs of the archive that cannot contribute, ``{obs_id: reason}``.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class Plan:
     targets: list[Target] = field(default_factory=list)
     runs: list[RunFile] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def attach_copy(self) -> bool:
@@ -132,9 +135,23 @@ def plan_job(config: Config, read_headers: ReadHeaders) -> Plan:
         _use_own_runs(plan)
     else:
         _use_other_runs(plan, read_headers)
+    _warn_of_notes(plan)
     if not plan.targets and not plan.failed:
         raise ArchiveError(f"{store.directory} holds none of the runs of run_selection.runlist: nothing to do")
     return plan
+
+
+def _warn_of_notes(plan: Plan) -> None:
+    """Warn of regions near a target whose radius was cut or guessed; the others do not matter to this job."""
+    rows = plan.store.observations([t.obs_id for t in plan.targets])
+    noted = plan.regions[plan.regions.note != ""]
+    if "RA_PNT" not in rows.colnames or len(rows) == 0:
+        return
+    ra, dec = (np.asarray(rows[name], dtype=float) for name in ("RA_PNT", "DEC_PNT"))
+    for i in range(len(noted)):
+        reach = plan.edges.offset[-1] + noted.radius[i]
+        if (separation(ra, dec, noted.ra[i], noted.dec[i]) < reach).any():
+            log.warning("excluded %s: %s", noted.name[i], noted.note[i])
 
 
 def rate_settings(config: Config) -> RateSettings:
@@ -206,7 +223,7 @@ def _output_name(plan: Plan, obs_id: int, source: str) -> str:
     """Place of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
     if not plan.attach_copy:
         return f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz"
-    return place_below(plan.store.directory, source)
+    return place_below(plan.store, source)
 
 
 def _use_own_runs(plan: Plan) -> None:
@@ -245,7 +262,7 @@ def _usable_runs(archive: Datastore, plan: Plan) -> dict[int, RunFile]:
         try:
             files[obs_id] = run_file(archive, obs_id)
         except RunError as error:
-            log.warning("not used as a contributing run: %s", error)
+            plan.unusable[obs_id] = str(error)
     if not files:
         raise ArchiveError(f"io.search_datastore: no run of {archive.directory} has events")
     return files
@@ -320,7 +337,11 @@ def condition_table(
         cards = dict(zip(names, row, strict=True))
         if cards["OBS_ID"] in numbers:
             numbers[cards["OBS_ID"]] = conditions(cards, store.obs.meta)
-    needed = {"zenith", "livetime", *(selection.NEEDS[key][0] for key in selection.NEEDS if getattr(settings, key))}
+    needed = {
+        "zenith",
+        "livetime",
+        *(selection.NEEDS[key][0] for key in selection.NEEDS if selection.is_set(settings, key)),
+    }
     short = [obs_id for obs_id in obs_ids if any(np.isnan(numbers[obs_id][name]) for name in needed)]
     for obs_id, found in zip(short, read_headers(short) if short else [], strict=True):
         numbers[obs_id] = {k: found[k] if np.isnan(v) else v for k, v in numbers[obs_id].items()}

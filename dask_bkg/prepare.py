@@ -6,7 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-import numpy as np
 from astropy.table import Table
 
 from dask_bkg.config import Config
@@ -30,9 +29,10 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
     archive = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
     in_dir = config.directory("in_dir")
     found, missing = _sought(config, archive)
+    failed: dict[int, str] = {}
     if Path(os.path.realpath(in_dir)) != archive.directory:
-        _place(archive, found, in_dir, config.io.attach == "copy", overwrite)
-    prepared = _with_runs(config, found, missing)
+        failed = _place(archive, found, in_dir, config.io.attach == "copy", overwrite)
+    prepared = _with_runs(config, [run for run in found if run not in failed], missing, failed)
     with atomic_path(in_dir / "config.yaml") as path:
         path.write_text(dump_yaml(prepared.explicit))
     return prepared
@@ -54,8 +54,10 @@ def _sought(config: Config, archive: Datastore) -> tuple[list[int], list[int]]:
     return found, missing
 
 
-def _with_runs(config: Config, found: list[int], missing: list[int]) -> Config:
-    runs = {"runlist": found, "missing_runs": missing}
+def _with_runs(config: Config, found: list[int], missing: list[int], failed: dict[int, str]) -> Config:
+    runs: dict[str, object] = {"runlist": found, "missing_runs": missing}
+    if failed:
+        runs["failed_runs"] = failed
     prepared = config.model_copy(update={"run_selection": config.run_selection.model_copy(update=runs)})
     explicit = plain(config.explicit)
     explicit["run_selection"] = {**(explicit.get("run_selection") or {}), **runs}
@@ -65,61 +67,53 @@ def _with_runs(config: Config, found: list[int], missing: list[int]) -> Config:
     return prepared
 
 
-def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwrite: bool) -> None:
-    """Copy the files of runs, or link to them, and write the index; the rows of other runs there are kept."""
-    usable = [run for run in runs if _is_usable(archive, run, in_dir)]
-    rows = _copied(archive, usable, in_dir, overwrite) if copy else linked_rows(archive, usable, in_dir)
-    if len(rows) == 0:
-        raise ArchiveError(f"no run could be taken from {archive.directory} to {in_dir}: the warnings above say why")
-    obs = archive.observations(np.unique(rows["OBS_ID"]).tolist())
+def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwrite: bool) -> dict[int, str]:
+    """Copy the files of runs, or link to them, and write the index; the rows of other runs there are kept.
+
+    Returns the runs that could not be placed, with their reasons.
+    """
+    remove_leftovers(in_dir)
+    failed: dict[int, str] = {}
+    places: dict[str, Path] = {}
+    for obs_id in runs:
+        try:
+            locations = [archive.location(obs_id, kind) for kind in set(archive.rows([obs_id])["HDU_TYPE"].tolist())]
+            for path in {location.path for location in locations if location is not None and copy}:
+                if path not in places:
+                    places[path] = _copy_one(archive, path, in_dir, overwrite)
+        except RunError as error:
+            failed[obs_id] = str(error)
+            log.warning("run %d is left out of %s: %s", obs_id, in_dir, error)
+    good = [run for run in runs if run not in failed]
+    if not good:
+        reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
+        raise ArchiveError(f"no run could be taken from {archive.directory} to {in_dir}:\n{reasons}")
+    rows = _copied_rows(archive, good, places) if copy else linked_rows(archive, good, in_dir)
+    obs = archive.observations(good)
     data_dirs = [] if copy else [archive.directory, *archive.data_dirs]
     if in_dir.is_dir() and any(in_dir.glob("hdu-index.fits*")):
         before = read_datastore(in_dir)
         rows, obs = merge_index(before.hdu, rows), merge_index(before.obs, obs)
         data_dirs = [*before.data_dirs, *data_dirs]
     write_index(in_dir, rows, obs, data_dirs)
+    return failed
 
 
-def _is_usable(archive: Datastore, obs_id: int, in_dir: Path) -> bool:
-    """Whether all files of a run may be read; otherwise it is reported and left out."""
-    try:
-        for hdu_type in set(archive.rows([obs_id])["HDU_TYPE"].tolist()):
-            archive.location(obs_id, hdu_type)
-    except RunError as error:
-        log.warning("left out of %s: %s", in_dir, error)
-        return False
-    return True
-
-
-def _copied(archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool) -> Table:
-    """Index rows of the copies; a run whose file cannot be copied is reported and left out."""
-    remove_leftovers(in_dir)
+def _copied_rows(archive: Datastore, runs: list[int], places: dict[str, Path]) -> Table:
+    """Index rows of runs whose files were copied to ``places``."""
     rows = archive.rows(runs)
-    places: list[Path | None] = []
-    copied: dict[str, Path | None] = {}
-    for obs_id, hdu_type in zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True):
-        location = archive.location(obs_id, hdu_type)
-        path = "" if location is None else location.path
-        if path not in copied:
-            copied[path] = _copy_one(archive, obs_id, path, in_dir, overwrite)
-        places.append(copied[path])
-    bad = {obs_id for obs_id, place in zip(rows["OBS_ID"].tolist(), places, strict=True) if place is None}
-    good = ~np.isin(rows["OBS_ID"], list(bad))
-    rows = rows[good]
-    kept = [place for place, ok in zip(places, good, strict=True) if ok and place is not None]
-    rows["FILE_DIR"] = ["" if str(place.parent) == "." else str(place.parent) for place in kept]
-    rows["FILE_NAME"] = [place.name for place in kept]
+    kinds = zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True)
+    locations = [archive.location(obs_id, kind) for obs_id, kind in kinds]
+    copies = [places[location.path] for location in locations if location is not None]
+    rows["FILE_DIR"] = ["" if str(place.parent) == "." else str(place.parent) for place in copies]
+    rows["FILE_NAME"] = [place.name for place in copies]
     return rows
 
 
-def _copy_one(archive: Datastore, obs_id: int, path: str, in_dir: Path, overwrite: bool) -> Path | None:
-    place = place_below(archive.directory, path)
+def _copy_one(archive: Datastore, path: str, in_dir: Path, overwrite: bool) -> Path:
+    place = place_below(archive, path)
     target = inside(in_dir, place)
-    try:
-        if overwrite:
-            target.unlink(missing_ok=True)
-        copy_file(path, target)
-    except RunError as error:
-        log.warning("run %d is left out of %s: %s", obs_id, in_dir, error)
-        return None
+    if overwrite:
+        target.unlink(missing_ok=True)
+    copy_file(path, target)
     return Path(place)

@@ -104,6 +104,8 @@ def estimate_rate(
     ((4, 2), True)
     """
     settings = settings or RateSettings()
+    if settings.node_values == "conserving" and not settings.fill:
+        raise ValueError("conserving node values cannot go through empty bins: set fill, or node_values to 'plain'")
     if settings.fill:
         rate = fill_rate(counts, exposure, edges[0], settings.min_counts)
     else:
@@ -153,8 +155,8 @@ def fill_rate(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_c
         raise ValueError("no counts in the binning, or no exposure: nothing to make a rate of")
     shape, shape_flag = _pooled_shape(counts, exposure, energy_edges, min_counts)
     level, level_flag = _level(counts.sum(axis=1), (exposure * shape).sum(axis=1), energy_edges)
-    value = _conserve(level[:, None] * shape, counts, exposure)
-    return Rate(value, shape_flag | level_flag[:, None])
+    flag = shape_flag | level_flag[:, None]
+    return Rate(_conserve(level[:, None] * shape, counts, exposure, (flag & SHAPE_POOLED).any(axis=1)), flag)
 
 
 def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, NDArray]:
@@ -210,15 +212,20 @@ def _balanced(distance: NDArray, per_energy: NDArray, width: float, bin_width: f
     return np.where(per_energy > 0, np.exp(exponent), 0.0)
 
 
-def _conserve(value: NDArray, counts: NDArray, exposure: NDArray, rounds: int = 4) -> NDArray:
-    """Scale rings and energies in turn to the counts of each ring and the level of each energy."""
-    per_energy, per_ring = (value * exposure).sum(axis=1), counts.sum(axis=0)
+def _conserve(value: NDArray, counts: NDArray, exposure: NDArray, pooled: NDArray, rounds: int = 4) -> NDArray:
+    """Scale rings and energies in turn to the counts of each ring and the level of each energy.
+
+    Only energies with a pooled shape are touched; together they get the counts that they have in each ring.
+    """
+    per_energy, per_ring = (value * exposure).sum(axis=1), counts[pooled].sum(axis=0)
+    value = value.copy()
     for _ in range(rounds):
-        expected = (value * exposure).sum(axis=0)
+        expected = (value * exposure)[pooled].sum(axis=0)
         known = (expected > 0) & (per_ring > 0)
-        value = value * np.where(known, per_ring / np.where(known, expected, 1.0), 1.0)
+        value[pooled] *= np.where(known, per_ring / np.where(known, expected, 1.0), 1.0)
         expected = (value * exposure).sum(axis=1)
-        value = value * (per_energy / np.where(expected > 0, expected, 1.0))[:, None]
+        seen = pooled & (expected > 0)
+        value[seen] *= (per_energy[seen] / expected[seen])[:, None]
     return value
 
 
@@ -244,7 +251,9 @@ def _level(per_energy: NDArray, unit_exposure: NDArray, energy_edges: ArrayLike)
     first = int(np.flatnonzero(per_energy)[0])
     if first:
         below = slice(0, first)
-        level[below] = np.minimum(UNSEEN / unit_exposure[below], level[first])
+        # without exposure "unseen" says nothing, and the level of the first energy is the upper limit
+        unseen = UNSEEN / np.maximum(unit_exposure[below], np.finfo(float).tiny)
+        level[below] = np.minimum(unseen, level[first])
         flag[below] = EXTRAPOLATED
     return level, flag
 

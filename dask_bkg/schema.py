@@ -55,6 +55,8 @@ def as_edges(edges: Edges | Mapping[str, ArrayLike]) -> Edges:
     for name, array in arrays.items():
         if array.ndim != 1 or array.size < 2 or not (np.diff(array) > 0).all():
             raise ValueError(f"{name} edges must be at least two ascending numbers, got {array!r}")
+        if not np.isfinite(array).all() or array[0] < 0 or (name == "energy" and array[0] == 0):
+            raise ValueError(f"{name} edges must be finite, energies [TeV] > 0 and offsets [deg] >= 0, got {array!r}")
     return Edges(**arrays)
 
 

@@ -69,10 +69,16 @@ def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
     return 90.0 - fov.separation(ra, dec, 192.85948, 27.12825)
 
 
+def is_set(settings, key: str) -> bool:
+    """Whether a cut is made: its option is neither None nor False (0 is a cut)."""
+    value = getattr(settings, key)
+    return value is not None and value is not False
+
+
 def check_conditions(runs: Mapping[str, NDArray], settings) -> None:
     """Raise `ConfigError` for a cut that is set although no run of the archive has what it needs."""
     for key, (quantity, cards) in NEEDS.items():
-        if getattr(settings, key) and not np.isfinite(runs[quantity]).any():
+        if is_set(settings, key) and not np.isfinite(runs[quantity]).any():
             raise ConfigError(
                 f"background_selection.{key} is set, but no run of io.search_datastore has {cards} (neither in the "
                 f"obs-index nor in the EVENTS headers): leave {key} out"
@@ -116,7 +122,7 @@ def _cuts(target, runs, settings):
     """Name and mask of each cut that is set; a run whose quantity is NaN passes none that needs it."""
     for key in ("el_diff", "az_diff", "nsb_diff", "time_max", "same_szn"):
         quantity, cards = NEEDS[key]
-        if getattr(settings, key) and not np.isfinite(target[quantity]):
+        if is_set(settings, key) and not np.isfinite(target[quantity]):
             raise RunError(
                 f"run {target['obs_id']}: background_selection.{key} needs {cards}, which this run does not have"
             )
@@ -136,17 +142,17 @@ def _cuts(target, runs, settings):
     if settings.el_diff is not None:
         yield (
             f"el_diff {settings.el_diff:g} in 1/sin(el)",
-            np.abs(airmass(runs["zenith"]) - airmass(target["zenith"])) < settings.el_diff,
+            np.abs(airmass(runs["zenith"]) - airmass(target["zenith"])) <= settings.el_diff,
         )
     if settings.az_diff is not None:
         yield (
             f"az_diff {settings.az_diff:g} deg",
-            azimuth_difference(runs["azimuth"], target["azimuth"]) < settings.az_diff,
+            azimuth_difference(runs["azimuth"], target["azimuth"]) <= settings.az_diff,
         )
     if settings.nsb_diff is not None:
-        yield f"nsb_diff {settings.nsb_diff:g}", np.abs(runs["nsb"] - target["nsb"]) < settings.nsb_diff
+        yield f"nsb_diff {settings.nsb_diff:g}", np.abs(runs["nsb"] - target["nsb"]) <= settings.nsb_diff
     if settings.time_max is not None:
-        yield f"time_max {settings.time_max:g} days", np.abs(runs["time"] - target["time"]) < settings.time_max
+        yield f"time_max {settings.time_max:g} days", np.abs(runs["time"] - target["time"]) <= settings.time_max
     if settings.same_szn:
         season = settings.season_of(target["time"])
         if season is None:
@@ -179,8 +185,9 @@ def select_runs(target: Mapping[str, float], runs: Mapping[str, NDArray], settin
     order = np.lexsort((runs["obs_id"][index], np.round(distance, 10)))
     index, livetime = index[order], livetime[order]
     before = np.cumsum(livetime) - livetime
-    taken = before < settings.hours_wanted
+    # a sum of hours that reaches the request but for rounding has reached it
+    taken = before < settings.hours_wanted - 1e-9
     hours = float(livetime[taken].sum())
     return Selection(
-        runs["obs_id"][index[taken]], hours, hours >= settings.hours_wanted or np.isinf(settings.hours_wanted)
+        runs["obs_id"][index[taken]], hours, hours >= settings.hours_wanted - 1e-9 or np.isinf(settings.hours_wanted)
     )

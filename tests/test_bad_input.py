@@ -188,7 +188,6 @@ def test_a_contributing_run_that_the_plan_leaves_out(job, four_runs):
     store.hdu["FILE_DIR"] = np.where(rows, "../..", store.hdu["FILE_DIR"])
     write_index(four_runs, store.hdu, store.obs)
     finished = run_make_background(job(four_runs, io={"from_run": False}, run_selection={"runlist": [64001]}))
-    # BUG: plan._usable_runs only logs it
     assert list(finished["run_selection"]["failed_runs"]) == [BAD]
 
 
@@ -200,7 +199,6 @@ def test_a_broken_file_through_preparation(job, four_runs, run_path, tmp_path, f
     finished = run_make_background(prepared)["run_selection"]
     assert finished_runs(tmp_path / "out") == GOOD
     reported = {**finished["failed_runs"], **dict.fromkeys(finished["missing_runs"], "missing")}
-    # BUG: a run that cannot be copied is in runlist, in the log, and in neither failed_runs nor missing_runs
     assert list(reported) == [BAD]
 
 

@@ -200,7 +200,6 @@ def test_in_place_a_job_that_is_stopped_names_only_what_is_there(in_place, monke
     monkeypatch.setattr(pipeline, "write_block", write_and_stop)
     with pytest.raises(failure):
         run_make_background(config)
-    # BUG: pipeline.run writes the index back as it was *before* bookkeeping.retire_backgrounds
     assert broken_rows(directory) == []
 
 
@@ -298,7 +297,6 @@ def test_files_of_one_name_from_outside_do_not_overwrite_each_other(job, four_ru
     expected = {i: fits.getheader(tmp_path / night / "aeff.fits", 1)["ZENITH"] for i, night in nights.items()}
     assert expected[64001] != expected[64002]
     store = read_datastore(written)
-    # BUG: place_below flattens both to data/aeff.fits, and one run gets the response of the other
     found = {i: fits.getheader(*store.location(i, "aeff"))["ZENITH"] for i in expected}
     assert found == expected
 
@@ -346,7 +344,6 @@ def test_a_region_file_beside_the_configuration_is_in_the_provenance(job, four_r
     pipeline.run(config, progress=False)
     told = json.loads((tmp_path / "out/results/provenance.json").read_text())
     assert told["exclusion"]["regions"] == 2
-    # BUG: bookkeeping._catalogs looks for it in the working directory only, unlike catalogs._beside
     assert "own.reg" in told["exclusion"]["catalogs"]
 
 

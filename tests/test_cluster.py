@@ -34,17 +34,22 @@ def test_nobody_answers_at_the_address(monkeypatch):
     assert active_client() is None
 
 
-def test_a_local_cluster_listens_on_this_machine_only_and_goes_away():
-    me = psutil.Process()
-    before = set(me.children(recursive=True))
-    with pytest.raises(KeyError, match="in mid-job"), open_client("local", 2) as client:
+def look_and_fail(before: set, seen: list) -> None:
+    """Inside a job on a local cluster: note its processes, then stop with an error."""
+    with open_client("local", 2) as client:
         client.wait_for_workers(2, timeout=60)
         assert client.submit(sum, [1, 2]).result() == 3
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        mine = set(me.children(recursive=True)) - before
-        ports = [c.laddr for p in mine for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+        seen += set(psutil.Process().children(recursive=True)) - before
+        ports = [c.laddr for p in seen for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
         assert len(ports) >= 3
         assert {address.ip for address in ports} <= {"127.0.0.1", "::1"}
         raise KeyError("in mid-job")
+
+
+def test_a_local_cluster_listens_on_this_machine_only_and_goes_away():
+    seen: list[psutil.Process] = []
+    with pytest.raises(KeyError, match="in mid-job"):
+        look_and_fail(set(psutil.Process().children(recursive=True)), seen)
     assert active_client() is None
-    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

@@ -228,7 +228,6 @@ def test_a_surprise_in_one_run_does_not_take_the_block(four_runs, run_path, monk
 
     monkeypatch.setattr(reduce, "read_run", surprise)
     files = [RunFile(i, str(run_path(four_runs, i))) for i in (64001, 64002)]
-    # BUG: reduce_block catches RunError alone; any other exception ends the whole job, the runs of all batches with it
     block = reduce_block(files, schema.as_edges(EDGES), None, "geometry", "disc")
     assert "what nobody thought of" in block.error.sel(obs_id=64002).item()
     assert block.counts.sel(obs_id=64001).sum() > 0

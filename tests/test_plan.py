@@ -85,7 +85,7 @@ def test_targets_are_restricted_to_the_runlist_and_contributors_are_not(plan, ca
 
 
 def test_none_of_the_runlist_is_there(plan):
-    with pytest.raises(ArchiveError, match="none of the runs of run_selection.runlist"):
+    with pytest.raises(ArchiveError, match=r"none of the runs of run_selection\.runlist"):
         plan(run_selection={"runlist": [99]})
 
 

@@ -59,7 +59,6 @@ def test_edges_that_no_histogram_can_have_are_refused(edges):
     ids=str,
 )
 def test_edges_whose_bins_have_no_centre_are_refused(edges):
-    # BUG: accepted; the (geometric) centre of the first bin is then 0, NaN or inf, a ring begins below 0.
     with pytest.raises(ValueError, match=r"energy|offset"):
         schema.as_edges(edges)
 

@@ -9,6 +9,7 @@ write an index can write these cards as well: the rule protects against accident
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -319,16 +320,22 @@ def linked_rows(store: Datastore, obs_ids: Iterable[int], directory: str | os.Pa
     return table
 
 
-def place_below(directory: str | os.PathLike[str], path: str) -> str:
-    """Place of a file in a copy of the datastore in ``directory``: the same, or below ``data`` if it lies outside.
+def place_below(store: Datastore, path: str) -> str:
+    """Place of a file in a copy of a datastore: as below its directory, or below the data directory it comes from.
 
     Examples
     --------
-    >>> place_below("/archive", "/archive/2026/run_1.fits"), place_below("/archive", "/irfs/aeff.fits")
-    ('2026/run_1.fits', 'data/aeff.fits')
+    >>> store = Datastore(Path("/archive"), Table(), Table(), (Path("/irfs"),))
+    >>> place_below(store, "/archive/2026/run_1.fits"), place_below(store, "/irfs/south/aeff.fits")
+    ('2026/run_1.fits', 'south/aeff.fits')
     """
-    relative = os.path.relpath(path, directory)
-    return f"data/{os.path.basename(path)}" if relative.startswith("..") else relative
+    roots = [store.directory, *store.data_dirs]
+    root = next((r for r in roots if path.startswith(os.path.join(r, ""))), Path(path).parent)
+    relative = os.path.relpath(path, root)
+    if root == store.directory or len(store.data_dirs) == 1:
+        return relative
+    # the same name below two data directories is two files
+    return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}/{relative}"
 
 
 def merge_index(old: Table, new: Table) -> Table:

@@ -96,6 +96,9 @@ def reduce_block(
         except RunError as error:
             text["error"][i] = str(error)
             continue
+        except Exception as error:  # whatever it is, the other runs go on
+            text["error"][i] = f"run {run.obs_id}: unexpected {type(error).__name__}: {error}"
+            continue
         for name, value in events.numbers.items():
             numbers[name][i] = value
         text["object"][i], text["note"][i] = events.object, events.note

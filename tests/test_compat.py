@@ -1,0 +1,423 @@
+"""The names of gammapy-tools: the procedure's example as it stands, its classes, its formulas number by number."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import Column, Table
+from distributed import Client
+from gammapy.data import DataStore
+from gammapy.irf import Background2D
+from gammapy.maps import MapAxis
+from scipy.ndimage import gaussian_filter
+
+import dask_bkg
+from dask_bkg import ExclusionFinder, get_config, load_config, prepare_dataset, reduce_run, run_make_background
+from dask_bkg.compat import BackgroundModelEstimator, make_background
+from dask_bkg.config import parse_config
+from dask_bkg.dl3.index import read_datastore
+from dask_bkg.errors import ArchiveError, ConfigError, RunError
+
+OBS_IDS = [64001, 64002, 64003, 64004]
+
+
+@pytest.fixture
+def catalogs(tmp_path, monkeypatch):
+    """A ``$GAMMAPY_DATA`` of a few sources and stars around the simulated targets; one of each kind."""
+    base = tmp_path / "gammapy-data"
+    for folder in ("catalogs/gammacat", "veritas/crab-point-like-ED"):
+        (base / folder).mkdir(parents=True)
+    gammacat = Table(
+        rows=[
+            ("Point", 83.633, 22.0145, "point", 0.0),
+            ("Small", 84.6, 21.2, "gauss", 0.05),  # 3 sigma is smaller than the radius of a point
+            ("Large", 82.3, 23.0, "shell", 0.3),
+            ("Sizeless", 83.0, 20.4, "gauss", np.nan),
+            ("Reaches in", 83.633, 19.2, "gauss", 0.4),  # the centre lies outside of the field
+            ("Halo", 150.0, 38.0, "gauss", 0.15),
+        ],
+        names=("common_name", "ra", "dec", "morph_type", "morph_sigma"),
+    )
+    gammacat.write(base / "catalogs/gammacat/gammacat.fits.gz")
+    hawc = Table(
+        rows=[("3HWC J0534+220", 83.63, 22.02, 0.0), ("3HWC J0543+231", 85.3, 23.1, 0.5)],
+        names=("source_name", "ra", "dec", "search_radius"),
+    )
+    hawc.write(base / "catalogs/3HWC.ecsv")
+    stars = "84.41 21.14 26451 2.97 -0.15\n83.05 22.80 1 7.5 0.0\n84.9 22.6 2 8.01 0.0\n150.8 37.2 3 4.2 0.5\n"
+    (base / "veritas/crab-point-like-ED/Hipparcos_MAG8_1997.dat").write_text(f"# RA Dec HIP Vmag B-V\n{stars}")
+    monkeypatch.setenv("GAMMAPY_DATA", str(base))
+    return base
+
+
+# --- the example of the procedure --------------------------------------------------------------------------
+
+EXAMPLE = """
+from dask_bkg import get_config, prepare_dataset, run_make_background
+from gammapy.data import DataStore
+
+
+config = get_config()
+
+
+config['io']["search_datastore"] = "{archive}/"
+config['io']['in_dir'] = "{runwise}/"
+config['io']['out_dir'] = "{runwise}/"
+
+config['io']['from_run'] = True
+config['background_selection']['smooth'] = True
+config['background_selection']['smooth_sigma'] = 1.0
+
+data_store = DataStore.from_dir(config['io']["search_datastore"])
+
+obs_ids = data_store.obs_table["OBS_ID"]
+
+config["run_selection"]["runlist"] = obs_ids
+config["config"]["njobs"] = 10
+
+config["exclusion"]["allow_missing_catalogs"] = True
+
+config = prepare_dataset(config)
+config = run_make_background(config)
+"""
+
+
+def test_the_example_of_the_procedure_as_a_plain_script(four_runs, tmp_path):
+    """No ``if __name__ == "__main__"``, ten jobs on whatever machine, and ``in_dir == out_dir``."""
+    runwise = tmp_path / "runwise"
+    script = tmp_path / "script.py"
+    example = EXAMPLE.format(archive=four_runs, runwise=runwise)
+    script.write_text(example + "print('the end', config['run_selection'])\n")
+    environment = {key: value for key, value in os.environ.items() if key != "GAMMAPY_DATA"}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the end") == 1  # the workers did not run the script again
+    assert f"'runlist': {OBS_IDS}" in done.stdout
+    assert "'failed_runs': {}" in done.stdout
+    observations = DataStore.from_dir(runwise).get_observations(required_irf="full-enclosure")
+    assert [obs.obs_id for obs in observations] == OBS_IDS
+    assert {obs.bkg.tag for obs in observations} == {"bkg_2d"}
+
+
+# --- get_config, prepare_dataset ---------------------------------------------------------------------------
+
+
+def test_get_config_is_a_plain_nested_dict_with_nothing_set():
+    config = get_config()
+    assert type(config) is dict
+    assert {"io", "binning", "config", "exclusion", "background_selection", "run_selection"} <= config.keys()
+    assert all(type(section) is dict for section in config.values() if section is not None)
+    assert parse_config(config).effective() == parse_config({}).effective()
+
+
+@pytest.fixture
+def prepare(job, four_runs, tmp_path):
+    """Prepare the four runs in ``tmp_path / "in"``."""
+
+    def do(overwrite=False, archive=four_runs, **sections):
+        sections["io"] = {"in_dir": str(tmp_path / "in"), **sections.get("io", {})}
+        return prepare_dataset(job(archive, **sections), overwrite)
+
+    return do
+
+
+def test_runs_are_copied_with_their_index(prepare, four_runs, tmp_path):
+    prepared = prepare(run_selection={"runlist": [64003, 5, 64001]})
+    assert prepared["run_selection"] == {"runlist": [64003, 64001], "missing_runs": [5]}
+    assert sorted(p.name for p in (tmp_path / "in/data").iterdir()) == ["run_064001.fits.gz", "run_064003.fits.gz"]
+    for name in ("run_064001.fits.gz", "run_064003.fits.gz"):
+        assert (tmp_path / "in/data" / name).read_bytes() == (four_runs / "data" / name).read_bytes()
+    before, after = read_datastore(four_runs), read_datastore(tmp_path / "in")
+    assert after.obs_ids.tolist() == [64001, 64003]
+    assert after.obs.colnames == before.obs.colnames
+    assert len(DataStore.from_dir(tmp_path / "in").get_observations(required_irf=[])) == 2
+
+
+@pytest.mark.parametrize("everything", [None, "all"])
+def test_every_run(prepare, everything):
+    assert prepare(run_selection={"runlist": everything})["run_selection"]["runlist"] == OBS_IDS
+
+
+@pytest.mark.parametrize(
+    "runlist",
+    [
+        np.array(OBS_IDS[:2], dtype=np.int32),
+        [np.int64(64001), np.int64(64002)],
+        Column(OBS_IDS[:2], name="OBS_ID"),
+        Table({"OBS_ID": OBS_IDS[:2]})["OBS_ID"],
+        (64001, 64002),
+    ],
+    ids=["array", "NumPy integers", "Column", "table column", "tuple"],
+)
+def test_any_kind_of_runlist(prepare, runlist):
+    found = prepare(run_selection={"runlist": runlist})["run_selection"]["runlist"]
+    assert found == [64001, 64002]
+    assert {type(run) for run in found} == {int}
+
+
+def stamps(directory: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (directory / "data").iterdir()}
+
+
+def test_whole_copies_are_kept_broken_ones_replaced(prepare, four_runs, run_path, tmp_path):
+    prepare()
+    before = stamps(tmp_path / "in")
+    broken = run_path(tmp_path / "in", 64002)
+    broken.write_bytes(broken.read_bytes()[:1000])
+    prepare()
+    after = stamps(tmp_path / "in")
+    assert {name for name in before if after[name] != before[name]} == {"run_064002.fits.gz"}
+    assert broken.read_bytes() == run_path(four_runs, 64002).read_bytes()
+
+
+def test_overwrite_copies_again(prepare, tmp_path):
+    prepare()
+    before = stamps(tmp_path / "in")
+    prepare(overwrite=True)
+    assert all(before[name] != stamp for name, stamp in stamps(tmp_path / "in").items())
+
+
+def test_attach_index_copies_nothing(prepare, tmp_path):
+    prepare(io={"attach": "index"})
+    names = {path.name for path in (tmp_path / "in").iterdir()}
+    assert names == {"config.yaml", "hdu-index.fits.gz", "obs-index.fits.gz"}
+    assert len(DataStore.from_dir(tmp_path / "in").obs(64001, required_irf=[]).events.table) > 100
+
+
+def test_in_dir_that_is_the_archive_is_left_alone(prepare, four_runs):
+    before = {p: p.read_bytes() for p in four_runs.rglob("*") if p.is_file()}
+    prepared = prepare(io={"in_dir": str(four_runs) + "/../four/"}, overwrite=True)
+    assert {p: p.read_bytes() for p in four_runs.rglob("*") if p.name != "config.yaml" and p.is_file()} == before
+    assert prepared["run_selection"]["runlist"] == OBS_IDS
+
+
+def test_the_configuration_is_written_and_can_be_loaded(prepare, tmp_path):
+    config = prepare(run_selection={"runlist": [64002, 7]}, binning={"e_min": "200 GeV", "e_bins": np.int64(7)})
+    loaded = load_config(tmp_path / "in/config.yaml")
+    assert loaded.explicit == config
+    assert loaded.effective() == parse_config(config).effective()
+    assert (loaded.runs(), loaded.run_selection.missing_runs) == ([64002], [7])
+    assert (loaded.binning.e_min, loaded.binning.e_bins) == (0.2, 7)
+
+
+def test_what_was_given_is_not_changed(prepare, job, four_runs):
+    config = job(four_runs)
+    config["run_selection"] = {"runlist": [64001, 7]}
+    prepared = prepare_dataset(config)
+    assert config["run_selection"] == {"runlist": [64001, 7]}
+    assert prepared["run_selection"]["missing_runs"] == [7]
+    finished = run_make_background(prepared)
+    assert "failed_runs" not in prepared["run_selection"]
+    assert finished["run_selection"] == {"runlist": [64001], "missing_runs": [7], "failed_runs": {}}
+    assert run_make_background(finished)["run_selection"] == finished["run_selection"]  # it is a configuration again
+
+
+def test_a_run_that_cannot_be_copied_is_left_out(prepare, four_runs, run_path, tmp_path, caplog):
+    run_path(four_runs, 64002).unlink()
+    with caplog.at_level(logging.WARNING):
+        prepare()
+    assert "64002" in caplog.text
+    assert read_datastore(tmp_path / "in").obs_ids.tolist() == [64001, 64003, 64004]
+    for obs_id in (64001, 64003, 64004):
+        run_path(four_runs, obs_id).unlink()
+    with pytest.raises(ArchiveError, match="no run could be"):
+        prepare(io={"in_dir": str(tmp_path / "nothing")})
+
+
+def test_whole_configuration_is_checked_once_at_the_end(job, four_runs):
+    """Assigning e_min before e_max is fine; what is wrong in the end is refused before anything is done."""
+    config = job(four_runs, binning={"e_min": 200.0})
+    with pytest.raises(ConfigError, match="e_min"):
+        run_make_background(config)
+    with pytest.raises(ConfigError, match="e_min"):
+        prepare_dataset(config)
+    config["binning"]["e_max"] = 300.0
+    prepare_dataset(config)
+
+
+# --- make_background ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_run", [True, False])
+def test_make_background_is_what_the_job_writes(job, four_runs, tmp_path, from_run):
+    config = job(four_runs, io={"from_run": from_run}, binning={"e_bins": 12}, background_selection={"smooth": True})
+    run_make_background(config)
+    written = Background2D.read(tmp_path / "out/data/run_064002.fits.gz", hdu="BACKGROUND")
+    made = make_background(four_runs, 64002, config)
+    assert isinstance(made, Background2D)
+    assert made.data == pytest.approx(written.quantity.to_value(made.unit), rel=1e-6)
+    assert not list(four_runs.glob("results"))
+
+
+def test_make_background_travels_to_a_worker(job, four_runs):
+    config = job(four_runs, binning={"e_bins": 6})
+    here = make_background(four_runs, 64001, config)
+    assert pickle.loads(pickle.dumps(make_background)) is make_background
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        futures = [client.submit(make_background, four_runs, obs_id, config, pure=False) for obs_id in (64001, 64002)]
+        there = [future.result(timeout=60) for future in futures]
+    assert (there[0].data == here.data).all()
+    assert not np.allclose(there[1].data, here.data)
+
+
+def test_make_background_takes_a_file_a_config_and_nothing(job, four_runs, tmp_path, catalogs):
+    assert make_background(str(four_runs), np.int64(64001)).data.shape == (30, 10)
+    config = parse_config({"binning": {"e_bins": 4}, "exclusion": {"catalogs": []}, "io": {"from_run": True}})
+    path = tmp_path / "config.yaml"
+    path.write_text("binning: {e_bins: 4}\nexclusion: {catalogs: []}\nio: {from_run: true}\n")
+    backgrounds = [make_background(four_runs, 64001, given) for given in (config, path, config.explicit)]
+    assert {b.data.shape[0] for b in backgrounds} == {4}
+    assert (backgrounds[0].data == backgrounds[1].data).all()
+
+
+def test_make_background_of_a_run_that_cannot_be_used(job, four_runs, run_path):
+    run_path(four_runs, 64002).write_bytes(b"lost")
+    with pytest.raises(RunError, match=r"run 64002.*FITS"):
+        make_background(four_runs, 64002, job(four_runs))
+    with pytest.raises(ArchiveError, match="none of the runs"):
+        make_background(four_runs, 1, job(four_runs))
+
+
+# --- the estimator, and the document formula by formula ----------------------------------------------------
+
+
+def axes(energy_bins=20, offset_bins=5):
+    energy = MapAxis.from_energy_bounds("0.1 TeV", "100 TeV", nbin=energy_bins, name="energy")
+    return energy, MapAxis.from_bounds(0, 2.5, nbin=offset_bins, unit="deg", name="offset")
+
+
+def document_circles(pointing: SkyCoord) -> list[tuple[float, float, float]]:
+    """What the document excludes, written down by hand: centres within 2.5 deg; 3 sigma for sizes that are known."""
+    sources = [
+        (83.633, 22.0145, 0.35), (84.6, 21.2, 0.15), (82.3, 23.0, 0.9), (83.0, 20.4, 0.35), (83.633, 19.2, 1.2),
+        (150.0, 38.0, 0.45), (83.63, 22.02, 0.35), (85.3, 23.1, 0.35),
+        (84.41, 21.14, 0.35), (83.05, 22.80, 0.35), (150.8, 37.2, 0.35),
+    ]  # fmt: skip
+    return [c for c in sources if pointing.separation(SkyCoord(*c[:2], unit="deg")).deg < 2.5]
+
+
+def document_rate(observations, smooth: bool, energy: MapAxis, offset: MapAxis) -> np.ndarray:
+    """The document's formulas with gammapy and NumPy alone [s-1 TeV-1 sr-1]."""
+    counts, exposure = 0, 0
+    offset_bins = offset.edges.to_value("deg")
+    for obs in observations:
+        events = obs.events
+        circles = document_circles(obs.pointing.fixed_icrs)
+        assert circles
+        run_mask = np.ones(len(events.table), dtype=bool)
+        for ra, dec, radius in circles:
+            run_mask &= events.radec.separation(SkyCoord(ra, dec, unit="deg")).deg > radius
+        counts_all = np.histogram(events.offset.to_value("deg"), bins=offset_bins)[0] + 1e-9
+        counts_exc = np.histogram(events.offset[run_mask].to_value("deg"), bins=offset_bins)[0] + 1e-9
+        solid_angle = 2 * np.pi * offset.center.to("rad") * offset.bin_width.to("rad")
+        volume = energy.bin_width[:, np.newaxis] * solid_angle
+        time = obs.observation_time_duration
+        exposure += (time * volume).to_value("s TeV rad2") * (counts_exc / counts_all)
+        bins = [energy.edges.to_value("TeV"), offset_bins]
+        kept = events.energy.to_value("TeV")[run_mask], events.offset.to_value("deg")[run_mask]
+        counts += np.histogram2d(*kept, bins=bins)[0]
+    rate = Background2D(axes=[energy, offset], data=counts / exposure, unit="s-1 TeV-1 sr-1")
+    if smooth:
+        bkg_3d = rate.to_3d()
+        for i in range(len(bkg_3d.data)):
+            bkg_3d.data[i, :, :] = gaussian_filter(bkg_3d.data[i, :, :], 1.0, 0)
+        rate = bkg_3d.to_2d()
+    return rate.quantity.to_value("s-1 TeV-1 sr-1")
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_preset_is_the_document_number_by_number(archive, catalogs, smooth):
+    observations = DataStore.from_dir(archive[0]).get_observations([64001, 64002, 64003, 64006], required_irf=[])
+    energy, offset = axes()
+    estimator = BackgroundModelEstimator(energy, offset, smooth=smooth, preset="gammapy-tools")
+    estimator.run(observations)
+    expected = document_rate(observations, smooth, energy, offset)
+    assert (expected > 0).sum() > 30
+    assert estimator.background_rate.quantity.to_value("s-1 TeV-1 sr-1") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_job_under_the_preset_writes_the_documents_rate(archive, catalogs, tmp_path):
+    directory, _ = archive
+    io = {"search_datastore": str(directory), "in_dir": str(directory), "out_dir": str(tmp_path / "out")}
+    config = {
+        "preset": "gammapy-tools", "cluster": "threads", "io": {**io, "from_run": True},
+        "background_selection": {"smooth": True}, "run_selection": {"runlist": [64001]},
+    }  # fmt: skip
+    run_make_background(config)
+    observations = DataStore.from_dir(directory).get_observations([64001], required_irf=[])
+    expected = document_rate(observations, True, *axes())
+    written = DataStore.from_dir(tmp_path / "out").obs(64001).bkg
+    assert written.quantity.to_value("s-1 TeV-1 sr-1") == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_estimator_counts_as_reduce_run_does(archive, catalogs, run_path):
+    directory, _ = archive
+    energy, offset = axes(9, 10)
+    edges = {"energy": energy.edges.to_value("TeV"), "offset": offset.edges.to_value("deg")}
+    regions = dask_bkg.sky_regions(parse_config({"exclusion": {"exclude_regions": [[84.0, 22.5, 0.4]]}}).exclusion)
+    runs = [reduce_run(str(run_path(directory, i)), i, edges, regions) for i in (64001, 64005)]
+    estimator = BackgroundModelEstimator(energy, offset, excluded_sources=[(84.0, 22.5, 0.4)])
+    for obs_id in (64001, 64005):  # run adds up
+        estimator.run(DataStore.from_dir(directory).get_observations([obs_id], required_irf=[]))
+    assert (estimator.counts == sum(run.counts.values for run in runs)).all()
+    assert estimator.exposure == pytest.approx(sum(run.exposure.values for run in runs), rel=1e-12)
+    rate = estimator.background_rate
+    assert np.isfinite(rate.data).all()
+    assert (rate.data > 0).all()
+    assert rate.axes["energy"].edges.to_value("TeV") == pytest.approx(edges["energy"])
+
+
+def test_estimator_without_catalogues_says_how_to_get_them(no_catalogs):
+    with pytest.raises(ConfigError, match="gammapy download datasets"):
+        BackgroundModelEstimator(*axes())
+
+
+# --- ExclusionFinder ---------------------------------------------------------------------------------------
+
+
+def test_finder_knows_what_is_near(catalogs):
+    finder = ExclusionFinder()
+    assert finder.find_gamma_sources(83.633, 22.0145, theta=2.0)["name"].tolist() == [
+        "Point", "Small", "Large", "Sizeless",
+    ]  # fmt: skip
+    assert finder.find_hawc_sources(83.633, 22.0145, theta=1.0)["name"].tolist() == ["3HWC J0534+220"]
+    stars = finder.find_stars(83.633, 22.0145, theta=2.0, mag_cut=8)
+    assert stars["ra"].tolist() == [84.41, 83.05]
+    assert finder.find_stars(83.633, 22.0145, theta=2.0)["ra"].tolist() == [84.41]  # V < 7
+    assert len(finder.find_gamma_sources(10.0, -70.0)) == 0
+
+
+def test_finder_gives_circles_and_names(catalogs):
+    regions, names = ExclusionFinder(0.4).find_exclusion(83.633, 22.0145, theta=1.5, star_theta_cut=0.25)
+    found = {name: region for region, name in zip(regions, names, strict=True)}
+    assert found["Point"] == pytest.approx((83.633, 22.0145, 0.4))
+    assert found["Small"][2] == 0.4
+    star = next(region for name, region in found.items() if "26451" in name)
+    assert star == pytest.approx((84.41, 21.14, 0.25))
+    wide, names = ExclusionFinder().find_exclusion(83.633, 22.0145, theta=1.8, theta_cut=0.5)
+    radii = dict(zip(names, (region[2] for region in wide), strict=True))
+    assert (radii["Point"], radii["Large"]) == (0.5, pytest.approx(0.9))
+
+
+def test_finder_keeps_events_outside(catalogs, archive, run_path):
+    with fits.open(run_path(archive[0], 64001)) as hdus:
+        table = Table(hdus["EVENTS"].data)
+    finder = ExclusionFinder()
+    circles, _ = finder.find_exclusion(83.633, 22.0145, theta=2.0)
+    sky = SkyCoord(table["RA"], table["DEC"], unit="deg")
+    expected = np.ones(len(table), dtype=bool)
+    for ra, dec, radius in circles:
+        expected &= sky.separation(SkyCoord(ra, dec, unit="deg")) > radius * u.deg
+    assert (finder.exclude_events(table, 83.633, 22.0145, theta=2.0) == expected).all()
+    assert 0 < expected.sum() < len(table)
