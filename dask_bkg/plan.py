@@ -241,6 +241,8 @@ def _use_other_runs(plan: Plan, read_headers: ReadHeaders) -> None:
             "background_selection.KL_DIV: the ranking by KL divergence is not there yet, the observing conditions "
             "alone are used (nearest in 1/sin(elevation) first)"
         )
+    if settings.store_KL:
+        log.warning("background_selection.store_KL: there are no divergences to store yet, nothing is written")
     archive = read_datastore(plan.config.directory("search_datastore"), plan.config.io.data_dirs)
     files = _usable_runs(archive, plan)
     runs = condition_table(archive, list(files), settings, lambda ids: read_headers([files[i] for i in ids]))

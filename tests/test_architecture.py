@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "cluster": {"errors"},
     "pipeline": BELOW_PIPELINE,
     "compat": BELOW_PIPELINE | {"pipeline"},
+    "validate": {"exclusion"},
     "simulate": {"simulate", "dl3", "errors", "schema", "kernels", "fov"},
 }
 ANYTHING = {"__init__", "cli", "report", "demo"}
@@ -92,7 +93,7 @@ def test_only_pipeline_and_cluster_know_dask():
 
 
 def test_only_the_edges_know_gammapy():
-    assert outsiders("gammapy") - ANYTHING == {"irf", "compat"}
+    assert outsiders("gammapy") - ANYTHING == {"irf", "compat", "validate"}
 
 
 def modules_after(code: str, *arguments: str) -> set[str]:
