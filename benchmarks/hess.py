@@ -4,8 +4,8 @@
 
 Both modes (each run from itself; stacks of other runs) over all runs of the release that are there. Predicted is what
 gammapy's MapDatasetMaker makes of the written files, outside of the exclusion, above the run's threshold, R < 2 deg.
-Then the Crab runs again, with ten times their Crab events put in: inside the exclusion disc (nothing may change), and
-with tails out to 1 deg.
+Then the Crab runs again, with ten times their Crab events put in: inside the exclusion disc (nothing may change), or
+with tails out to 1 deg. Last, what the original procedure would do: open field, node values, smoothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ import numpy as np
 from astropy.io import fits
 from gammapy.data import DataStore
 
-from dask_bkg import pipeline, reduce_run, to_background
+from dask_bkg import pipeline, reduce_run, smooth, to_background
 from dask_bkg.catalogs import sky_regions
 from dask_bkg.config import parse_config
-from dask_bkg.fov import separation
+from dask_bkg.dl3.read import read_threshold
+from dask_bkg.exclusion import excluded_pixels
+from dask_bkg.fov import exposed_fraction, ring_grid, separation
+from dask_bkg.rate import RateSettings
 from dask_bkg.report import format_table
 from dask_bkg.validate import compare_counts
 
@@ -101,6 +104,45 @@ def injection(archive: Path, regions, edges, scratch: Path) -> list[dict]:
     return rows
 
 
+def open_field(archive: Path) -> list[dict]:
+    """How much of the field the star cuts leave open, and how many runs have a ring with nothing left."""
+    store, rows = DataStore.from_dir(archive), []
+    positions = [(row["RA_PNT"], row["DEC_PNT"]) for row in store.obs_table]
+    for name, exclusion in (
+        ("stars V < 5, 0.3 deg", {}),
+        ("stars V < 8, 0.35 deg", {"star_mag": 8, "star_radius": 0.35}),
+    ):
+        config = parse_config({"exclusion": exclusion})
+        regions, edges = sky_regions(config.exclusion), config.binning.offset_edges
+        grid = ring_grid(tuple(edges.tolist()))
+        fractions = np.array([
+            exposed_fraction(grid, excluded_pixels(grid, regions.near(ra, dec, edges[-1]), ra, dec))
+            for ra, dec in positions
+        ])  # fmt: skip
+        total = fractions @ grid.bin_solid_angle / grid.bin_solid_angle.sum()
+        closed = int((fractions == 0).any(axis=1).sum())
+        rows.append({"exclusion": name, "median open": float(np.median(total)), "runs with a closed ring": closed})
+    return rows
+
+
+def choices(archive: Path, regions, edges) -> dict[str, list[float]]:
+    """Ratios that the original's way of making a rate would give, over every sixth run."""
+    store = DataStore.from_dir(archive)
+    plain, smoothed = [], []
+    for obs_id in store.obs_ids[::6]:
+        path = store.hdu_table.hdu_location(obs_id, hdu_type="events").path()
+        run = reduce_run(str(path), obs_id, edges, regions)
+        observation = store.obs(obs_id)
+        observation.bkg = to_background(run, RateSettings(fill=False, node_values="plain"))
+        threshold = read_threshold(str(path))
+        plain.append(compare_counts(observation, regions, threshold, bins_per_decade=10).ratio)
+        before = to_background(run)
+        after = smooth(before, 1.0).data.sum(axis=0) / before.data.sum(axis=0)
+        smoothed.append([after[0] - 1, after[-1] - 1])
+    centre, edge = np.median(smoothed, axis=0)
+    return {"plain": [min(plain), max(plain)], "smoothing": [float(centre), float(edge)]}
+
+
 def report(rows: list[dict], mode: str) -> None:
     """Mean, scatter and pulls of a mode, and its runs that are furthest off."""
     ratio, pull = (np.array([row[name] for row in rows]) for name in ("ratio", "pull"))
@@ -146,6 +188,18 @@ def main() -> None:
         [[r["run"], r["events"], r["same bits"], f"{r['change']:+.4f}", f"{r['statistics']:.4f}", r["injected"]]
          for r in results["injection"]],
     ))  # fmt: skip
+    results["open field"] = open_field(archive)
+    print("\nopen field")
+    print(format_table(
+        ["exclusion", "median open", "runs with a closed ring"],
+        [[r["exclusion"], f"{r['median open']:.2f}", r["runs with a closed ring"]] for r in results["open field"]],
+    ))  # fmt: skip
+    found = choices(archive, regions, edges)
+    print(
+        f"\nplain counts/exposure: predicted/observed from {found['plain'][0]:.2f} to {found['plain'][1]:.2f}"
+        f"\nsmoothing through to_3d, sigma 1 bin: {found['smoothing'][0]:+.0%} in the central ring, "
+        f"{found['smoothing'][1]:+.0%} in the outermost"
+    )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, default=float))
     shutil.rmtree(scratch)

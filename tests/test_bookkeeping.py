@@ -104,11 +104,15 @@ def test_index_of_the_output(job, four_runs, tmp_path):
 
 @pytest.mark.parametrize("attach", ["copy", "index"])
 def test_a_second_job_adds_its_runs(job, four_runs, tmp_path, attach):
-    out = tmp_path / "out"
+    """From another archive; what our index records of the first is still to be read."""
+    out, second = tmp_path / "out", Path(shutil.copytree(four_runs, tmp_path / "second"))
     run_make_background(job(four_runs, io={"attach": attach}, run_selection={"runlist": [64001, 64002]}))
     first = {path.name: path.read_bytes() for path in out.glob("*/*.fits.gz")}
-    run_make_background(job(four_runs, io={"attach": attach}, run_selection={"runlist": [64004]}))
+    run_make_background(job(second, io={"attach": attach}, run_selection={"runlist": [64004]}))
     assert set(backgrounds(out)) == {64001, 64002, 64004}
+    home = {"copy": [out, out], "index": [four_runs, second]}[attach]
+    events = [read_datastore(out).location(obs_id, "events").path for obs_id in (64001, 64004)]
+    assert [Path(path).parent.parent for path in events] == home
     assert broken_rows(out) == []
     assert len(first) == 2
     assert {name: next(out.glob(f"*/{name}")).read_bytes() for name in first} == first

@@ -44,6 +44,7 @@ def catalogs(tmp_path, monkeypatch):
             ("Large", 82.3, 23.0, "shell", 0.3),
             ("Sizeless", 83.0, 20.4, "gauss", np.nan),
             ("Reaches in", 83.633, 19.2, "gauss", 0.4),  # the centre lies outside of the field
+            ("Beside", 86.8, 22.3, "gauss", 0.3),  # so does this one, at the same declination
             ("Halo", 150.0, 38.0, "gauss", 0.15),
         ],
         names=("common_name", "ra", "dec", "morph_type", "morph_sigma"),
@@ -301,7 +302,7 @@ def document_circles(pointing: SkyCoord) -> list[tuple[float, float, float]]:
     """What the document excludes, written down by hand: centres within 2.5 deg; 3 sigma for sizes that are known."""
     sources = [
         (83.633, 22.0145, 0.35), (84.6, 21.2, 0.15), (82.3, 23.0, 0.9), (83.0, 20.4, 0.35), (83.633, 19.2, 1.2),
-        (150.0, 38.0, 0.45), (83.63, 22.02, 0.35), (85.3, 23.1, 0.35),
+        (86.8, 22.3, 0.9), (150.0, 38.0, 0.45), (83.63, 22.02, 0.35), (85.3, 23.1, 0.35),
         (84.41, 21.14, 0.35), (83.05, 22.80, 0.35), (150.8, 37.2, 0.35),
     ]  # fmt: skip
     return [c for c in sources if pointing.separation(SkyCoord(*c[:2], unit="deg")).deg < 2.5]

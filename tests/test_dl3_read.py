@@ -292,11 +292,14 @@ def test_conditions_of_a_file_that_cannot_be_read_are_nan(run, tmp_path):
 
 
 def test_file_descriptors_do_not_pile_up(run, tmp_path):
-    broken = tmp_path / "broken.fits.gz"
-    broken.write_bytes(Path(run.path).read_bytes()[:5000])
+    packed = Path(run.path).read_bytes()
+    broken, plain = tmp_path / "broken.fits.gz", tmp_path / "plain.fits"
+    broken.write_bytes(packed[:5000])
+    plain.write_bytes(gzip.decompress(packed))
+    files = [run, RunFile(64001, str(plain))]
     read_run(run)
     before = len(os.listdir("/proc/self/fd"))
-    kept = [read_run(run) for _ in range(300)]  # also while what was read is held
+    kept = [read_run(file) for file in files * 150]  # also while what was read is held
     for _ in range(30):
         with pytest.raises(RunError):
             read_run(RunFile(1, str(broken)))
