@@ -14,7 +14,7 @@ import dask_bkg
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
 BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "selection", "dl3", "irf"}
-BELOW_PIPELINE = BELOW_PLAN | CONFIG | {"plan", "products", "bookkeeping", "prepare", "stacking", "cluster", "validate"}
+BELOW_PIPELINE = BELOW_PLAN | CONFIG | {"plan", "products", "bookkeeping", "prepare", "stacking", "cluster"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -31,7 +31,6 @@ MAY_IMPORT = {
     "plan": {"config", "dl3", "catalogs", "selection", "exclusion", "fov", "rate", "schema", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels"},
-    "validate": {"kernels", "schema", "irf", "exclusion", "fov"},
     "products": {"dl3", "plan", "rate", "schema", "irf", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "errors"},
     "cluster": {"errors"},

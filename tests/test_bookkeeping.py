@@ -287,20 +287,23 @@ def test_a_response_file_that_runs_share_is_copied_once(job, four_runs, run_path
 
 
 @pytest.mark.parametrize("step", ["prepare", "run"])
-def test_files_of_one_name_from_outside_do_not_overwrite_each_other(job, four_runs, run_path, tmp_path, step):
-    """Two nights with a file of the same name each, outside of the archive: each run keeps its own."""
-    for obs_id, night in ((64001, "night1"), (64002, "night2")):
-        move_out(four_runs, obs_id, "aeff", tmp_path / night / "aeff.fits", run_path)
-    io = {"data_dirs": [str(tmp_path / "night1"), str(tmp_path / "night2")], "in_dir": str(tmp_path / "in")}
-    if step == "prepare":
-        prepare_dataset(job(four_runs, io=io))
-    else:
-        run_make_background(job(four_runs, io={**io, "in_dir": str(four_runs)}))
-    written = tmp_path / ("in" if step == "prepare" else "out")
-    nights = {64001: "night1", 64002: "night2"}
-    expected = {i: fits.getheader(tmp_path / night / "aeff.fits", 1)["ZENITH"] for i, night in nights.items()}
+@pytest.mark.parametrize("homes", [("a/night", "b/night"), ("four/night", "b/night")])
+def test_files_of_one_name_do_not_overwrite_each_other(job, four_runs, run_path, tmp_path, step, homes):
+    """Two response files with the same name and place below their directories: each run keeps its own."""
+    expected = {}
+    for obs_id, home in zip((64001, 64002), homes, strict=True):
+        place = tmp_path / home / "aeff.fits"
+        move_out(four_runs, obs_id, "aeff", place, run_path)
+        expected[obs_id] = fits.getheader(place, 1)["ZENITH"]
     assert expected[64001] != expected[64002]
+    outside = [str(tmp_path / name) for name in ("a", "b") if (tmp_path / name).exists()]
+    written = tmp_path / ("in" if step == "prepare" else "out")
+    if step == "prepare":
+        prepare_dataset(job(four_runs, io={"data_dirs": outside, "in_dir": str(written)}))
+    else:
+        run_make_background(job(four_runs, io={"data_dirs": outside}))
     store = read_datastore(written)
+    # BUG: with one directory in io.data_dirs place_below takes a file of it for one of the archive's own
     found = {i: fits.getheader(*store.location(i, "aeff"))["ZENITH"] for i in expected}
     assert found == expected
 

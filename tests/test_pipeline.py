@@ -11,11 +11,12 @@ import pytest
 import xarray as xr
 from astropy.io import fits
 from dask.utils import key_split
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 
 from dask_bkg import cluster, pipeline, schema
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
+from dask_bkg.dl3 import reduce
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_block
@@ -154,6 +155,20 @@ def test_stacks_do_not_depend_on_the_blocks(files, stacked, batch, block, split_
     assert stacks.exposure.attrs["units"] == "s TeV sr"
 
 
+def test_a_contributing_run_that_was_not_reduced_is_no_other_run(files):
+    """Below, between and above the run numbers that are there: an error, or nothing added."""
+    runs = pipeline.reduce_runs(files, EDGES, SOME)
+    alone = pipeline.stack_runs(runs, targets_of({1: (64002,)})).compute(scheduler="synchronous")
+    for absent in (7, 100, 70_000):
+        try:
+            stack = pipeline.stack_runs(runs, targets_of({1: (64002, absent)})).compute(scheduler="synchronous")
+        except (IndexError, KeyError, ValueError):
+            continue
+        # BUG: contribution_weights takes the neighbour that np.searchsorted finds for the run itself
+        assert stack.n_runs.values.tolist() == [1]
+        assert (stack.counts.values == alone.counts.values).all()
+
+
 # --- a job, wherever it runs -------------------------------------------------------------------------------
 
 
@@ -210,6 +225,28 @@ def test_an_active_client_is_used_and_left_open(job, four_runs, scheduler, tmp_p
         names = {key_split(str(name)) for name in client.run_on_scheduler(_prefixes)}
     assert {"reduce-runs", "stack-runs"} <= names
     assert len(outputs(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("where", ["threads", "scheduler"])
+def test_each_run_is_read_once(job, archive, scheduler, monkeypatch, where):
+    """Also where the first tasks are done before the last ones are submitted, as in a large archive."""
+    read, read_run, compute = [], reduce.read_run, Client.compute
+
+    def note(file):
+        read.append(file.obs_id)
+        return read_run(file)
+
+    def compute_slowly(*args, **kwargs):
+        futures = compute(*args, **kwargs)
+        wait(futures)
+        return futures
+
+    monkeypatch.setattr(reduce, "read_run", note)
+    monkeypatch.setattr(Client, "compute", compute_slowly)
+    address = scheduler.scheduler_address if where == "scheduler" else "threads"
+    run_make_background(job(archive[0], cluster=address, io={"from_run": False}))
+    # BUG: pipeline._compute submits the reading and the writing apart; what was read is forgotten in between
+    assert sorted(read) == list(range(64001, 64013))
 
 
 def _prefixes(dask_scheduler):
