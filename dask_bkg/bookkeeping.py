@@ -35,6 +35,15 @@ BKG_CLASS = "bkg_2d"
 PACKAGES = ("dask_bkg", "gammapy", "astropy", "numpy", "scipy", "xarray", "dask", "distributed")
 
 
+def check_writable(config: Config) -> None:
+    """Raise `ArchiveError` if nothing can be written to the output, before hours of work are done."""
+    for name in ("out_dir", "results_dir"):
+        probe = config.directory(name) / ".dask_bkg-probe"
+        with atomic_path(probe) as path:
+            path.write_bytes(b"")
+        probe.unlink()
+
+
 def existing_store(directory: Path) -> Datastore | None:
     """The datastore that is in the output directory already, None if there is none."""
     try:
@@ -124,6 +133,8 @@ def config_hash(config: Config) -> str:
     elsewhere = ("io", "config", "cluster", "run_selection")
     values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
+    # where the star table lies is no matter; what it excludes is in the hash of the regions
+    values["exclusion"].pop("star_cat")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -173,6 +184,7 @@ def provenance(plan: Plan, results: Iterable[Result]) -> dict:
                 "reason": r.reason,
                 "contributing_runs": list(r.contributing),
                 "failed_runs": {str(run): reason for run, reason in r.failed_runs.items()},
+                "notes": {str(run): note for run, note in r.notes.items()},
                 "livetime_hours": round(r.hours, 6),
                 "events": r.n_events,
                 "threshold_TeV": r.threshold if np.isfinite(r.threshold) else None,

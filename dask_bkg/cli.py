@@ -53,7 +53,7 @@ def _quiet_distributed() -> None:
 
 @main.command()
 @click.option("--out-dir", default="dask-bkg-demo", show_default=True, help="Where everything goes.")
-@click.option("--njobs", default=2, show_default=True, help="Local worker processes.")
+@click.option("--njobs", default=2, show_default=True, type=click.IntRange(min=1), help="Local worker processes.")
 def demo(out_dir: str, njobs: int) -> None:
     """Do the whole job on a simulated archive, and compare with the truth.
 
@@ -111,9 +111,11 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool)
 
 @main.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--runs", default=20, show_default=True, help="Number of runs.")
-@click.option("--events", default=10_000, show_default=True, help="Background events of a nominal run.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--runs", default=20, show_default=True, type=click.IntRange(min=1), help="Number of runs.")
+@click.option(
+    "--events", default=10_000, show_default=True, type=click.IntRange(min=1), help="Events of a nominal run."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
 @click.option("--sources/--no-sources", default=True, help="Put gamma-ray sources on the targets.")
 @click.option("--stars/--no-stars", default=True, help="Let bright stars make holes.")
 @click.option("--overwrite", is_flag=True, help="Replace a simulated archive that is there.")

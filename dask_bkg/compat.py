@@ -95,7 +95,8 @@ def run_make_background(config: Mapping[str, Any]) -> dict:
     section = finished.get("run_selection") or {}
     made = {result.obs_id for result in done.results if result.status == "done"}
     earlier = {run: reason for run, reason in (section.get("failed_runs") or {}).items() if int(run) not in made}
-    finished["run_selection"] = {**section, "failed_runs": {**earlier, **done.failed}}
+    missing = list(dict.fromkeys([*(section.get("missing_runs") or []), *done.missing]))
+    finished["run_selection"] = {**section, "missing_runs": missing, "failed_runs": {**earlier, **done.failed}}
     return finished
 
 

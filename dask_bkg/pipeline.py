@@ -53,6 +53,8 @@ SPLIT_EVERY = 8
 """Stacks that one task of the tree adds up."""
 
 RUN_TEXTS = ("object", "note", "error")
+STACK_INPUTS = ("counts", "exposure", "livetime", "error", "note")
+"""Variables of the runs that a stack is made of, as `dask_bkg.stacking.stack_block` takes them."""
 
 
 def batch_size(n_runs: int) -> int:
@@ -164,13 +166,19 @@ def stack_runs(
     """
     token = uuid.uuid4().hex[:8]
     parts = batches(list(targets), block or batch_size(runs.sizes["obs_id"]))
-    arrays = [runs[name].data for name in ("counts", "exposure", "livetime", "error")]
+    arrays = [runs[name].data for name in STACK_INPUTS]
     name, layer = f"stack-runs-{token}", dict[Any, Any]()
     for i, part in enumerate(parts):
         layer.update(_stack_tree(part, runs, [array.name for array in arrays], (name, i), split_every))
     graph = HighLevelGraph.from_collections(name, layer, dependencies=arrays)
     edges, sizes = schema.edges_of(runs), [len(part) for part in parts]
-    dtypes = {**dict.fromkeys(schema.HISTOGRAMS, float), "livetime": float, "n_runs": int, "errors": object}
+    dtypes = {
+        **dict.fromkeys(schema.HISTOGRAMS, float),
+        "livetime": float,
+        "n_runs": int,
+        "errors": object,
+        "notes": object,
+    }
     dataset = xr.Dataset(
         _lazy(graph, name, sizes, dtypes, edges),
         coords={"obs_id": np.array([t.obs_id for t in targets], dtype=np.int64), **schema.axis_coords(edges)},
@@ -183,10 +191,10 @@ def _stack_tree(
 ) -> dict:
     """Tasks that sum all contributing runs of a block of targets, the last of them called ``root``."""
     name, i = root
-    counts, exposure, livetime, error = arrays
+    counts, exposure, *numbers_of_runs = arrays
     tasks: dict = {}
     for chunk, (numbers, weights) in contribution_weights(targets, runs).items():
-        inputs = ((counts, chunk, 0, 0), (exposure, chunk, 0, 0), (livetime, chunk), (error, chunk))
+        inputs = ((counts, chunk, 0, 0), (exposure, chunk, 0, 0), *((array, chunk) for array in numbers_of_runs))
         tasks[f"{name}-block", i, chunk] = (partial(stack_block, weights, numbers), *inputs)
     level, depth = list(tasks), 0
     while len(level) > split_every:
@@ -214,7 +222,7 @@ def contribution_weights(targets: Sequence[Target], runs: xr.Dataset) -> dict[in
     obs_id = runs["obs_id"].values
     bounds = np.cumsum([0, *runs["counts"].data.chunks[0]])
     order = np.argsort(obs_id, kind="stable")
-    places = [order[np.searchsorted(obs_id, sorted(t.contributing), sorter=order)] for t in targets]
+    places = [order[np.isin(obs_id[order], t.contributing)] for t in targets]
     weights: dict[int, tuple[NDArray, NDArray]] = {}
     for chunk in np.unique(np.searchsorted(bounds, np.concatenate(places), side="right") - 1).tolist():
         start, stop = bounds[chunk], bounds[chunk + 1]
@@ -234,7 +242,7 @@ def write_backgrounds(stacks: xr.Dataset, plan: Plan) -> list[Delayed]:
     cards = bookkeeping.common_cards(plan)
     lazy = [
         stacks[name].data.to_delayed(optimize_graph=False).ravel()
-        for name in ("counts", "exposure", "livetime", "n_runs", "errors")
+        for name in ("counts", "exposure", "livetime", "n_runs", "errors", "notes")
     ]
     bounds = np.cumsum([0, *stacks.counts.data.chunks[0]])
     return [
@@ -261,11 +269,14 @@ class Summary:
         Where provenance, effective configuration and the summary table are.
     unusable
         Runs of the archive that the index makes unusable, ``{obs_id: reason}``.
+    missing
+        Runs of the runlist that ``in_dir`` does not have.
     """
 
     results: list[Result]
     results_dir: Path
     unusable: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
 
     @property
     def failed(self) -> dict[int, str]:
@@ -311,6 +322,7 @@ def run(config: Config, *, progress: bool = True) -> Summary:
             tqdm.write(f"dashboard: {client.dashboard_link}")
         plan = plan_job(config, lambda files: _read_headers(files, client))
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
+        bookkeeping.check_writable(config)
         before, retired = bookkeeping.retire_backgrounds(plan)
         try:
             for block in _compute(plan, client, config.config.n_workers, progress):
@@ -324,7 +336,7 @@ def run(config: Config, *, progress: bool = True) -> Summary:
     results_dir = bookkeeping.write_results(plan, results)
     if not any(result.status == "done" for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir, plan.unusable)
+    return Summary(results, results_dir, plan.unusable, plan.missing)
 
 
 def _read_headers(files: list[RunFile], client: Client | None) -> list[dict[str, float]]:
@@ -352,19 +364,21 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
                 written.update(len(block))
                 yield block
             return
-        # the reasons of failure of a batch of runs are small, and there when the batch has been read
-        reads = client.compute(runs["error"].data.to_delayed(optimize_graph=False).ravel().tolist())
-        futures = client.compute(writes)
+        # the reasons of failure of a batch of runs are small, and there when the batch has been read; submitted in
+        # one go with the rest, so that no batch is forgotten and read again
+        reads = runs["error"].data.to_delayed(optimize_graph=False).ravel().tolist()
+        futures = client.compute([*reads, *writes])
+        of_reading = {future.key for future in futures[: len(reads)]}
         try:
-            for future, block in as_completed([*reads, *futures], with_results=True):
-                if future in reads:
+            for future, block in as_completed(futures, with_results=True):
+                if future.key in of_reading:
                     read.update(len(block))
                     continue
                 written.update(len(block))
                 yield block
         except BaseException:
             # an interrupt: the cluster may be somebody else's, and would go on computing
-            client.cancel([*reads, *futures])
+            client.cancel(futures)
             raise
 
 

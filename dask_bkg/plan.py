@@ -79,6 +79,8 @@ class Plan:
         Targets that cannot be done, ``{obs_id: reason}``.
     unusable
         Runs of the archive that cannot contribute, ``{obs_id: reason}``.
+    missing
+        Runs of the runlist that ``in_dir`` does not have.
     """
 
     config: Config
@@ -90,6 +92,7 @@ class Plan:
     runs: list[RunFile] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
 
     @property
     def attach_copy(self) -> bool:
@@ -129,7 +132,7 @@ def plan_job(config: Config, read_headers: ReadHeaders) -> Plan:
         rate_settings(config),
         store,
     )
-    chosen = _chosen_runs(config, store)
+    chosen, plan.missing = _chosen_runs(config, store)
     _add_targets(plan, chosen)
     if config.io.from_run:
         _use_own_runs(plan)
@@ -188,16 +191,16 @@ def run_file(store: Datastore, obs_id: int) -> RunFile:
     return RunFile(int(obs_id), events.path, events.hdu, gti.path if gti.path != events.path else "", gti.hdu)
 
 
-def _chosen_runs(config: Config, store: Datastore) -> list[int]:
-    """Targets: the runs of ``in_dir``, restricted to the runlist."""
+def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]]:
+    """Targets, the runs of ``in_dir`` restricted to the runlist; and the runs of it that are not there."""
     wanted = config.runs()
     if wanted is None:
-        return store.obs_ids.tolist()
+        return store.obs_ids.tolist(), []
     present = set(store.obs_ids.tolist())
     absent = [run for run in wanted if run not in present]
     if absent:
         log.warning("not in %s, left out: %s", store.directory, ", ".join(map(str, absent)))
-    return [run for run in dict.fromkeys(wanted) if run in present]
+    return [run for run in dict.fromkeys(wanted) if run in present], absent
 
 
 def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:

@@ -40,6 +40,8 @@ class Result:
         Number of bins for each flag, and the bins that were filled.
     failed_runs
         Contributing runs that could not be used, ``{obs_id: reason}``.
+    notes
+        What was remarkable about contributing runs, ``{obs_id: note}``.
     """
 
     obs_id: int
@@ -54,6 +56,7 @@ class Result:
     contributing: tuple[int, ...] = ()
     flags: dict = field(default_factory=dict)
     failed_runs: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, str] = field(default_factory=dict)
 
 
 def write_block(
@@ -63,6 +66,7 @@ def write_block(
     livetime: NDArray,
     n_runs: NDArray,
     errors: NDArray,
+    notes: NDArray,
     edges: Edges,
     settings: RateSettings,
     copy: bool,
@@ -74,7 +78,7 @@ def write_block(
     ----------
     targets
         The runs, in the order of the first axis of the arrays.
-    counts, exposure, livetime, n_runs, errors
+    counts, exposure, livetime, n_runs, errors, notes
         Their stacks, see `dask_bkg.stacking.Stack`.
     edges, settings
         Bin edges, and how the rate is made.
@@ -86,7 +90,7 @@ def write_block(
     results = []
     for i, target in enumerate(targets):
         try:
-            result = _write_one(target, counts[i], exposure[i], errors[i], edges, settings, copy, {
+            result = _write_one(target, counts[i], exposure[i], errors[i], notes[i], edges, settings, copy, {
                 **cards,
                 "N_RUNS": (int(n_runs[i]), "number of contributing runs"),
                 "LIVETIME": (round(float(livetime[i]), 3), "[s] livetime of the contributing runs"),
@@ -100,7 +104,7 @@ def write_block(
     return results
 
 
-def _write_one(target, counts, exposure, errors, edges, settings, copy, cards) -> Result:
+def _write_one(target, counts, exposure, errors, notes, edges, settings, copy, cards) -> Result:
     from dask_bkg.irf import rate_to_background, to_hdu
 
     if not counts.any():
@@ -119,7 +123,7 @@ def _write_one(target, counts, exposure, errors, edges, settings, copy, cards) -
     return Result(
         target.obs_id,
         "done",
-        _remark(target, errors),
+        _remark(target, errors, notes),
         cards["N_RUNS"][0],
         cards["LIVETIME"][0] / 3600,
         int(counts.sum()),
@@ -129,6 +133,7 @@ def _write_one(target, counts, exposure, errors, edges, settings, copy, cards) -
         tuple(run for run in target.contributing if run not in errors),
         summarize_flags(flag),
         dict(errors),
+        dict(notes),
     )
 
 
@@ -144,8 +149,9 @@ def _threshold(target: Target) -> float:
         return float("nan")
 
 
-def _remark(target: Target, errors: dict[int, str]) -> str:
+def _remark(target: Target, errors: dict[int, str], notes: dict[int, str]) -> str:
     remarks = [] if target.enough else ["fewer hours than background_selection.time_request"]
+    remarks += [note if run == target.obs_id else f"contributing run {run}: {note}" for run, note in notes.items()]
     if errors:
         remarks.append(f"{len(errors)} contributing runs could not be used")
     return "; ".join(remarks)

@@ -24,7 +24,7 @@ UNITS = {
     "azimuth": "deg",
     "ra_pnt": "deg",
     "dec_pnt": "deg",
-    "time": "MJD (TT)",
+    "time": "d",
 }
 """Unit of each variable and coordinate; those that are not here have none."""
 

@@ -28,6 +28,8 @@ class Stack(NamedTuple):
         Number of contributing runs, shape ``(targets,)``.
     errors
         For each target the runs that should have contributed and could not, ``{obs_id: reason}``.
+    notes
+        For each target what was remarkable about the runs that did, ``{obs_id: note}``.
     """
 
     counts: NDArray
@@ -35,6 +37,7 @@ class Stack(NamedTuple):
     livetime: NDArray
     n_runs: NDArray
     errors: list[dict[int, str]]
+    notes: list[dict[int, str]]
 
 
 def stack_block(
@@ -44,6 +47,7 @@ def stack_block(
     exposure: NDArray,
     livetime: NDArray,
     error: NDArray,
+    note: NDArray,
 ) -> Stack:
     """Sum over one block of runs.
 
@@ -51,30 +55,39 @@ def stack_block(
     ----------
     weights
         Weight of each run for each target, shape ``(targets, runs)``.
-    obs_id, livetime, error
-        Number, livetime [s] and reason of failure (empty: none) of each run, shape ``(runs,)``.
+    obs_id, livetime, error, note
+        Number, livetime [s], reason of failure and remark (empty: none) of each run, shape ``(runs,)``.
     counts, exposure
         Histograms of the runs, shape ``(runs, energy, offset)``.
     """
     good = np.array([not text for text in error])
     used = np.where(good[None, :], weights, 0.0)
-    errors = [{int(obs_id[run]): str(error[run]) for run in np.flatnonzero((row != 0) & ~good)} for row in weights]
     n_runs = (used != 0).sum(axis=1)
     return Stack(
-        kernels.stack(used, counts), kernels.stack(used, exposure), kernels.stack(used, livetime), n_runs, errors
+        kernels.stack(used, counts),
+        kernels.stack(used, exposure),
+        kernels.stack(used, livetime),
+        n_runs,
+        [_texts(row, obs_id, error) for row in weights],
+        [_texts(row, obs_id, note) for row in used],
     )
+
+
+def _texts(weights: NDArray, obs_id: NDArray, text: NDArray) -> dict[int, str]:
+    """Texts of the runs that have a weight and something to say."""
+    return {int(obs_id[run]): str(text[run]) for run in np.flatnonzero(weights) if text[run]}
 
 
 def add_stacks(stacks: Sequence[Stack]) -> Stack:
     """Sum of stacks for the same targets, in their order."""
     first, *others = stacks
     counts, exposure, livetime, n_runs = (np.array(part) for part in first[:4])
-    errors = [dict(e) for e in first.errors]
+    errors, notes = ([dict(texts) for texts in part] for part in first[4:])
     for other in others:
         counts += other.counts
         exposure += other.exposure
         livetime += other.livetime
         n_runs += other.n_runs
-        for mine, theirs in zip(errors, other.errors, strict=True):
+        for mine, theirs in zip([*errors, *notes], [*other.errors, *other.notes], strict=True):
             mine.update(theirs)
-    return Stack(counts, exposure, livetime, n_runs, errors)
+    return Stack(counts, exposure, livetime, n_runs, errors, notes)

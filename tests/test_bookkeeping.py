@@ -303,7 +303,6 @@ def test_files_of_one_name_do_not_overwrite_each_other(job, four_runs, run_path,
     else:
         run_make_background(job(four_runs, io={"data_dirs": outside}))
     store = read_datastore(written)
-    # BUG: with one directory in io.data_dirs place_below takes a file of it for one of the archive's own
     found = {i: fits.getheader(*store.location(i, "aeff"))["ZENITH"] for i in expected}
     assert found == expected
 

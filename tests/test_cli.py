@@ -237,7 +237,7 @@ def test_no_scheduler_answers(yaml_file, monkeypatch):
         (["run"], "Missing argument 'CONFIG_FILE'"),
         (["run", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
         (["run", "."], "is a directory"),
-        (["run", "--clutser", "threads"], "No such option: --clutser"),
+        (["run", "--clutser", "threads"], "--clutser"),
         (["config", "extra"], "unexpected extra argument"),
         (["simulate"], "Missing argument 'DIRECTORY'"),
         (["simulate", "a", "--runs", "many"], "'many' is not a valid integer"),
@@ -246,9 +246,9 @@ def test_no_scheduler_answers(yaml_file, monkeypatch):
         (["simulate", "a", "--seed", "-1"], "-1 is not in the range"),
         (["demo", "--njobs", "0"], "0 is not in the range"),  # it would wait for a worker for ever
         (["rnu"], "No such command 'rnu'"),
-        (["--verbos"], "No such option: --verbos"),
+        (["--verbos"], "--verbos"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage(arguments, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -271,9 +271,8 @@ def test_one_cut_file_among_good_ones(yaml_file, four_runs, run_path, tmp_path, 
     assert len(listed) == 1
     assert "run 64002" in listed[0]
     assert "copy it again" in listed[0]
-    # the others are done
-    assert {row[0]: row[1] for row in ROW.findall(result.stdout)} == dict.fromkeys(("64001", "64003", "64004"), "done")
-    assert re.search(r"^64002  failed", result.stdout, re.MULTILINE)
+    status = {row[0]: row[1] for row in ROW.findall(result.stdout)}
+    assert status == {"64001": "done", "64002": "failed", "64003": "done", "64004": "done"}
     assert backgrounds(tmp_path / "out") == [64001, 64003, 64004]
 
 
@@ -387,7 +386,9 @@ def test_help(command, option):
     result = call(*command.split(), option)
     assert result.exit_code == ALL_DONE
     assert result.stdout.startswith("Usage:")
-    words = COMMANDS if not command else [line.split()[0] for line in result.stdout.split("Options:\n")[1].splitlines()]
+    words = (
+        COMMANDS if not command else [line.split()[0] for line in result.stdout.split("Options:\n")[1].splitlines()]
+    )
     assert all(word in result.stdout for word in words)
     options = re.findall(r"^ +(--?[\w-]+.*)$", result.stdout, re.MULTILINE)
     # an option without a word of help would end with its type

@@ -152,7 +152,7 @@ def test_time_from_mission_time():
     ],
 )
 def test_time_from_dates(header, utc):
-    expected = Time(utc, scale="utc").tt.mjd
+    expected = Time(utc, scale="utc").mjd
     assert date_mjd(header) == pytest.approx(expected, abs=1e-9)
     assert conditions({**header, "TSTART": 0.0, "TSTOP": 10.0})["time"] == pytest.approx(expected, abs=1e-9)
 
@@ -168,7 +168,7 @@ def test_date_where_the_reference_is_missing_in_the_file(run, edit_run):
             for key in ("MJDREFI", "MJDREFF"):
                 hdus[hdu].header.pop(key)
 
-    expected = Time(fits.getheader(run.path, "EVENTS")["DATE-AVG"], scale="utc").tt.mjd
+    expected = Time(fits.getheader(run.path, "EVENTS")["DATE-AVG"], scale="utc").mjd
     edit_run(run.path, change)
     assert read_run(run).numbers["time"] == pytest.approx(expected, abs=1e-6)
 

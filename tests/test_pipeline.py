@@ -164,7 +164,6 @@ def test_a_contributing_run_that_was_not_reduced_is_no_other_run(files):
             stack = pipeline.stack_runs(runs, targets_of({1: (64002, absent)})).compute(scheduler="synchronous")
         except (IndexError, KeyError, ValueError):
             continue
-        # BUG: contribution_weights takes the neighbour that np.searchsorted finds for the run itself
         assert stack.n_runs.values.tolist() == [1]
         assert (stack.counts.values == alone.counts.values).all()
 
@@ -245,7 +244,6 @@ def test_each_run_is_read_once(job, archive, scheduler, monkeypatch, where):
     monkeypatch.setattr(Client, "compute", compute_slowly)
     address = scheduler.scheduler_address if where == "scheduler" else "threads"
     run_make_background(job(archive[0], cluster=address, io={"from_run": False}))
-    # BUG: pipeline._compute submits the reading and the writing apart; what was read is forgotten in between
     assert sorted(read) == list(range(64001, 64013))
 
 

@@ -44,7 +44,7 @@ def write(plan):
         errors = errors or [{}] * n
         return write_block(
             targets, runs.counts.values, runs.exposure.values, runs.livetime.values, np.ones(n, dtype=int), errors,
-            plan.edges, plan.rate, copy, bookkeeping.common_cards(plan),
+            [{}] * n, plan.edges, plan.rate, copy, bookkeeping.common_cards(plan),
         )  # fmt: skip
 
     return do
@@ -170,7 +170,7 @@ def test_a_target_whose_runs_all_failed_says_why(plan, write):
     empty = write_block(
         [plan.targets[0], plan.targets[1]._replace(contributing=(7, 8))],
         *np.zeros((2, 2, *plan.edges.shape)), np.zeros(2), np.zeros(2, dtype=int),
-        [{64001: "run 64001: no GTI"}, {7: "run 7: gone", 8: "run 8: broken"}],
+        [{64001: "run 64001: no GTI"}, {7: "run 7: gone", 8: "run 8: broken"}], [{}, {}],
         plan.edges, plan.rate, True, {},
     )  # fmt: skip
     assert [result.status for result in empty] == ["failed", "failed"]

@@ -29,6 +29,7 @@ def runs():
         "exposure": rng.lognormal(3, 2, (N_RUNS, 4, 2)),
         "livetime": rng.uniform(1000, 1700, N_RUNS),
         "error": error,
+        "note": np.where(np.arange(N_RUNS) == 3, "2 of 9 events left out", ""),
     }
 
 
@@ -98,7 +99,7 @@ def test_adding_leaves_the_parts_as_they_were(runs):
 def test_errors_of_several_blocks_are_joined():
     empty = np.zeros((2, 1, 1))
     stacks = [
-        Stack(empty, empty, np.zeros(2), np.zeros(2), errors)
+        Stack(empty, empty, np.zeros(2), np.zeros(2), errors, [{}, {}])
         for errors in ([{1: "a"}, {}], [{2: "b"}, {3: "c"}], [{}, {}])
     ]
     assert add_stacks(stacks).errors == [{1: "a", 2: "b"}, {3: "c"}]
@@ -123,3 +124,10 @@ def test_weights_between_0_and_1_count_as_one_run(runs):
     stack = stack_block(**runs)
     assert_allclose(stack.counts, np.einsum("tr,reo->teo", good(runs), runs["counts"]))
     assert_array_equal(stack.n_runs, (good(runs) > 0).sum(axis=1))
+
+
+def test_the_note_of_a_run_reaches_the_targets_that_it_contributes_to(runs):
+    runs["weights"][:, 3] = [0, 1, 1]
+    note = {103: "2 of 9 events left out"}
+    assert stack_block(**runs).notes == [{}, note, note]
+    assert add_stacks([part(runs, 0, 6), part(runs, 6, 12)]).notes == [{}, note, note]

@@ -321,20 +321,20 @@ def linked_rows(store: Datastore, obs_ids: Iterable[int], directory: str | os.Pa
 
 
 def place_below(store: Datastore, path: str) -> str:
-    """Place of a file in a copy of a datastore: as below its directory, or below the data directory it comes from.
+    """Place of a file in a copy of a datastore: as below its directory, or below a directory of its own.
 
     Examples
     --------
     >>> store = Datastore(Path("/archive"), Table(), Table(), (Path("/irfs"),))
     >>> place_below(store, "/archive/2026/run_1.fits"), place_below(store, "/irfs/south/aeff.fits")
-    ('2026/run_1.fits', 'south/aeff.fits')
+    ('2026/run_1.fits', 'irfs-c1b222/south/aeff.fits')
     """
     roots = [store.directory, *store.data_dirs]
     root = next((r for r in roots if path.startswith(os.path.join(r, ""))), Path(path).parent)
     relative = os.path.relpath(path, root)
-    if root == store.directory or len(store.data_dirs) == 1:
+    if root == store.directory:
         return relative
-    # the same name below two data directories is two files
+    # the same relative path inside and outside, or below two data directories, is two files
     return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}/{relative}"
 
 

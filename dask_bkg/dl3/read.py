@@ -157,7 +157,7 @@ def _good_time(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, f
 
 
 def _times(gti: tuple[NDArray, NDArray, fits.Header], header: fits.Header) -> dict[str, float]:
-    """Ontime and livetime [s], and the middle of the run [MJD, TT], where the good time intervals know better."""
+    """Ontime and livetime [s], and the middle of the run [MJD], where the good time intervals know better."""
     start, stop, gti_header = gti
     ontime = float((stop - start).sum())
     livetime = conditions(header)["livetime"]
@@ -184,8 +184,8 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     Returns
     -------
     numbers
-        ``ra_pnt``, ``dec_pnt``, ``zenith``, ``azimuth`` [deg], ``nsb``, ``n_tels``, ``time`` [MJD, TT],
-        ``ontime`` and ``livetime`` [s]; NaN where nothing says.
+        ``ra_pnt``, ``dec_pnt``, ``zenith``, ``azimuth`` [deg], ``nsb``, ``n_tels``, ``time`` [MJD, in the time
+        system of the archive], ``ontime`` and ``livetime`` [s]; NaN where nothing says.
 
     Examples
     --------
@@ -241,7 +241,7 @@ def date_mjd(header: Mapping[str, Any]) -> float:
     day, clock = str(header.get("DATE-OBS") or "").strip(), str(header.get("TIME-OBS") or "").strip()
     for text in (str(header.get("DATE-AVG") or "").strip(), f"{day}T{clock}" if clock and "T" not in day else day):
         try:
-            return float(Time(text.replace(" ", "T"), scale="utc").tt.mjd)
+            return float(Time(text.replace(" ", "T"), scale="utc").mjd)
         except ValueError:
             continue
     return float("nan")
