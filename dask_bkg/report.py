@@ -52,7 +52,6 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     """
     cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    # the last column holds paths and reasons: to the left, and as long as it is
     lines = [list(header), ["-" * w for w in widths], *cells]
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
