@@ -52,9 +52,11 @@ def plain_loop(runs: list[RunFile], edges: Edges, regions: SkyRegions) -> tuple[
         with fits.open(run.path, memmap=False) as hdus:
             events = hdus["EVENTS"]
             header = events.header
-            ra, dec, energy = (np.asarray(events.data[name], dtype=float) for name in ("RA", "DEC", "ENERGY"))
+            columns = (np.asarray(events.data[name], dtype=float) for name in ("RA", "DEC", "ENERGY", "TIME"))
+            ra, dec, energy, mission_time = columns
             gti = hdus["GTI"].data
-            ontime = float((gti["STOP"] - gti["START"]).sum())
+            start, stop = np.asarray(gti["START"], dtype=float), np.asarray(gti["STOP"], dtype=float)
+            ontime = float((stop - start).sum())
         ra0, dec0 = header["RA_PNT"], header["DEC_PNT"]
         near = fov.separation(regions.ra, regions.dec, ra0, dec0) < edges.offset[-1] + regions.radius
         lon, lat = np.deg2rad(fov.to_fov(regions.ra[near], regions.dec[near], ra0, dec0))
@@ -67,7 +69,8 @@ def plain_loop(runs: list[RunFile], edges: Edges, regions: SkyRegions) -> tuple[
         field_bin = np.where(excluded.ravel(), -1, grid.bin)
         kept = field_bin >= 0
         solid_angle = np.bincount(field_bin[kept], weights=grid.solid_angle[kept], minlength=rings)
-        good = np.isfinite(energy) & (energy > 0)
+        interval = np.searchsorted(start, mission_time, side="right") - 1
+        good = np.isfinite(energy) & (energy > 0) & (interval >= 0) & (mission_time <= stop[interval])
         x, y = (np.floor((c - low) / grid.step) for c in fov.to_fov(ra[good], dec[good], ra0, dec0))
         inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
         ring = field_bin[(y[inside] * n + x[inside]).astype(int)]
@@ -98,10 +101,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    archive = options.archive
-    if archive is None:
-        archive = Path(tempfile.mkdtemp())
-        simulate_archive(archive, options.runs, options.events, seed=1)
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.archive is None:
+            simulate_archive(scratch, options.runs, options.events, seed=1)
+        measure(options.archive or Path(scratch), options)
+
+
+def measure(archive: Path, options: argparse.Namespace) -> None:
+    """Check that all give the same, measure, and print the table."""
     store = read_datastore(archive)
     runs = [run_file(store, obs_id) for obs_id in store.obs_ids.tolist()]
     regions = _regions(archive)

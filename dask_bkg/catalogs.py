@@ -265,6 +265,11 @@ def _named_source(name: str, radius: float, catalogs: list[SkyRegions]) -> SkyRe
     import difflib
 
     known = concat_regions(catalogs)
+    if len(known) == 0:
+        raise ConfigError(
+            f"exclusion.exclude_source_name: {name!r} is sought in the catalogues, but exclusion.catalogs names none "
+            "that is there; exclusion.exclude_regions takes [ra, dec, radius] instead"
+        )
     keys = np.char.lower(np.char.replace(known.name, " ", ""))
     found = np.flatnonzero(keys == name.lower().replace(" ", ""))
     if found.size == 0:

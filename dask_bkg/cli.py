@@ -41,6 +41,8 @@ def main(verbose: bool) -> None:
     """  # noqa: D301
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    # which star table is used, and the like: few lines, and a user wants to know
+    logging.getLogger("dask_bkg").setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 
@@ -83,6 +85,7 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool)
     from dask_bkg import pipeline, report
     from dask_bkg.config import load_config
     from dask_bkg.config_io import dump_yaml
+    from dask_bkg.plan import check_job
     from dask_bkg.prepare import prepare_runs
 
     _quiet_distributed()
@@ -90,6 +93,7 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool)
     if cluster:
         settings = settings.with_cluster(cluster)
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
+    check_job(settings)
     prepared = prepare_runs(settings, overwrite)
     done = pipeline.run(prepared, progress=progress)
     click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(done.results)))

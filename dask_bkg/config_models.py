@@ -83,10 +83,10 @@ class Binning(Section):
     e_min: TeV = option(0.1, "lowest energy", gt=0)
     e_max: TeV = option(100.0, "highest energy", gt=0)
     # The validator below fills in the numbers of bins: they are None in a declaration, never in an object.
-    e_bins: Whole = option(None, "number of energy bins, logarithmic; null is 10 per decade", ge=1)
+    e_bins: Whole = option(None, "number of energy bins, logarithmic; null is 10 per decade", ge=2)
     off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
-    off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1)
+    off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
 
     @model_validator(mode="after")
     def _check_and_count(self) -> Self:
@@ -95,7 +95,7 @@ class Binning(Section):
         if self.off_min >= self.off_max:
             raise ValueError(f"off_min ({self.off_min:g} deg) must be below binning.off_max ({self.off_max:g} deg)")
         if self.e_bins is None:
-            self.e_bins = max(1, round(10 * math.log10(self.e_max / self.e_min)))
+            self.e_bins = max(2, round(10 * math.log10(self.e_max / self.e_min)))
         if self.off_bins is None:
             self.off_bins = max(1, round((self.off_max - self.off_min) / 0.25))
         return self

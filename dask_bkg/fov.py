@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 MAX_PIXEL = 0.02
 """Largest pixel of the field grid [deg]; an exclusion of 0.35 deg then covers a thousand pixels."""
 
+MAX_HALF_PIXELS = 1000
+"""Largest number of pixels from the centre to the edge: 30 MB a grid, whatever the binning."""
+
 PIXELS_PER_RING = 10
 """Fewest pixels across the narrowest ring."""
 
@@ -135,7 +138,7 @@ def ring_grid(offset_edges: tuple[float, ...]) -> FieldGrid:
     1.00...
     """
     edges = np.asarray(offset_edges, dtype=float)
-    step = min(MAX_PIXEL, np.diff(edges).min() / PIXELS_PER_RING)
+    step = max(min(MAX_PIXEL, np.diff(edges).min() / PIXELS_PER_RING), edges[-1] / MAX_HALF_PIXELS)
     half = int(np.ceil(edges[-1] / step))
     pixel_edges = np.linspace(-half * step, half * step, 2 * half + 1)
     center = (pixel_edges[:-1] + pixel_edges[1:]) / 2

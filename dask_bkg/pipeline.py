@@ -31,7 +31,7 @@ from dask import delayed
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, as_completed
+from distributed import Client, Future, as_completed
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -369,17 +369,31 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
         reads = runs["error"].data.to_delayed(optimize_graph=False).ravel().tolist()
         futures = client.compute([*reads, *writes])
         of_reading = {future.key for future in futures[: len(reads)]}
+        parts = dict(zip((future.key for future in futures[len(reads) :]), _target_blocks(plan), strict=True))
         try:
-            for future, block in as_completed(futures, with_results=True):
-                if future.key in of_reading:
-                    read.update(len(block))
-                    continue
-                written.update(len(block))
-                yield block
+            for future in as_completed(futures):
+                block = _result_of(future, parts.get(future.key, []))
+                (read if future.key in of_reading else written).update(len(block))
+                if future.key in parts:
+                    yield block
         except BaseException:
             # an interrupt: the cluster may be somebody else's, and would go on computing
             client.cancel(futures)
             raise
+
+
+def _target_blocks(plan: Plan) -> list[list[Target]]:
+    """Targets of each write task."""
+    return batches(plan.targets, batch_size(len(plan.runs)))
+
+
+def _result_of(future: Future, targets: Sequence[Target]) -> list:
+    """What a task gave; where it died with its worker (memory, walltime), a failure for each of its targets."""
+    try:
+        return future.result()
+    except Exception as error:  # the scheduler's own (KilledWorker ...): tasks report what happens inside of them
+        reason = f"its task failed on the cluster ({type(error).__name__}: {error}): run it again, with more memory"
+        return [Result(t.obs_id, "failed", f"run {t.obs_id}: {reason}") for t in targets]
 
 
 @contextmanager

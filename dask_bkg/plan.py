@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from dask_bkg import catalogs, selection
 from dask_bkg.config import Config
 from dask_bkg.dl3.atomic import inside
-from dask_bkg.dl3.index import Datastore, Location, place_below, read_datastore
-from dask_bkg.dl3.read import RunFile, conditions, number
+from dask_bkg.dl3.index import Datastore, Location, read_datastore
+from dask_bkg.dl3.index_rows import place_below
+from dask_bkg.dl3.read import RunFile, conditions
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import separation
@@ -157,6 +158,14 @@ def _warn_of_notes(plan: Plan) -> None:
             log.warning("excluded %s: %s", noted.name[i], noted.note[i])
 
 
+def check_job(config: Config) -> None:
+    """Raise `ConfigError` for what a plan would find wrong, before anything is copied or a cluster is started."""
+    for name in ("search_datastore", "in_dir", "out_dir"):
+        config.directory(name)
+    rate_settings(config)
+    catalogs.sky_regions(config.exclusion, config.base_dir)
+
+
 def rate_settings(config: Config) -> RateSettings:
     """How a rate is made, from a configuration."""
     selected, model = config.background_selection, config.model
@@ -206,6 +215,7 @@ def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]
 def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:
     out_dir = plan.config.directory("out_dir")
     taken: dict[str, int] = {}
+    thresholds = _index_thresholds(plan.store)
     for obs_id in obs_ids:
         try:
             events, aeff = run_file(plan.store, obs_id), plan.store.location(obs_id, "aeff")
@@ -216,10 +226,16 @@ def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:
         # two runs with the same file name in different directories must not overwrite each other
         if taken.setdefault(name, obs_id) != obs_id:
             name = str(Path(name).with_name(f"{obs_id}_{Path(name).name}"))
-        row = plan.store.observations([obs_id])
-        threshold = number(dict(row[0]) if len(row) else {}, "SAFE_ENERGY_LO")
         output = str(inside(out_dir, name))
-        plan.targets.append(Target(obs_id, events.path, output, aeff, threshold))
+        plan.targets.append(Target(obs_id, events.path, output, aeff, thresholds.get(obs_id, float("nan"))))
+
+
+def _index_thresholds(store: Datastore) -> dict[int, float]:
+    """SAFE_ENERGY_LO [TeV] of the runs, where the obs-index has it."""
+    if "SAFE_ENERGY_LO" not in store.obs.colnames:
+        return {}
+    values: NDArray = np.ma.filled(np.ma.asarray(store.obs["SAFE_ENERGY_LO"], dtype=float), np.nan)
+    return dict(zip(store.obs["OBS_ID"].tolist(), values.tolist(), strict=True))
 
 
 def _output_name(plan: Plan, obs_id: int, source: str) -> str:

@@ -69,6 +69,11 @@ def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
     return 90.0 - fov.separation(ra, dec, 192.85948, 27.12825)
 
 
+def ranks_by_zenith(settings) -> bool:
+    """Whether the nearest in 1/sin(elevation) are sought."""
+    return settings.rank == "elevation" and np.isfinite(settings.hours_wanted)
+
+
 def is_set(settings, key: str) -> bool:
     """Whether a cut is made: its option is neither None nor False (0 is a cut)."""
     value = getattr(settings, key)
@@ -76,13 +81,18 @@ def is_set(settings, key: str) -> bool:
 
 
 def check_conditions(runs: Mapping[str, NDArray], settings) -> None:
-    """Raise `ConfigError` for a cut that is set although no run of the archive has what it needs."""
+    """Raise `ConfigError` for a cut or a ranking although no run of the archive has what it needs."""
     for key, (quantity, cards) in NEEDS.items():
         if is_set(settings, key) and not np.isfinite(runs[quantity]).any():
             raise ConfigError(
                 f"background_selection.{key} is set, but no run of io.search_datastore has {cards} (neither in the "
                 f"obs-index nor in the EVENTS headers): leave {key} out"
             )
+    if ranks_by_zenith(settings) and not np.isfinite(runs["zenith"]).any():
+        raise ConfigError(
+            "background_selection.rank: the nearest runs in elevation are sought, but no run of io.search_datastore "
+            "has ALT_PNT or ZEN_PNT (neither in the obs-index nor in the EVENTS headers): take rank: none"
+        )
 
 
 def passing_runs(
@@ -171,6 +181,11 @@ def select_runs(target: Mapping[str, float], runs: Mapping[str, NDArray], settin
     where no run passes (it says which cut left how many).
     """
     mask, left = passing_runs(target, runs, settings)
+    if ranks_by_zenith(settings) and not np.isfinite(target["zenith"]):
+        raise RunError(
+            f"run {target['obs_id']}: the nearest runs in elevation are sought, but it has no ALT_PNT or ZEN_PNT: "
+            "take background_selection.rank: none, or give its bkg_runlist"
+        )
     index = np.flatnonzero(mask)
     if index.size == 0:
         trail = ", ".join(f"{name}: {n}" for name, n in left)

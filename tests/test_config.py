@@ -36,7 +36,7 @@ def test_default_binning_is_ten_per_decade_and_quarter_degrees():
     ("given", "bins"),
     [
         ({"e_min": "500 GeV", "e_max": "50 TeV"}, (20, 10)),
-        ({"e_min": 1, "e_max": 1.01, "off_max": 0.1}, (1, 1)),
+        ({"e_min": 1, "e_max": 1.01, "off_max": 0.1}, (2, 1)),
         ({"e_min": 0.3, "e_max": 10, "off_min": "0.5 deg", "off_max": "150 arcmin"}, (15, 8)),
         ({"e_bins": 4, "off_bins": 3}, (4, 3)),
         ({"e_bins": np.int64(4), "off_bins": "3"}, (4, 3)),
@@ -55,7 +55,7 @@ def test_numbers_of_bins_follow_the_range(given, bins):
         ({"e_min": 200}, r"binning\.e_min \(200 TeV\) must be below binning\.e_max \(100 TeV\)"),
         ({"e_min": 1, "e_max": 1}, r"binning\.e_min"),
         ({"e_min": 0}, r"binning\.e_min: must be greater than 0 TeV"),
-        ({"e_bins": 0}, r"binning\.e_bins: must be greater than or equal to 1, got 0"),
+        ({"e_bins": 0}, r"binning\.e_bins: must be greater than or equal to 2, got 0"),
         ({"off_bins": 0}, r"binning\.off_bins"),
         ({"off_bins": 2.5}, r"binning\.off_bins: must be a whole number, got 2.5"),
         ({"off_min": -1}, r"binning\.off_min"),

@@ -221,10 +221,10 @@ def test_a_block_is_its_runs_and_a_bad_one_is_reported(four_runs, run_path, tmp_
 def test_a_surprise_in_one_run_does_not_take_the_block(four_runs, run_path, monkeypatch):
     read_run = reduce.read_run
 
-    def surprise(file):
+    def surprise(file, **options):
         if file.obs_id == 64002:
             raise KeyError("what nobody thought of")
-        return read_run(file)
+        return read_run(file, **options)
 
     monkeypatch.setattr(reduce, "read_run", surprise)
     files = [RunFile(i, str(run_path(four_runs, i))) for i in (64001, 64002)]
@@ -244,12 +244,48 @@ def test_a_block_notes_what_was_remarkable(four_runs, run_path, edit_run):
     assert block.note.values[0].startswith("3 of ")
 
 
-def test_no_event_in_the_binning_is_an_error(four_runs, run_path):
+def test_no_event_in_the_binning_is_a_measurement(four_runs, run_path):
+    run = reduce_run(str(run_path(four_runs, 64001)), 64001, {**EDGES, "energy": [1e4, 1e5]})
+    assert run.counts.sum() == 0
+    assert (run.exposure > 0).all()
+
+
+def test_an_exclusion_that_closes_the_field_is_an_error(four_runs, run_path):
     everywhere = make_regions([0.0], [0.0], 180.0, ["the sky"], "own")
-    path = str(run_path(four_runs, 64001))
-    for arguments in ({"edges": {**EDGES, "energy": [1e4, 1e5]}}, {"edges": EDGES, "regions": everywhere}):
-        with pytest.raises(RunError, match=r"run 64001: none of the \d+ events"):
-            reduce_run(path, 64001, **arguments)
+    with pytest.raises(RunError, match="run 64001: the exclusion regions close its whole field"):
+        reduce_run(str(run_path(four_runs, 64001)), 64001, EDGES, everywhere)
+
+
+def test_events_outside_of_the_good_time_are_left_out_and_told(four_runs, run_path, edit_run):
+    path = run_path(four_runs, 64001)
+    whole = reduce_run(str(path), 64001, EDGES)
+
+    def halve(hdus):
+        gti = hdus["GTI"].data
+        gti["STOP"][0] = (gti["START"][0] + gti["STOP"][0]) / 2
+        hdus["GTI"].data = gti[:1]
+
+    edit_run(path, halve)
+    cut = reduce_run(str(path), 64001, EDGES)
+    share = float(cut.ontime / whole.ontime)
+    n = int(cut.counts.sum())
+    # the rate stays: 2,000 events, 5 standard deviations
+    assert n / share == pytest.approx(int(whole.counts.sum()), rel=5 / np.sqrt(n))
+    assert 0.1 < share < 0.7
+    block = reduce_block([RunFile(64001, str(path))], schema.as_edges(EDGES), None)
+    assert "outside of the good time intervals left out" in block.note.values[0]
+
+
+def test_time_that_is_listed_twice_is_exposed_once(four_runs, run_path, edit_run):
+    path = run_path(four_runs, 64001)
+    once = reduce_run(str(path), 64001, EDGES)
+
+    def double(hdus):
+        rows = hdus["GTI"].data
+        hdus["GTI"].data = np.concatenate([rows, rows])
+
+    edit_run(path, double)
+    assert reduce_run(str(path), 64001, EDGES).ontime == once.ontime
 
 
 @pytest.mark.parametrize("energy", [[1.0], [1.0, 1.0], [2.0, 1.0]])

@@ -231,9 +231,9 @@ def test_each_run_is_read_once(job, archive, scheduler, monkeypatch, where):
     """Also where the first tasks are done before the last ones are submitted, as in a large archive."""
     read, read_run, compute = [], reduce.read_run, Client.compute
 
-    def note(file):
+    def note(file, **options):
         read.append(file.obs_id)
-        return read_run(file)
+        return read_run(file, **options)
 
     def compute_slowly(*args, **kwargs):
         futures = compute(*args, **kwargs)

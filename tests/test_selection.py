@@ -261,9 +261,19 @@ def test_a_run_without_elevation_comes_last_and_no_run_is_nan():
     assert chosen.obs_id.tolist() == [3, 2, 1]
 
 
-def test_a_target_without_elevation_takes_runs_by_number():
-    chosen = selection.select_runs(target_of(zenith=np.nan), make_runs(4), settings(time_request=1))
-    assert chosen.obs_id.tolist() == [1, 2]
+def test_a_target_without_elevation_has_no_nearest_runs():
+    runs = make_runs(4)
+    with pytest.raises(RunError, match=r"run 99: .*ALT_PNT or ZEN_PNT: take background_selection\.rank: none"):
+        selection.select_runs(target_of(zenith=np.nan), runs, settings(time_request=1))
+    chosen = selection.select_runs(target_of(zenith=np.nan), runs, settings(rank="none"))
+    assert chosen.obs_id.tolist() == [1, 2, 3, 4]
+
+
+def test_an_archive_without_elevations_has_no_nearest_runs():
+    runs = make_runs(3, zenith=np.full(3, np.nan))
+    with pytest.raises(ConfigError, match=r"background_selection\.rank: .*ALT_PNT"):
+        selection.check_conditions(runs, settings())
+    selection.check_conditions(runs, settings(rank="none"))
 
 
 def test_no_run_left_names_the_target_and_which_cut_left_how_many():
@@ -299,7 +309,7 @@ def test_a_cut_whose_column_is_missing_everywhere_is_an_error_that_names_both(ke
     runs = make_runs(3, **{quantity: np.full(3, np.nan)})
     with pytest.raises(ConfigError, match=f"{key}.*{card}"):
         selection.check_conditions(runs, settings(**{key: value}))
-    selection.check_conditions(runs, settings())
+    selection.check_conditions(runs, settings(rank="none"))
     selection.check_conditions(make_runs(3, **{quantity: [np.nan, 1.0, np.nan]}), settings(**{key: value}))
 
 

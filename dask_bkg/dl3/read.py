@@ -96,8 +96,15 @@ def find_hdu(hdus: fits.HDUList, name: str, hdu_class: str, obs_id: int, path: s
     )
 
 
-def read_run(run: RunFile) -> RunEvents:
+def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     """Events, ontime and observing conditions of a run.
+
+    Parameters
+    ----------
+    run
+        Where they are.
+    cut_time
+        Whether events outside of the good time intervals are left out, whose exposure is not counted either.
 
     Raises
     ------
@@ -107,28 +114,34 @@ def read_run(run: RunFile) -> RunEvents:
     with open_fits(run.path, run.obs_id) as hdus:
         events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
         header = events.header
-        ra, dec, energy = _event_columns(events, run)
+        ra, dec, energy, time = _event_columns(events, run)
         if run.gti_path in ("", run.path):
             gti = _good_time(find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.path), run)
     if run.gti_path not in ("", run.path):
         with open_fits(run.gti_path, run.obs_id) as hdus:
             gti = _good_time(find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.gti_path), run)
-    good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
-    n_bad = int(good.size - good.sum())
-    if n_bad == good.size:
-        raise RunError(
-            f"run {run.obs_id}: none of the {good.size} events of {run.path} has a position and an energy > 0"
-        )
-    if n_bad:
+    whole = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
+    good = whole & _inside(gti, header, time) if cut_time and time is not None else whole
+    if not good.any():
+        wrong = "is within a good time interval" if whole.any() else "has a position and an energy > 0"
+        raise RunError(f"run {run.obs_id}: none of the {good.size} events of {run.path} {wrong}")
+    if not good.all():
         ra, dec, energy = ra[good], dec[good], energy[good]
     numbers = {**conditions(header), **_times(gti, header), "n_events": float(good.sum())}
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
-    note = f"{n_bad} of {good.size} events without a position or an energy > 0 left out" if n_bad else ""
+    note = _left_out(good.size, int((~whole).sum()), int((whole & ~good).sum()))
     return RunEvents(ra, dec, energy, numbers, str(header.get("OBJECT", "")).strip(), note)
 
 
-def _event_columns(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, NDArray]:
+def _left_out(n_events: int, broken: int, untimely: int) -> str:
+    """What to say of events that were not used, empty if all were."""
+    reasons = ((broken, "without a position or an energy > 0"), (untimely, "outside of the good time intervals"))
+    return "; ".join(f"{n} of {n_events} events {why} left out" for n, why in reasons if n)
+
+
+def _event_columns(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
+    """RA, Dec [deg], energy [TeV] and, where it is there, mission time [s] of the events."""
     names = [c.upper() for c in hdu.columns.names] if hasattr(hdu, "columns") else []
     missing = [c for c in ("RA", "DEC", "ENERGY") if c not in names]
     if missing:
@@ -142,7 +155,8 @@ def _event_columns(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArra
     if unit.upper() not in TEV:
         raise RunError(f"run {run.obs_id}: the unit of ENERGY in {run.path} is {unit!r}; accepted are TeV, GeV, MeV")
     ra, dec, energy = (np.asarray(data[c], dtype=float) for c in ("RA", "DEC", "ENERGY"))
-    return ra, dec, energy * TEV[unit.upper()]
+    time = np.asarray(data["TIME"], dtype=float) if "TIME" in names else None
+    return ra, dec, energy * TEV[unit.upper()], time
 
 
 def _good_time(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, fits.Header]:
@@ -153,7 +167,24 @@ def _good_time(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, f
     start, stop = (np.asarray(data[c], dtype=float) for c in ("START", "STOP"))
     if not np.isfinite(stop - start).all() or (stop < start).any() or not (stop - start).sum() > 0:
         raise RunError(f"run {run.obs_id}: the good time intervals of {run.path} add up to no time")
-    return start, stop, hdu.header
+    return *_merged(start, stop), hdu.header
+
+
+def _merged(start: NDArray, stop: NDArray) -> tuple[NDArray, NDArray]:
+    """Intervals in order, overlapping ones joined: time that is listed twice is exposed once."""
+    order = np.argsort(start)
+    start, stop = start[order], np.maximum.accumulate(stop[order])
+    first = np.append(True, start[1:] > stop[:-1])
+    return start[first], np.append(stop[:-1][first[1:]], stop[-1])
+
+
+def _inside(gti: tuple[NDArray, NDArray, fits.Header], header: fits.Header, time: NDArray) -> NDArray:
+    """Which events lie in a good time interval; both times count from a reference that their headers give."""
+    start, stop, gti_header = gti
+    shift = (_mjd(header, 0.0) - _mjd(gti_header, 0.0)) * SECONDS_PER_DAY
+    time = time + shift if np.isfinite(shift) else time
+    index = np.searchsorted(start, time, side="right") - 1
+    return (index >= 0) & (time <= stop[index])
 
 
 def _times(gti: tuple[NDArray, NDArray, fits.Header], header: fits.Header) -> dict[str, float]:
@@ -197,7 +228,6 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     telescopes = str(header.get("TELLIST") or "").replace("-", ",").split(",")
     start, stop = number(header, "TSTART"), number(header, "TSTOP")
     time = _mjd(reference or header, (start + stop) / 2)
-    ontime = number(header, "ONTIME", stop - start)
     return {
         "ra_pnt": number(header, "RA_PNT"),
         "dec_pnt": number(header, "DEC_PNT"),
@@ -206,8 +236,8 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
         "nsb": number(header, "NSBLEVEL"),
         "n_tels": n_tels if np.isfinite(n_tels) or telescopes == [""] else float(len(telescopes)),
         "time": time if np.isfinite(time) else date_mjd(header),
-        "ontime": ontime,
-        "livetime": number(header, "LIVETIME", ontime * number(header, "DEADC", 1.0)),
+        "ontime": number(header, "ONTIME"),
+        "livetime": number(header, "LIVETIME", number(header, "ONTIME") * number(header, "DEADC")),
     }
 
 

@@ -117,14 +117,19 @@ def _histograms(
     run: RunFile, edges: Edges, regions: SkyRegions | None, method: str, reach: str
 ) -> tuple[NDArray, NDArray, RunEvents]:
     """Counts and exposure of a run, and what was read of it."""
-    events = read_run(run)
+    # the document does not look at the times of the events
+    events = read_run(run, cut_time=method != "event_ratio")
     counts, exposure = histograms(events, edges, regions, method, reach)
+    if not exposure.any():
+        raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
     if not counts.any():
-        ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-        raise RunError(
-            f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} is in the binning and "
-            f"outside of the exclusion (pointing {ra:.3f}, {dec:.3f} deg): look at the pointing, or drop the run"
-        )
+        # no event in the binning is a measurement, unless the pointing is wrong
+        ra, dec, offset_max = events.numbers["ra_pnt"], events.numbers["dec_pnt"], edges.offset[-1]
+        if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
+            raise RunError(
+                f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
+                f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): look at the pointing, or drop the run"
+            )
     return counts, exposure, events
 
 
