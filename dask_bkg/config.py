@@ -174,6 +174,10 @@ def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
         given = own.get(name, {})
         result[name] = {**defaults, **given} if isinstance(given, dict) else given
     selection = result.get("background_selection")
+    if isinstance(selection, dict):
+        selection = result["background_selection"] = {
+            key: value for key, value in selection.items() if not _is_switched_off(key, value)
+        }
     if isinstance(selection, dict) and selection.get("same_szn") is True and "seasons" not in selection:
         # A driver file of gammapy-tools has no table: its epochs, those of VERITAS, are in the program.
         log.warning(
@@ -182,6 +186,12 @@ def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
         )
         result["background_selection"] = {**selection, "seasons": VERITAS_SEASONS}
     return result
+
+
+def _is_switched_off(key: str, value: Any) -> bool:
+    """Whether a cut is ``none``: null would be "not set", and leave the preset's."""
+    field = BackgroundSelection.model_fields.get(key)
+    return field is not None and field.default is None and isinstance(value, str) and value.lower() == "none"
 
 
 def _validate(own: dict[str, Any], renamed: dict[str, str]) -> tuple[Config | None, list[str]]:

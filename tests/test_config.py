@@ -437,3 +437,11 @@ def test_configuration_is_read_without_gammapy():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_none_takes_away_a_cut_of_the_preset():
+    given = {"preset": "veritas", "background_selection": {"nsb_diff": "none", "el_diff": None}}
+    selection = parse_config(given).background_selection
+    assert selection.nsb_diff is None
+    assert (selection.el_diff, selection.az_diff) == (0.15, 45.0)
+    assert parse_config({"background_selection": {"rank": "none"}}).background_selection.rank == "none"
