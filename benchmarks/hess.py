@@ -51,7 +51,7 @@ def table_of_runs(summary: pipeline.Summary, out_dir: Path, regions) -> list[dic
     store = DataStore.from_dir(out_dir)
     targets = dict(zip(store.obs_table["OBS_ID"].tolist(), store.obs_table["OBJECT"].tolist(), strict=True))
     rows = []
-    for result in summary.results:
+    for result in (r for r in summary.results if r.status == "done"):
         observation = store.obs(result.obs_id)
         found = compare_counts(observation, regions, result.threshold)
         rows.append({

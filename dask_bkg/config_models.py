@@ -170,7 +170,7 @@ class Exclusion(Section):
 
 
 class BackgroundSelection(Section):
-    """Which runs contribute to the background of a run (a cut that is null is not made; none takes away one of the preset)."""
+    """Which runs contribute to a background (null: a cut is not made; none: nor that of the preset)."""
 
     el_min: Deg | None = option(None, "lowest elevation of a contributing run", ge=0, le=90)
     el_max: Deg | None = option(None, "highest elevation of a contributing run", ge=0, le=90)

@@ -39,7 +39,9 @@ def rate_to_background(
 ) -> tuple[Background2D, NDArray]:
     """Background of counts and exposure, and the flag of each bin (see `dask_bkg.rate.Rate`)."""
     rate = estimate_rate(counts, exposure, (edges.energy, edges.offset), settings)
-    background = background_2d(np.nan_to_num(rate.value, posinf=0.0), edges)
+    # only a plain rate has bins without a value; a NaN of a filled one would be a fault, and is not to be hidden
+    value = rate.value if settings.fill else np.nan_to_num(rate.value, posinf=0.0)
+    background = background_2d(value, edges)
     if settings.smooth_method == "to_3d" and settings.smooth_bins > 0:
         background = smooth(background, settings.smooth_bins)
     return background, rate.flag
@@ -79,7 +81,7 @@ def smooth(bkg: Background2D, sigma: float = 1) -> Background2D:
     """Smooth a background the procedure's way: 2D to 3D, Gaussian filter at each energy, back to 2D.
 
     Literally the document's; it changes the rate of an unsmoothed model by -5 % in the centre to +18 % at the edge
-    with 10 offset bins.  The default of the configuration is `dask_bkg.rate.smooth_rings`.
+    with 10 offset bins.  The default of the configuration is `dask_bkg.smoothing.smooth_rings`.
 
     Parameters
     ----------

@@ -109,7 +109,12 @@ def _write_one(target, counts, exposure, errors, notes, edges, settings, copy, c
 
     if not counts.any():
         own = errors.get(target.obs_id)
-        raise RunError(own or f"run {target.obs_id}: no event in its contributing runs: {'; '.join(errors.values())}")
+        energy, others = edges.energy, "; ".join(errors.values())
+        raise RunError(
+            own
+            or f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
+            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max. {others}".rstrip(" .")
+        )
     background, flag = rate_to_background(counts, exposure, edges, settings)
     threshold = _threshold(target)
     cards = {**cards, "N_EVENTS": (int(counts.sum()), "events in the contributing runs")}

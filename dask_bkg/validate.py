@@ -23,13 +23,13 @@ class Comparison(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Predicted over observed."""
-        return self.predicted / self.observed
+        """Predicted over observed; NaN where nothing was observed."""
+        return self.predicted / self.observed if self.observed else float("nan")
 
     @property
     def error(self) -> float:
         """Statistical error of the ratio, from the observed counts."""
-        return self.ratio / np.sqrt(self.observed)
+        return self.ratio / np.sqrt(max(self.observed, 1))
 
 
 def compare_counts(

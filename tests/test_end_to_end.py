@@ -203,7 +203,7 @@ def test_stacks_are_made_of_the_runs_that_pass_the_cuts(dark, job):
 
 
 def test_stacks_recover_spectrum_and_shape_of_the_truth(dark, job):
-    """39 stacks of 1 to 20 runs (no run passes for the fortieth).
+    """39 stacks of 1 to 15 runs (no run passes for the fortieth).
 
     Measured pulls up to 1.8 (all), 2.9 (ring), 3.2 (energy); chi2 a ring 1.06, up to 2.2, an energy 0.87, up to 1.5.
     """

@@ -181,3 +181,13 @@ def test_rate_to_background_flags_what_was_filled():
     background, flag = irf.rate_to_background(counts, exposure, EDGES, RateSettings())
     assert (flag[:, 2] > 0).all()
     assert (np.isfinite(background.data) & (background.data > 0)).all()
+
+
+def test_a_fault_in_a_filled_rate_is_not_hidden_as_a_zero(monkeypatch):
+    counts, exposure = histograms()
+    broken = estimate_rate(counts, exposure, EDGES)
+    broken.value[1, 1] = np.nan
+    monkeypatch.setattr(irf, "estimate_rate", lambda *args: broken)
+    assert np.isnan(irf.rate_to_background(counts, exposure, EDGES, RateSettings())[0].data[1, 1])
+    plain = RateSettings(fill=False, node_values="plain")
+    assert irf.rate_to_background(counts, exposure, EDGES, plain)[0].data[1, 1] == 0
