@@ -4,75 +4,81 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 
 from dask_bkg.catalogs import CATALOG_FILES, beside, data_file, find_star_table
 from dask_bkg.config import Config
-from dask_bkg.dl3.atomic import atomic_path, inside
-from dask_bkg.dl3.attach import HDU_NAME, copy_file
-from dask_bkg.dl3.index import (
-    Datastore,
-    background_rows,
-    linked_rows,
-    merge_index,
-    place_below,
-    read_datastore,
-    write_index,
-)
-from dask_bkg.errors import ArchiveError
+from dask_bkg.config_io import dump_yaml, with_absolute_paths
+from dask_bkg.dl3.atomic import atomic_path, inside, locked, remove_leftovers
+from dask_bkg.dl3.attach import HDU_NAME
+from dask_bkg.dl3.copies import copy_file
+from dask_bkg.dl3.index import existing_store, write_index
+from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
+from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.plan import Plan
 from dask_bkg.products import Result
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BKG_CLASS = "bkg_2d"
 PACKAGES = ("dask_bkg", "gammapy", "astropy", "numpy", "scipy", "xarray", "dask", "distributed")
 
 
 def check_writable(config: Config) -> None:
-    """Raise `ArchiveError` if nothing can be written to the output, before hours of work are done."""
+    """Raise `ArchiveError` if nothing can be written to the output, before hours of work are done.
+
+    What killed jobs left half-written there is cleared away.
+    """
     for name in ("out_dir", "results_dir"):
-        probe = config.directory(name) / ".dask_bkg-probe"
+        directory = config.directory(name)
+        probe = directory / ".dask_bkg-probe"
         with atomic_path(probe) as path:
             path.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
+        remove_leftovers(directory)
 
 
-def existing_store(directory: Path) -> Datastore | None:
-    """The datastore that is in the output directory already, None if there is none."""
-    try:
-        return read_datastore(directory)
-    except ArchiveError:
-        return None
-
-
-def retire_backgrounds(plan: Plan) -> tuple[Datastore | None, Datastore | None]:
-    """Take rows out of the output's index that the job will make wrong, before it starts.
+def retire_backgrounds(plan: Plan) -> Table | None:
+    """Take rows out of the output's index that the job will make wrong, before it starts; return those rows.
 
     A background that replaces one of another name or kind in the same file would leave the index naming an HDU that
-    is not there, were the job killed half-way.  Returns the datastore as it was before, and as it is now.
+    is not there, were the job killed half-way.
+
+    Raises
+    ------
+    ArchiveError
+        If there is an index that cannot be read, or to which the runs of this job cannot be added.
     """
     out_dir = plan.config.directory("out_dir")
-    store = existing_store(out_dir)
-    if store is None:
-        return None, None
-    rows = store.hdu
-    mine = np.isin(rows["OBS_ID"], [t.obs_id for t in plan.targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
-    kept = np.char.upper(np.asarray(rows["HDU_NAME"], dtype=str)) == HDU_NAME
-    wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == BKG_CLASS))
-    if wrong.any():
-        write_index(out_dir, rows[~wrong], store.obs, store.data_dirs)
-    return store, replace(store, hdu=rows[~wrong])
+    with locked(out_dir):
+        store = existing_store(out_dir)
+        if store is None:
+            return None
+        # told now and not when hours of work are to be put into the index
+        check_fit(store.hdu, plan.store.hdu)
+        check_fit(store.obs, plan.store.obs)
+        rows = store.hdu
+        mine = np.isin(rows["OBS_ID"], [t.obs_id for t in plan.targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
+        kept = np.char.upper(np.asarray(rows["HDU_NAME"], dtype=str)) == HDU_NAME
+        wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == BKG_CLASS))
+        if wrong.any():
+            write_index(out_dir, rows[~wrong], store.obs, store.data_dirs)
+        return rows[wrong]
 
 
-def write_indexes(plan: Plan, results: Iterable[Result], before: Datastore | None) -> None:
-    """Index files of the output: the runs that are done, and the rows of all others as they were.
+def write_indexes(plan: Plan, results: Iterable[Result], retired: Table | None = None) -> dict[int, str]:
+    """Index files of the output: the runs that are done, and the rows of all others as they are by now.
 
     Parameters
     ----------
@@ -80,49 +86,71 @@ def write_indexes(plan: Plan, results: Iterable[Result], before: Datastore | Non
         The job.
     results
         What became of its targets.
-    before
-        The datastore that is in the output directory, for the rows of the other runs.
+    retired
+        Rows of `retire_backgrounds`: those of the targets that failed are put back, as their files are unchanged.
+
+    Returns
+    -------
+    failed
+        Runs whose rows cannot be used, ``{obs_id: reason}``: they are not added to the index.
     """
+    results = list(results)
     done = {r.obs_id: r for r in results if r.status == "done"}
     out_dir = Path(os.path.realpath(plan.config.directory("out_dir")))
-    if not done:
-        if before is not None:
-            write_index(out_dir, before.hdu, before.obs, before.data_dirs)
-        return
+    rows, failed = _new_rows(plan, done, out_dir)
+    good = [obs_id for obs_id in done if obs_id not in failed]
+    unchanged = [r.obs_id for r in results if r.status == "failed"]
+    obs = plan.store.observations(good)
+    data_dirs = [] if plan.attach_copy else [plan.store.directory, *plan.store.data_dirs]
+    with locked(out_dir):
+        # read now and not at the start: another job may have added runs during the hours of this one
+        now = existing_store(out_dir)
+        if now is not None:
+            rows = merge_index(_with_retired(now.hdu, retired, unchanged), rows)
+            obs, data_dirs = merge_index(now.obs, obs), [*now.data_dirs, *data_dirs]
+        if len(rows):
+            write_index(out_dir, rows, obs, data_dirs)
+    return failed
+
+
+def _new_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> tuple[Table, dict[int, str]]:
+    """Rows of the runs that are done, each with its new background, and the runs that cannot have any."""
+    if plan.attach_copy:
+        rows, failed = _copied_rows(plan, done, out_dir)
+    else:
+        rows, failed = linked_rows(plan.store, done, out_dir, without=("bkg",))
     backgrounds = {}
     for obs_id, result in done.items():
-        place = Path(os.path.relpath(os.path.realpath(result.output), out_dir))
-        backgrounds[obs_id] = (_file_dir(place), place.name, result.hdu, BKG_CLASS)
-    rows = _copied_rows(plan, done, out_dir) if plan.attach_copy else linked_rows(plan.store, done, out_dir)
-    hdu, obs = background_rows(rows, backgrounds), plan.store.observations(done)
-    data_dirs = [] if plan.attach_copy else [plan.store.directory, *plan.store.data_dirs]
-    if before is not None:
-        hdu, obs = merge_index(before.hdu, hdu), merge_index(before.obs, obs)
-        data_dirs = [*before.data_dirs, *data_dirs]
-    write_index(out_dir, hdu, obs, data_dirs)
+        if obs_id not in failed:
+            folder, name = os.path.split(os.path.relpath(os.path.realpath(result.output), out_dir))
+            backgrounds[obs_id] = (folder, name, result.hdu, BKG_CLASS)
+    return background_rows(rows, backgrounds), failed
 
 
-def _file_dir(place: Path) -> str:
-    return "" if str(place.parent) == "." else str(place.parent)
-
-
-def _copied_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> Table:
+def _copied_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> tuple[Table, dict[int, str]]:
     """Rows of the runs with their files below ``out_dir``; files that several runs share are copied once."""
-    rows = plan.store.rows(done)
-    rows = rows[np.asarray(rows["HDU_TYPE"]) != "bkg"]
     sources = {t.obs_id: t.source for t in plan.targets}
-    places = []
-    for obs_id, hdu_type in zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True):
-        location = plan.store.location(obs_id, hdu_type)
-        if location is None or location.path == sources[obs_id]:
-            place = os.path.relpath(os.path.realpath(done[obs_id].output), out_dir)
-        else:
-            place = place_below(plan.store, location.path)
-            copy_file(location.path, inside(out_dir, place))
-        places.append(Path(place))
-    rows["FILE_DIR"] = [_file_dir(place) for place in places]
-    rows["FILE_NAME"] = [place.name for place in places]
-    return rows
+    there: set[str] = set()
+
+    def place(obs_id: int, path: str) -> str:
+        if path == sources[obs_id]:
+            return os.path.relpath(os.path.realpath(done[obs_id].output), out_dir)
+        relative = place_below(plan.store, path)
+        if path not in there:
+            copy_file(path, inside(out_dir, relative))
+            there.add(path)
+        return relative
+
+    return placed_rows(plan.store, done, place, without=("bkg",))
+
+
+def _with_retired(rows: Table, retired: Table | None, obs_ids: list[int]) -> Table:
+    """Rows with those that were taken out for these runs, where nothing has taken their place meanwhile."""
+    if retired is None:
+        return rows
+    with_background = rows["OBS_ID"][np.asarray(rows["HDU_TYPE"]) == "bkg"]
+    back = np.isin(retired["OBS_ID"], np.setdiff1d(obs_ids, with_background))
+    return vstack([rows, retired[back]], metadata_conflicts="silent") if back.any() else rows
 
 
 # -- provenance ----------------------------------------------------------------------------------------------
@@ -133,8 +161,9 @@ def config_hash(config: Config) -> str:
     elsewhere = ("io", "config", "cluster", "run_selection")
     values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
-    # where the star table lies is no matter; what it excludes is in the hash of the regions
+    # where these files lie is no matter; what they exclude is in the hash of the regions
     values["exclusion"].pop("star_cat")
+    values["exclusion"].pop("exclude_region_files")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -151,15 +180,44 @@ def common_cards(plan: Plan) -> dict[str, tuple[object, str]]:
 
 
 def write_results(plan: Plan, results: list[Result]) -> Path:
-    """Provenance, effective configuration and summary table below ``results_dir``; returns that directory."""
-    from dask_bkg.config_io import dump_yaml
+    """Provenance, effective configuration and summary table below ``results_dir``; returns that directory.
 
+    What earlier jobs wrote there of other runs is kept.
+    """
     directory = Path(plan.config.directory("results_dir"))
-    _write_text(directory / "provenance.json", json.dumps(provenance(plan, results), indent=1, sort_keys=True))
-    _write_text(directory / "effective-config.yaml", dump_yaml(plan.config.effective()))
-    with atomic_path(directory / "summary.ecsv") as path:
-        summary_table(results).write(path, format="ascii.ecsv", overwrite=True)
+    told, summary = provenance(plan, results), summary_table(results)
+    with locked(directory):
+        told = _merged(
+            directory / "provenance.json", lambda p: merge_provenance(json.loads(p.read_text()), told), told
+        )
+        _write_text(directory / "provenance.json", json.dumps(told, indent=1, sort_keys=True))
+        _write_text(directory / "effective-config.yaml", dump_yaml(_saved(plan.config)))
+        table = directory / "summary.ecsv"
+        summary = _merged(table, lambda p: merge_index(Table.read(p, format="ascii.ecsv"), summary), summary)
+        with atomic_path(table) as path:
+            summary.write(path, format="ascii.ecsv", overwrite=True)
     return directory
+
+
+def _merged(path: Path, merge: Callable[[Path], T], new: T) -> T:
+    """What ``merge`` makes of the file of an earlier job and of this one, ``new`` where there is no such file.
+
+    A file that cannot be read is kept under another name.
+    """
+    try:
+        return merge(path)
+    except FileNotFoundError:
+        return new
+    except Exception as error:  # somebody edited it, or it is something else: the job is done all the same
+        aside = path.with_name(f"unreadable-{path.name}")
+        log.warning("%s cannot be read (%s): it is %s now", path, error, aside.name)
+        os.replace(path, aside)
+        return new
+
+
+def _saved(config: Config) -> dict:
+    """The effective configuration as it can be used from another directory."""
+    return with_absolute_paths(config.effective(), config.base_dir)
 
 
 def _write_text(target: Path, text: str) -> None:
@@ -168,32 +226,56 @@ def _write_text(target: Path, text: str) -> None:
 
 
 def provenance(plan: Plan, results: Iterable[Result]) -> dict:
-    """What the backgrounds were made of and with, for the side file."""
-    return {
+    """What the backgrounds were made of and with, for the side file.
+
+    Versions, configuration and exclusion are those of the latest job; ``jobs`` has those of each, and each of the
+    ``backgrounds`` names its ``job``. Equal jobs have equal names.
+    """
+    job = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "config_hash": config_hash(plan.config),
-        "config": plan.config.effective(),
+        "config": _saved(plan.config),
         "exclusion": {
             "hash": plan.regions.digest(),
             "regions": len(plan.regions),
             "catalogs": _catalogs(plan.config),
         },
-        "backgrounds": {
-            str(r.obs_id): {
-                "status": r.status,
-                "reason": r.reason,
-                "contributing_runs": list(r.contributing),
-                "failed_runs": {str(run): reason for run, reason in r.failed_runs.items()},
-                "notes": {str(run): note for run, note in r.notes.items()},
-                "livetime_hours": round(r.hours, 6),
-                "events": r.n_events,
-                "threshold_TeV": r.threshold if np.isfinite(r.threshold) else None,
-                "flags": r.flags,
-                "file": r.output,
-            }
-            for r in results
-        },
     }
+    job_id = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    made_by = {"job": job_id, "config_hash": job["config_hash"]}
+    return {**job, "jobs": {job_id: job}, "backgrounds": {str(r.obs_id): {**made_by, **_told(r)} for r in results}}
+
+
+def _told(result: Result) -> dict:
+    """What the side file says of one background."""
+    return {
+        "status": result.status,
+        "reason": result.reason,
+        "contributing_runs": list(result.contributing),
+        "failed_runs": {str(run): reason for run, reason in result.failed_runs.items()},
+        "notes": {str(run): note for run, note in result.notes.items()},
+        "livetime_hours": round(result.hours, 6),
+        "events": result.n_events,
+        "threshold_TeV": result.threshold if np.isfinite(result.threshold) else None,
+        "flags": result.flags,
+        "file": result.output,
+    }
+
+
+def merge_provenance(earlier: dict, told: dict) -> dict:
+    """The side file of this job with what an earlier one told of other runs.
+
+    A run that failed now has the background of the earlier job still: it keeps its entry, with the reason beside.
+    """
+    backgrounds = dict(earlier.get("backgrounds", {}))
+    for run, entry in told["backgrounds"].items():
+        old = backgrounds.get(run, {})
+        if entry["status"] == "failed" and old.get("status") == "done":
+            entry = {**old, "failed_since": {name: entry[name] for name in ("job", "reason")}}
+        backgrounds[run] = entry
+    used = {job for b in backgrounds.values() for job in (b.get("job"), b.get("failed_since", {}).get("job"))}
+    jobs = {name: job for name, job in earlier.get("jobs", {}).items() if name in used}
+    return {**told, "jobs": {**jobs, **told["jobs"]}, "backgrounds": backgrounds}
 
 
 def _catalogs(config: Config) -> dict[str, dict[str, str]]:

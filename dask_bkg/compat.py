@@ -56,7 +56,7 @@ def prepare_dataset(config: Mapping[str, Any], overwrite: bool = False) -> dict:
     -------
     config
         A copy with ``run_selection.runlist`` (the runs that were found) and ``missing_runs`` set; it is also written
-        to ``in_dir/config.yaml``.
+        to ``in_dir/config.yaml``, or beside a file of that name that is your own, to ``config.dask_bkg.yaml``.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def prepare_dataset(config: Mapping[str, Any], overwrite: bool = False) -> dict:
     return prepare_runs(parse_config(config), overwrite).explicit
 
 
-def run_make_background(config: Mapping[str, Any]) -> dict:
+def run_make_background(config: Mapping[str, Any], progress: bool = True) -> dict:
     """Make the backgrounds of the runs of ``io.in_dir`` and write them to ``io.out_dir``.
 
     Targets are the runs of ``in_dir``, restricted to ``run_selection.runlist``; contributing runs come from
@@ -77,6 +77,8 @@ def run_make_background(config: Mapping[str, Any]) -> dict:
     ----------
     config
         Configuration, as `prepare_dataset` returns it.
+    progress
+        Whether bars are shown.
 
     Returns
     -------
@@ -88,7 +90,7 @@ def run_make_background(config: Mapping[str, Any]) -> dict:
     ConfigError, ArchiveError, BackgroundError
         If nothing could be done.
     """
-    done = pipeline.run(parse_config(config))
+    done = pipeline.run(parse_config(config), progress=progress)
     for reason in done.failed.values():
         log.warning("%s", reason)
     finished = plain(config)
@@ -126,14 +128,15 @@ def make_background(
         If the run cannot be used.
     """
     if isinstance(config, (str, os.PathLike)):
-        config = load_config(Path(config)).explicit
-    elif isinstance(config, Config):
-        config = config.explicit
+        config = load_config(Path(config))
+    base_dir = None
+    if isinstance(config, Config):
+        base_dir, config = config.base_dir, config.explicit
     values = plain(config if config is not None else {"io": {"from_run": True}})
     places = {"search_datastore": str(datastore), "in_dir": str(datastore), "out_dir": str(datastore)}
     values["io"] = {**(values.get("io") or {}), **places}
     values["run_selection"] = {"runlist": [int(obs_id)]}
-    parsed = parse_config(values)
+    parsed = parse_config(values, base_dir=base_dir)
     plan = plan_job(parsed, pipeline.read_header_batch)
     if plan.failed:
         raise RunError(next(iter(plan.failed.values())))
@@ -154,7 +157,8 @@ class BackgroundModelEstimator:
     energy, offset
         Axes of the background.
     smooth
-        Whether the rate is smoothed the procedure's way, by ``smooth_sigma`` offset bins.
+        Whether the rate is smoothed, by ``smooth_sigma`` offset bins: in the field of view, or with the preset
+        ``gammapy-tools`` the procedure's way (`dask_bkg.smooth`).
     smooth_sigma
         Width of the smoothing.
     excluded_sources
@@ -252,7 +256,8 @@ class ExclusionFinder:
 
     def __init__(self, default_exclusion: float = 0.35):
         self.default_exclusion = default_exclusion
-        settings = parse_config({"exclusion": {"default_radius": default_exclusion}}).exclusion
+        radii = {"default_radius": default_exclusion, "max_radius": max(1.2, default_exclusion)}
+        settings = parse_config({"exclusion": radii}).exclusion
         star_file = catalogs.find_star_table(settings.star_cat)
         self._sources = catalogs.sky_regions(settings.model_copy(update={"star_mag": -99.0}))
         self._star_file = star_file

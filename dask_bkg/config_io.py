@@ -177,6 +177,35 @@ def _key(key: Any) -> Any:
     return key.item() if isinstance(key, np.generic) else key
 
 
+def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:
+    """Return a plain copy for a file elsewhere: what lies beside the configuration's own file gets its whole path.
+
+    Those are ``exclusion.star_cat``, ``exclusion.exclude_region_files`` and a text file ``run_selection.runlist``.
+
+    Examples
+    --------
+    >>> with_absolute_paths({"exclusion": {"star_cat": "stars.dat"}}, None)
+    {'exclusion': {'star_cat': 'stars.dat'}}
+    """
+    copy = plain(values)
+
+    def whole(item: Any) -> Any:
+        found = Path(base_dir or "", item).absolute() if base_dir and isinstance(item, str) and item else None
+        return str(found) if found is not None and found.is_file() else item
+
+    for section, key in (
+        ("exclusion", "star_cat"),
+        ("exclusion", "exclude_region_files"),
+        ("run_selection", "runlist"),
+    ):
+        value = (copy.get(section) or {}).get(key)
+        if isinstance(value, str):
+            copy[section][key] = whole(value)
+        elif isinstance(value, list):
+            copy[section][key] = [whole(item) for item in value]
+    return copy
+
+
 def default_config() -> dict:
     """Return a nested dictionary with every section and key, null (not set) where nothing is decided.
 

@@ -17,7 +17,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -323,16 +323,17 @@ def run(config: Config, *, progress: bool = True) -> Summary:
         plan = plan_job(config, lambda files: _read_headers(files, client))
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
         bookkeeping.check_writable(config)
-        before, retired = bookkeeping.retire_backgrounds(plan)
+        retired = bookkeeping.retire_backgrounds(plan)
         try:
             for block in _compute(plan, client, config.config.n_workers, progress):
                 results += block
         except BaseException:
             # a task may have written files and not said so yet: only what is known to be done gets its row back
-            bookkeeping.write_indexes(plan, results, retired)
+            bookkeeping.write_indexes(plan, results)
             raise
+    refused = bookkeeping.write_indexes(plan, results, retired)
+    results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
     results.sort(key=lambda r: r.obs_id)
-    bookkeeping.write_indexes(plan, results, before)
     results_dir = bookkeeping.write_results(plan, results)
     if not any(result.status == "done" for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))

@@ -1,21 +1,35 @@
-"""The first step of a job: the runs of interest placed in ``io.in_dir``, copied or linked, with index files."""
+"""The first step of a job: the runs of interest placed in ``io.in_dir``, copied or linked, with index files.
+
+``in_dir`` may be the ``out_dir`` of earlier jobs.  A copy that has got a background since is a whole copy still: it
+is kept, and so is the row of its background in the index.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from astropy.table import Table
 
 from dask_bkg.config import Config
-from dask_bkg.config_io import dump_yaml, plain
-from dask_bkg.dl3.atomic import atomic_path, inside, remove_leftovers
-from dask_bkg.dl3.attach import copy_file
-from dask_bkg.dl3.index import Datastore, linked_rows, merge_index, place_below, read_datastore, write_index
+from dask_bkg.config_io import dump_yaml, plain, with_absolute_paths
+from dask_bkg.dl3.atomic import atomic_path, inside, locked, remove_leftovers
+from dask_bkg.dl3.attach import has_background
+from dask_bkg.dl3.copies import copy_file, is_copy
+from dask_bkg.dl3.index import Datastore, existing_store, read_datastore, write_index
+from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
+from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.errors import ArchiveError, RunError
 
 log = logging.getLogger(__name__)
+
+OWN_MARK = "# written by dask_bkg"
+"""How the first line of our own configuration files begins: they alone are written again."""
+
+ROW_KEY = ("OBS_ID", "HDU_TYPE", "HDU_CLASS", "HDU_NAME")
 
 
 def prepare_runs(config: Config, overwrite: bool = False) -> Config:
@@ -27,14 +41,19 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
         A copy with ``run_selection.runlist`` and ``missing_runs`` set, which is also in ``in_dir/config.yaml``.
     """
     archive = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
-    in_dir = config.directory("in_dir")
+    in_dir = Path(os.path.realpath(config.directory("in_dir")))
     found, missing = _sought(config, archive)
     failed: dict[int, str] = {}
-    if Path(os.path.realpath(in_dir)) != archive.directory:
+    if in_dir != archive.directory:
         failed = _place(archive, found, in_dir, config.io.attach == "copy", overwrite)
     prepared = _with_runs(config, [run for run in found if run not in failed], missing, failed)
-    with atomic_path(in_dir / "config.yaml") as path:
-        path.write_text(dump_yaml(prepared.explicit))
+    try:
+        _save(prepared, in_dir)
+    except ArchiveError as error:
+        # nothing has to be written into an archive that is used where it is
+        if in_dir != archive.directory:
+            raise
+        log.warning("The configuration is not saved. %s", error)
     return prepared
 
 
@@ -67,53 +86,175 @@ def _with_runs(config: Config, found: list[int], missing: list[int], failed: dic
     return prepared
 
 
+def _save(prepared: Config, in_dir: Path) -> None:
+    """Write the configuration, never over a file of somebody else."""
+    target = in_dir / "config.yaml"
+    if target.exists() and not _is_ours(target):
+        log.warning("%s is not a file of dask_bkg and stays as it is", target)
+        target = in_dir / "config.dask_bkg.yaml"
+        log.warning("the configuration of this job is in %s", target)
+    text = dump_yaml(with_absolute_paths(prepared.explicit, prepared.base_dir))
+    with atomic_path(target) as path:
+        path.write_text(f"{OWN_MARK}: the runs that were prepared. It will be written again; edit a copy.\n{text}")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.readline().startswith(OWN_MARK)
+    except OSError:
+        return False
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
 def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwrite: bool) -> dict[int, str]:
     """Copy the files of runs, or link to them, and write the index; the rows of other runs there are kept.
 
     Returns the runs that could not be placed, with their reasons.
     """
+    before = existing_store(in_dir)
+    if before is not None:  # what does not fit is told before anything is copied
+        check_fit(before.hdu, archive.hdu)
+        check_fit(before.obs, archive.obs)
     remove_leftovers(in_dir)
-    failed: dict[int, str] = {}
-    places: dict[str, Path] = {}
-    for obs_id in runs:
-        try:
-            locations = [archive.location(obs_id, kind) for kind in set(archive.rows([obs_id])["HDU_TYPE"].tolist())]
-            for path in {location.path for location in locations if location is not None and copy}:
-                if path not in places:
-                    places[path] = _copy_one(archive, path, in_dir, overwrite)
-        except RunError as error:
-            failed[obs_id] = str(error)
-            log.warning("run %d is left out of %s: %s", obs_id, in_dir, error)
+    copied: set[str] = set()
+    if copy:
+        rows, failed, copied = _copy_runs(archive, runs, in_dir, overwrite)
+    else:
+        rows, failed = linked_rows(archive, runs, in_dir)
+    for obs_id, reason in failed.items():
+        log.warning("run %d is left out of %s: %s", obs_id, in_dir, reason)
     good = [run for run in runs if run not in failed]
     if not good:
         reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
         raise ArchiveError(f"no run could be taken from {archive.directory} to {in_dir}:\n{reasons}")
-    rows = _copied_rows(archive, good, places) if copy else linked_rows(archive, good, in_dir)
     obs = archive.observations(good)
     data_dirs = [] if copy else [archive.directory, *archive.data_dirs]
-    if in_dir.is_dir() and any(in_dir.glob("hdu-index.fits*")):
-        before = read_datastore(in_dir)
-        rows, obs = merge_index(before.hdu, rows), merge_index(before.obs, obs)
-        data_dirs = [*before.data_dirs, *data_dirs]
-    write_index(in_dir, rows, obs, data_dirs)
+    with locked(in_dir):
+        # read now and not at the start: another job may have added runs meanwhile
+        now = existing_store(in_dir)
+        if now is not None:
+            rows = merge_index(now.hdu, _with_backgrounds_there(rows, now, good, copied))
+            obs, data_dirs = merge_index(now.obs, obs), [*now.data_dirs, *data_dirs]
+        write_index(in_dir, rows, obs, data_dirs)
     return failed
 
 
-def _copied_rows(archive: Datastore, runs: list[int], places: dict[str, Path]) -> Table:
-    """Index rows of runs whose files were copied to ``places``."""
-    rows = archive.rows(runs)
-    kinds = zip(rows["OBS_ID"].tolist(), rows["HDU_TYPE"].tolist(), strict=True)
-    locations = [archive.location(obs_id, kind) for obs_id, kind in kinds]
-    copies = [places[location.path] for location in locations if location is not None]
-    rows["FILE_DIR"] = ["" if str(place.parent) == "." else str(place.parent) for place in copies]
-    rows["FILE_NAME"] = [place.name for place in copies]
-    return rows
+def _copy_runs(
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool
+) -> tuple[Table, dict[int, str], set[str]]:
+    """Copy the files of runs that are not there; returns rows, failed runs, and the files that were written."""
+    outdated, refused = _survey(archive, runs, in_dir, overwrite)
+    _retire_rows(in_dir, archive, outdated.values())
+    copied: set[str] = set()
+
+    def place(obs_id: int, path: str) -> str:
+        if path in refused:
+            raise RunError(refused[path])
+        relative = place_below(archive, path)
+        if path in outdated and str(outdated[path]) not in copied:
+            copy_file(path, outdated[path], force=True)
+            copied.add(str(outdated[path]))
+        return relative
+
+    rows, failed = placed_rows(archive, runs, place)
+    return rows, failed, copied
 
 
-def _copy_one(archive: Datastore, path: str, in_dir: Path, overwrite: bool) -> Path:
-    place = place_below(archive, path)
-    target = inside(in_dir, place)
-    if overwrite:
-        target.unlink(missing_ok=True)
-    copy_file(path, target)
-    return Path(place)
+def _survey(
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files of the runs that have to be copied, with their places, and those that cannot be, with the reason."""
+    outdated: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for path in _files(archive, runs):
+        target = inside(in_dir, place_below(archive, path))
+        try:
+            if not is_copy(path, target) or (overwrite and not target.samefile(path)):
+                outdated[path] = target
+        except RunError as error:
+            refused[path] = str(error)
+    return outdated, refused
+
+
+def _files(archive: Datastore, runs: list[int]) -> list[str]:
+    """Files of runs, each once; a run whose rows are wrong is told when it is placed."""
+    files: dict[str, str] = {}
+    placed_rows(archive, runs, lambda obs_id, path: files.setdefault(path, path))
+    return list(files)
+
+
+# -- rows of the index ---------------------------------------------------------------------------------------
+
+
+def _retire_rows(in_dir: Path, archive: Datastore, overwritten: Iterable[Path]) -> None:
+    """Take rows out of the index that will be wrong when files are copied over, before they are.
+
+    Such are the rows of backgrounds that the source does not have: were the job killed half-way, the index would
+    name HDUs that are not there.
+    """
+    files = {str(path) for path in overwritten if path.exists()}
+    if not files:
+        return
+    lasting = set(_row_keys(archive.hdu))
+    with locked(in_dir):
+        store = existing_store(in_dir)
+        if store is None:
+            return
+        wrong = [
+            key not in lasting and _path_or_none(store, row) in files for row, key in enumerate(_row_keys(store.hdu))
+        ]
+        if all(wrong):
+            raise ArchiveError(
+                f"No row of the index of {in_dir} fits {archive.directory}, whose HDUs have other names now: give "
+                "another io.in_dir, or remove the index files there."
+            )
+        if any(wrong):
+            write_index(in_dir, store.hdu[~np.array(wrong)], store.obs, store.data_dirs)
+
+
+def _row_keys(rows: Table) -> list[tuple]:
+    return list(zip(*(rows[name].tolist() for name in ROW_KEY), strict=True))
+
+
+def _path_or_none(store: Datastore, row: int) -> str | None:
+    try:
+        return store.path(row)
+    except RunError:
+        return None
+
+
+def _with_backgrounds_there(rows: Table, now: Datastore, runs: list[int], copied: set[str]) -> Table:
+    """New rows of runs, with those backgrounds that kept files have in ``in_dir`` instead of the source's."""
+    backgrounds, gone = {}, []
+    source = Datastore(now.directory, rows, now.obs, (Path("/"),))
+    for obs_id in runs:
+        own = _background_row(now, obs_id)
+        if own is not None and _is_there(now, own, copied):
+            row = now.hdu[own]
+            names = (str(row["FILE_DIR"]), str(row["FILE_NAME"]), str(row["HDU_NAME"]), str(row["HDU_CLASS"]))
+            backgrounds[obs_id] = names
+            continue
+        new = _background_row(source, obs_id)
+        # an earlier job may have replaced the source's background in a copy that is kept
+        if new is not None and _in_kept_copy(source, new, copied) and not _is_there(source, new, copied):
+            gone.append(obs_id)
+    missing = np.isin(rows["OBS_ID"], gone) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
+    return background_rows(rows[~missing], backgrounds)
+
+
+def _background_row(store: Datastore, obs_id: int) -> int | None:
+    return next((row for row in store.row_numbers(obs_id) if store.hdu["HDU_TYPE"][row] == "bkg"), None)
+
+
+def _in_kept_copy(store: Datastore, row: int, copied: set[str]) -> bool:
+    path = _path_or_none(store, row)
+    return path is not None and path.startswith(os.path.join(store.directory, "")) and path not in copied
+
+
+def _is_there(store: Datastore, row: int, copied: set[str]) -> bool:
+    """Whether a background is in a file of ``in_dir`` that was not written by this job."""
+    names = (str(store.hdu[name][row]) for name in ("HDU_NAME", "HDU_CLASS"))
+    return _in_kept_copy(store, row, copied) and has_background(store.path(row), *names)

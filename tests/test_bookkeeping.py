@@ -23,7 +23,7 @@ from dask_bkg.bookkeeping import config_hash, summary_table
 from dask_bkg.compat import prepare_dataset, run_make_background
 from dask_bkg.config import load_config, parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
-from dask_bkg.errors import BackgroundError
+from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.products import Result
 
 OBS_IDS = [64001, 64002, 64003, 64004]
@@ -155,6 +155,90 @@ def test_attach_index_names_its_own_background_and_leaves_the_old(job, four_runs
     run_make_background(job(four_runs, io={"attach": "index"}))
     assert backgrounds(tmp_path / "out")[64001] == ("backgrounds/bkg_64001.fits.gz", "BACKGROUND")
     assert run_path(four_runs, 64001).read_bytes() == before
+
+
+# --- what goes wrong with the index ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_row_that_names_a_missing_file_costs_its_run_alone(job, four_runs, run_path, tmp_path, in_place):
+    move_out(four_runs, 64002, "psf", four_runs / "irfs" / "psf.fits", run_path)
+    (four_runs / "irfs" / "psf.fits").unlink()
+    out = four_runs if in_place else tmp_path / "out"
+    failed = run_make_background(job(four_runs, io={"out_dir": str(out)}))["run_selection"]["failed_runs"]
+    assert list(failed) == [64002]
+    assert "psf.fits cannot be read" in failed[64002]
+    assert set(backgrounds(out)) == set(OBS_IDS) - {64002}
+    if not in_place:
+        assert read_datastore(out).obs_ids.tolist() == [64001, 64003, 64004]
+        assert broken_rows(out) == []
+    summary = Table.read(out / "results/summary.ecsv")
+    assert summary["STATUS"].tolist() == ["done", "failed", "done", "done"]
+
+
+@pytest.mark.parametrize("attach", ["copy", "index"])
+def test_a_row_that_leads_outside_costs_its_run_alone(job, four_runs, run_path, tmp_path, attach):
+    move_out(four_runs, 64003, "psf", tmp_path / "elsewhere" / "psf.fits", run_path)
+    failed = run_make_background(job(four_runs, io={"attach": attach}))["run_selection"]["failed_runs"]
+    assert list(failed) == [64003]
+    assert "outside of the archive" in failed[64003]
+    assert set(backgrounds(tmp_path / "out")) == {64001, 64002, 64004}
+    assert broken_rows(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["hdu-index.fits.gz", "obs-index.fits.gz"])
+def test_an_index_that_cannot_be_read_is_told_before_any_work(job, four_runs, tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
+    (out / name).write_bytes((out / name).read_bytes()[:200])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(pipeline, "_compute", lambda *args: pytest.fail("work was done"))
+    with pytest.raises(ArchiveError, match=f"{name}.*would be lost"):
+        run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_index_that_does_not_fit_is_told_before_any_work(job, four_runs, tmp_path, monkeypatch):
+    run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
+    store = read_datastore(four_runs)
+    store.obs["ONTIME"].unit = "h"
+    write_index(four_runs, store.hdu, store.obs)
+    monkeypatch.setattr(pipeline, "_compute", lambda *args: pytest.fail("work was done"))
+    with pytest.raises(ArchiveError, match="ONTIME"):
+        run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_job_that_ends_meanwhile_keeps_its_runs(job, four_runs, tmp_path, monkeypatch, there):
+    """Two jobs into one directory: the second begins and ends while the first is at work."""
+    if there:
+        run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
+    write_block, seen = pipeline.write_block, []
+
+    def meanwhile(*args):
+        if not seen:
+            seen.append(True)
+            run_make_background(job(four_runs, run_selection={"runlist": [64003, 64004]}))
+        return write_block(*args)
+
+    monkeypatch.setattr(pipeline, "write_block", meanwhile)
+    run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
+    expected = {64001, 64003, 64004} | ({64002} if there else set())
+    assert set(backgrounds(tmp_path / "out")) == expected
+    assert broken_rows(tmp_path / "out") == []
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    assert set(told["backgrounds"]) == {str(obs_id) for obs_id in expected}
+
+
+def test_leftovers_of_killed_jobs_are_cleared_away(job, four_runs, tmp_path):
+    out, results = tmp_path / "out", tmp_path / "elsewhere"
+    run_make_background(job(four_runs, io={"results_dir": str(results)}))
+    old = [place / ".dask_bkg-1-0123456789abcdef-x.fits" for place in (out, out / "data", results)]
+    for path in old:
+        path.write_text("half")
+        os.utime(path, (1e9, 1e9))
+    run_make_background(job(four_runs, io={"results_dir": str(results)}))
+    assert [path for path in old if path.exists()] == []
 
 
 # --- in place ----------------------------------------------------------------------------------------------
@@ -351,6 +435,54 @@ def test_a_region_file_beside_the_configuration_is_in_the_provenance(job, four_r
     told = json.loads((tmp_path / "out/results/provenance.json").read_text())
     assert told["exclusion"]["regions"] == 2
     assert "own.reg" in told["exclusion"]["catalogs"]
+
+
+def test_a_second_job_keeps_what_the_first_told(job, four_runs, tmp_path):
+    results = tmp_path / "out" / "results"
+    first = job(four_runs, run_selection={"runlist": [64001, 64002]})
+    run_make_background(first)
+    before = json.loads((results / "provenance.json").read_text())
+    second = job(four_runs, run_selection={"runlist": [64002, 64003]}, binning={"e_bins": 12})
+    run_make_background(second)
+    told = json.loads((results / "provenance.json").read_text())
+    assert list(told["backgrounds"]) == ["64001", "64002", "64003"]
+    assert told["backgrounds"]["64001"] == before["backgrounds"]["64001"]
+    hashes = {run: entry["config_hash"] for run, entry in told["backgrounds"].items()}
+    one, two = (config_hash(parse_config(config)) for config in (first, second))
+    assert hashes == {"64001": one, "64002": two, "64003": two}
+    for run, entry in told["backgrounds"].items():
+        config = {"64001": first}.get(run, second)
+        assert told["jobs"][entry["job"]]["config"] == parse_config(config).effective()
+        assert fits.getheader(entry["file"], "BACKGROUND")["CONFHASH"] == entry["config_hash"]
+    assert told["config"] == parse_config(second).effective()
+    assert Table.read(results / "summary.ecsv")["OBS_ID"].tolist() == [64001, 64002, 64003]
+    run_make_background(second)
+    assert json.loads((results / "provenance.json").read_text()) == told
+
+
+def test_a_run_that_fails_later_keeps_the_provenance_of_its_background(job, four_runs, run_path, tmp_path):
+    run_make_background(job(four_runs))
+    results = tmp_path / "out" / "results"
+    before = json.loads((results / "provenance.json").read_text())["backgrounds"]["64002"]
+    run_path(four_runs, 64002).write_bytes(b"lost")
+    run_make_background(job(four_runs, binning={"e_bins": 12}))
+    told = json.loads((results / "provenance.json").read_text())
+    after = told["backgrounds"]["64002"]
+    since = after.pop("failed_since")
+    assert after == before
+    assert "run_064002" in since["reason"]
+    assert {after["job"], since["job"]} == set(told["jobs"])
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "summary.ecsv"])
+def test_results_that_cannot_be_read_are_put_aside(job, four_runs, tmp_path, name, caplog):
+    results = tmp_path / "out" / "results"
+    results.mkdir(parents=True)
+    (results / name).write_text("[1, 2, somebody's notes")
+    run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
+    assert (results / f"unreadable-{name}").read_text() == "[1, 2, somebody's notes"
+    assert "64001" in (results / name).read_text()
+    assert name in caplog.text
 
 
 def test_effective_configuration_and_summary_can_be_read(job, four_runs, tmp_path):

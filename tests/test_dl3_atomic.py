@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dask_bkg.dl3 import atomic
-from dask_bkg.dl3.atomic import atomic_path, inside, remove_leftovers, write_pieces
+from dask_bkg.dl3.atomic import LOCK_NAME, atomic_path, inside, locked, remove_leftovers, write_pieces
 from dask_bkg.errors import ArchiveError
 
 
@@ -210,3 +210,62 @@ def test_inside_resolves_the_directory_itself(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "link", tmp_path / "link" / "run.fits") == tmp_path / "real" / "run.fits"
+
+
+# --- locks -------------------------------------------------------------------------------------------------
+
+
+COUNTING = """
+import sys
+from pathlib import Path
+from dask_bkg.dl3.atomic import locked
+for _ in range(40):
+    with locked(sys.argv[1]):
+        counter = Path(sys.argv[1], "counter")
+        counter.write_text(str(int(counter.read_text()) + 1))
+"""
+
+
+def test_what_is_read_and_written_under_a_lock_is_not_lost(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    jobs = [subprocess.Popen([sys.executable, "-c", COUNTING, str(tmp_path)]) for _ in range(3)]
+    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "120"
+    assert [path.name for path in tmp_path.iterdir()] == ["counter"]
+
+
+def test_a_lock_is_released_whatever_happens(tmp_path):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "new"):
+        raise KeyboardInterrupt
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_lock_of_another_job_is_waited_for_and_respected(tmp_path):
+    with locked(tmp_path):
+        with (
+            pytest.raises(ArchiveError, match=r"Another job holds .*remove this file"),
+            locked(tmp_path, timeout=0.2),
+        ):
+            pass
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_of_a_job_that_was_killed_is_taken_over(tmp_path):
+    lock = tmp_path / LOCK_NAME
+    lock.write_text("somebody")
+    os.utime(lock, (time.time() - 3600,) * 2)
+    with locked(tmp_path, timeout=0):
+        assert lock.read_text() != "somebody"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_taken_over_is_left_to_its_new_owner(tmp_path):
+    with locked(tmp_path):
+        (tmp_path / LOCK_NAME).write_text("somebody")
+    assert (tmp_path / LOCK_NAME).read_text() == "somebody"
+
+
+def test_a_lock_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ArchiveError, match="cannot be written"), locked(tmp_path / "file"):
+        pass

@@ -15,7 +15,14 @@ from gammapy.data import DataStore
 from gammapy.irf import Background2D
 
 from dask_bkg.dl3 import attach
-from dask_bkg.dl3.attach import attach_background, copy_file, other_hdus_digest, split_hdus, write_background
+from dask_bkg.dl3.attach import (
+    attach_background,
+    has_background,
+    other_hdus_digest,
+    split_hdus,
+    write_background,
+)
+from dask_bkg.dl3.copies import copy_file
 from dask_bkg.errors import ArchiveError, RunError
 
 RATES = np.linspace(1.0, 6.0, 6).reshape(1, 2, 3)
@@ -371,6 +378,58 @@ def test_copies_onto_themselves_and_from_nowhere(run, tmp_path):
         copy_file(tmp_path, tmp_path / "out.fits")
     with pytest.raises(ArchiveError, match="cannot be written"):
         copy_file(run, run / "below a file" / "run.fits")
+
+
+def test_a_copy_with_a_background_is_a_whole_copy(run, tmp_path):
+    """It has another size and is kept; a source of which another HDU changed is copied again."""
+    target = tmp_path / "in" / "run.fits"
+    copy_file(run, target)
+    attach_background(target, target, background_2d())
+    before = target.read_bytes()
+    assert before != run.read_bytes()
+    assert not copy_file(run, target)
+    assert target.read_bytes() == before
+    assert has_background(target, "background", "bkg_2d")
+    assert not has_background(target, "BACKGROUND", "bkg_3d")
+    assert not has_background(target, "EVENTS", "bkg_2d")
+
+    with fits.open(run, mode="update") as hdus:
+        hdus["EVENTS"].header["CHANGED"] = True
+    assert copy_file(run, target)
+    assert target.read_bytes() == run.read_bytes()
+
+
+def test_a_newer_source_of_the_same_size_is_copied(run, tmp_path):
+    target = tmp_path / "copy.fits"
+    copy_file(run, target)
+    with fits.open(run, mode="update") as hdus:
+        size = run.stat().st_size
+        hdus["EVENTS"].header["EXTNAME"] = "EVENTS2"
+    assert run.stat().st_size == size
+    assert copy_file(run, target)
+    assert target.read_bytes() == run.read_bytes()
+
+
+def test_a_forced_copy_never_costs_the_file_that_was_there(run, tmp_path):
+    whole = run.read_bytes()
+    copy, symbolic, hard = (tmp_path / f"{name}.fits" for name in ("copy", "symbolic", "hard"))
+    copy_file(run, copy)
+    inode = copy.stat().st_ino
+    assert copy_file(run, copy, force=True)
+    assert copy.stat().st_ino != inode
+    symbolic.symlink_to(run)
+    hard.hardlink_to(run)
+    for same in (run, symbolic, hard):
+        assert not copy_file(run, same, force=True)
+        assert not copy_file(same, run, force=True)
+    assert run.read_bytes() == whole
+    run.write_bytes(whole[:-2881])
+    with pytest.raises(RunError, match="truncated"):
+        copy_file(run, copy, force=True)
+    run.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        copy_file(run, copy, force=True)
+    assert copy.read_bytes() == whole
 
 
 @pytest.mark.realdata

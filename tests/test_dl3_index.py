@@ -19,6 +19,7 @@ from dask_bkg.dl3 import index, index_table
 from dask_bkg.dl3.index import (
     HDU_COLUMNS,
     Location,
+    existing_store,
     read_datastore,
     write_index,
 )
@@ -344,6 +345,50 @@ def test_an_index_does_not_launder_paths_of_another(tmp_path, elsewhere):
     rows, failed = linked_rows(read_datastore(archive), [5], tmp_path / "out")
     assert len(rows) == 0
     assert "outside" in failed[5]
+
+
+def test_one_bad_run_does_not_take_the_others(tmp_path):
+    rows = hdu_rows([1, 2, 3, 4])
+    rows["HDU_NAME"] = ["" if i == 2 else name for i, name in zip(rows["OBS_ID"], rows["HDU_NAME"], strict=True)]
+    write_foreign(tmp_path, rows, observations([1, 2, 3, 4]))
+
+    def place(obs_id, path):
+        if obs_id == 3:
+            raise RunError("run 3: its file is gone")
+        return f"x/y/{Path(path).name}"
+
+    store = read_datastore(tmp_path)
+    placed, failed = placed_rows(store, [4, 3, 2, 1], place, without=("bkg",))
+    assert placed["OBS_ID"].tolist() == [4] * 5 + [1] * 5
+    assert set(zip(placed["FILE_DIR"], placed["FILE_NAME"], strict=True)) == {
+        ("x/y", "run_4.fits"),
+        ("x/y", "run_1.fits"),
+    }
+    assert sorted(failed) == [2, 3]
+    assert "HDU_NAME" in failed[2]
+    linked, failed = linked_rows(store, [1, 2], tmp_path / "out")
+    assert (set(linked["OBS_ID"]), list(failed)) == ({1}, [2])
+
+
+def test_rows_of_one_type_in_several_files_keep_their_files(tmp_path):
+    rows = hdu_rows([1, 1], types=["psf"])
+    rows["FILE_NAME"] = ["first.fits", "other.fits"]
+    write_foreign(tmp_path, rows, observations([1]))
+    placed, _ = placed_rows(read_datastore(tmp_path), [1], lambda obs_id, path: Path(path).name)
+    assert placed["FILE_NAME"].tolist() == ["first.fits", "other.fits"]
+
+
+def test_no_store_is_no_index_files_and_nothing_else(tmp_path):
+    assert existing_store(tmp_path / "nothing") is None
+    assert existing_store(tmp_path) is None
+    write_index(tmp_path, hdu_rows([1]), observations([1]))
+    assert existing_store(tmp_path).obs_ids.tolist() == [1]
+    for name in ("hdu-index.fits.gz", "obs-index.fits.gz"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:100])
+        with pytest.raises(ArchiveError, match=f"{name}.*bring it back"):
+            existing_store(tmp_path)
+        (tmp_path / name).write_bytes(whole)
 
 
 # --- writing -----------------------------------------------------------------------------------------------

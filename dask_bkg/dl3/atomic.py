@@ -19,12 +19,16 @@ from pathlib import Path
 
 from dask_bkg.errors import ArchiveError
 
-__all__ = ["atomic_path", "inside", "remove_leftovers", "write_pieces"]
+__all__ = ["atomic_path", "inside", "locked", "remove_leftovers", "write_pieces"]
 
 log = logging.getLogger(__name__)
 
 # Level 4 on a H.E.S.S. run (1.05 MB): 28 ms and 646 kB; level 6: 46 ms and 634 kB; level 9: 157 ms and 632 kB.
 COMPRESS_LEVEL = 4
+
+LOCK_NAME = ".dask_bkg-lock"
+LOCK_STALE = 300.0
+"""Seconds after which a lock belongs to a job that was killed: it is held while small files are read and written."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LEFTOVER = re.compile(r"^\.dask_bkg-\d+-[0-9a-f]{16}-")
@@ -105,6 +109,92 @@ def remove_leftovers(directory: str | os.PathLike[str], older_than: float = 8640
             except OSError as error:
                 log.warning("The leftover %s cannot be removed (%s); remove it by hand.", path, error.strerror)
     return sorted(removed)
+
+
+@contextmanager
+def locked(directory: str | os.PathLike[str], timeout: float = 600.0, stale: float = LOCK_STALE) -> Iterator[None]:
+    """Keep other jobs from changing the index or results of ``directory`` until the block ends.
+
+    What is read and written back within the block cannot lose what another job writes meanwhile. A lock older than
+    ``stale`` seconds is taken over. The directory is made if missing.
+
+    Raises
+    ------
+    ArchiveError
+        If the directory cannot be written, or another job holds the lock for ``timeout`` seconds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> directory = Path(tempfile.mkdtemp())
+    >>> with locked(directory):
+    ...     [path.name for path in directory.iterdir()]
+    ['.dask_bkg-lock']
+    >>> list(directory.iterdir())
+    []
+    """
+    lock = Path(directory, LOCK_NAME)
+    mark = secrets.token_hex(8)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        _take(lock, mark, timeout, stale)
+    except OSError as error:
+        raise _write_error(error, lock) from error
+    try:
+        yield
+    finally:
+        # a job that stood still for minutes may have lost the lock to another one
+        if _mark_of(lock) == mark:
+            lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path, mark: str, timeout: float, stale: float) -> None:
+    """Make the lock file; opening it exclusively is atomic on network disks too."""
+    end = time.monotonic() + timeout
+    while True:
+        with suppress(FileExistsError):
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            try:
+                os.write(handle, mark.encode())
+            except BaseException:
+                lock.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(handle)
+            return
+        if _remove_stale(lock, stale):
+            continue
+        if time.monotonic() > end:
+            raise ArchiveError(
+                f"Another job holds {lock} since {timeout:.0f} s. Start again when it has ended; if there is none, "
+                "remove this file: finished runs are kept."
+            )
+        time.sleep(0.05)
+
+
+def _remove_stale(lock: Path, stale: float) -> bool:
+    """Remove the lock of a job that was killed; whether there is a reason to try again at once."""
+    with suppress(FileNotFoundError):
+        mark = _mark_of(lock)
+        if time.time() - lock.stat().st_mtime < stale:
+            return False
+        # of several jobs that find it, one only can move it away; what it moved may be the new lock of another
+        aside = lock.with_name(f"{LOCK_NAME}-{secrets.token_hex(8)}")
+        os.rename(lock, aside)
+        if _mark_of(aside) != mark:
+            with suppress(OSError):
+                os.link(aside, lock)
+        else:
+            log.warning("The lock %s of a job that was killed is removed.", lock)
+        aside.unlink()
+    return True
+
+
+def _mark_of(lock: Path) -> str | None:
+    try:
+        return lock.read_text()
+    except OSError:
+        return None
 
 
 def inside(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:

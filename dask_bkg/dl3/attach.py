@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +25,12 @@ from dask_bkg.errors import RunError
 __all__ = [
     "Piece",
     "attach_background",
-    "copy_file",
+    "digests",
+    "has_background",
     "other_hdus_digest",
     "read_fits_bytes",
     "split_hdus",
+    "unreadable",
     "write_background",
 ]
 
@@ -132,41 +133,22 @@ def write_background(
     return HDU_NAME
 
 
-def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> bool:
-    """Copy ``source`` to ``target`` as it is; return False if a whole copy was there already.
-
-    A copy is whole if it has the size of ``source`` and can be read to its end as FITS (gzip checksum and block
-    structure); what an interrupted copy by another program left is copied again.
-
-    Raises
-    ------
-    RunError
-        If ``source`` cannot be read.
-    ArchiveError
-        If ``target`` cannot be written.
+def has_background(path: str | os.PathLike[str], name: str, hdu_class: str) -> bool:
+    """Whether a file has a background of this EXTNAME and kind (``bkg_2d``, ``bkg_3d``); False if it is unreadable.
 
     Examples
     --------
-    >>> import tempfile
-    >>> directory = tempfile.mkdtemp()
-    >>> fits.PrimaryHDU().writeto(f"{directory}/a.fits")
-    >>> copy_file(f"{directory}/a.fits", f"{directory}/b.fits")
-    True
-    >>> copy_file(f"{directory}/a.fits", f"{directory}/b.fits")
+    >>> has_background("/no/such/file", "BACKGROUND", "bkg_2d")
     False
     """
-    source, target = Path(source), Path(target)
     try:
-        size = source.stat().st_size
-        with open(source, "rb"):  # an unreadable source is the run's fault, not that of the target directory
-            pass
-    except OSError as error:
-        raise _unreadable(source, error) from error
-    if target.exists() and (target.samefile(source) or (target.stat().st_size == size and _is_whole(target))):
+        found = next((piece for piece in _read_run(path) if piece.name == name.strip().upper()), None)
+    except RunError:
         return False
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
-    return True
+    if found is None or not _is_background(found):
+        return False
+    # some programs leave the kind out: then only the index tells it
+    return str(found.header.get("HDUCLAS4", "")).strip().upper() in ("", hdu_class.strip().upper())
 
 
 def other_hdus_digest(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -185,7 +167,12 @@ def other_hdus_digest(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     >>> [name for name, digest in other_hdus_digest(path)]
     ['']
     """
-    others = (piece for piece in _read_run(path) if not _is_background(piece))
+    return digests(_read_run(path))
+
+
+def digests(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """EXTNAME and SHA-256 of those HDUs that are not backgrounds."""
+    others = (piece for piece in pieces if not _is_background(piece))
     return [(piece.name, hashlib.sha256(piece.raw).hexdigest()) for piece in others]
 
 
@@ -344,21 +331,13 @@ def _read_run(path: str | os.PathLike[str]) -> list[Piece]:
     try:
         return split_hdus(read_fits_bytes(path))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise RunError(f"The file {os.fspath(path)} {error}. Get it again, or leave the run out.") from error
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file can be read to its end, with HDUs up to there: zeros may be room set aside for a copy."""
-    try:
-        data = read_fits_bytes(path)
-        return sum(len(piece.raw) for piece in split_hdus(data)) >= len(data)
-    except (OSError, ValueError):
-        return False
-
-
-def _unreadable(path: str | os.PathLike[str], error: OSError) -> RunError:
+def unreadable(path: str | os.PathLike[str], error: OSError) -> RunError:
+    """The error of a run whose file cannot be opened."""
     return RunError(
         f"The file {os.fspath(path)} cannot be read ({error.strerror}). "
         "Correct the index that names it, bring the file back, or leave the run out."

@@ -9,7 +9,6 @@ write an index can write these cards as well: the rule protects against accident
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.table import Table, vstack
+from astropy.table import Table
 
 from dask_bkg.dl3.atomic import atomic_path, write_pieces
 from dask_bkg.dl3.index_table import (
-    by_run,
-    check_fit,
     name_runs,
     one_background,
     read_index,
@@ -38,9 +35,7 @@ from dask_bkg.errors import ArchiveError, RunError
 __all__ = [
     "Datastore",
     "Location",
-    "background_rows",
-    "linked_rows",
-    "merge_index",
+    "existing_store",
     "read_datastore",
     "write_index",
 ]
@@ -110,7 +105,11 @@ class Datastore:
                 f"Run {obs_id}: HDU_NAME of its {hdu_type!r} row is empty in the index of {self.directory}; "
                 "write the index again."
             )
-        return Location(self._path(rows[0]), columns["HDU_NAME"][rows[0]])
+        return Location(self.path(rows[0]), columns["HDU_NAME"][rows[0]])
+
+    def row_numbers(self, obs_id: int) -> list[int]:
+        """Return where the rows of a run are in ``hdu``; an unknown run has none."""
+        return list(self._hdu_rows.get(int(obs_id), ()))
 
     def rows(self, obs_ids: Iterable[int]) -> Table:
         """Return the HDU rows of these runs, in the order of ``obs_ids``; unknown runs have none."""
@@ -146,8 +145,14 @@ class Datastore:
     def _place(self, row: int) -> tuple[str, ...]:
         return tuple(self._columns[name][row] for name in ("FILE_DIR", "FILE_NAME", "HDU_NAME"))
 
-    def _path(self, row: int) -> str:
-        """Return the resolved path of a row's file, if it may be read."""
+    def path(self, row: int) -> str:
+        """Return the resolved path of the file that a row of ``hdu`` names.
+
+        Raises
+        ------
+        RunError
+            If the file lies outside of the archive and ``data_dirs``, or the row names none.
+        """
         obs_id, names = self.hdu["OBS_ID"][row], [part for part in self._place(row)[:2] if part]
         if not names:
             raise RunError(
@@ -205,6 +210,31 @@ def read_datastore(directory: str | os.PathLike[str], data_dirs: Iterable[str | 
     return Datastore(root, hdu, _read_obs(root, hdu), tuple(dict.fromkeys(outside)))
 
 
+def existing_store(directory: str | os.PathLike[str]) -> Datastore | None:
+    """Read the datastore that is in an output directory already; None if there are no index files.
+
+    Raises
+    ------
+    ArchiveError
+        If there is an index that cannot be read: written anew, it would lose the runs of earlier jobs.
+
+    Examples
+    --------
+    >>> existing_store("/no/such/directory") is None
+    True
+    """
+    root = Path(os.path.realpath(directory))
+    if not any(root.joinpath(f"hdu-index.fits{end}").exists() for end in (".gz", "")):
+        return None
+    try:
+        return read_datastore(root)
+    except ArchiveError as error:
+        raise ArchiveError(
+            f"{error} Runs would be added to this index, and those that it names would be lost: bring it back from a "
+            "copy, move the index files away if the runs are not wanted, or write to another directory."
+        ) from error
+
+
 def write_index(
     directory: str | os.PathLike[str],
     hdu_rows: Table,
@@ -251,112 +281,6 @@ def write_index(
     with atomic_path(root / "hdu-index.fits.gz") as hdu_path, atomic_path(root / "obs-index.fits.gz") as obs_path:
         write_pieces(hdu_path, [hdu_bytes], compress=True)
         write_pieces(obs_path, [obs_bytes], compress=True)
-
-
-def background_rows(hdu_table: Table, backgrounds: Mapping[int, tuple[str, str, str, str]]) -> Table:
-    """Give each of the runs in ``backgrounds`` one background row in place of all it had.
-
-    Parameters
-    ----------
-    hdu_table
-        Rows of an HDU index.
-    backgrounds
-        obs_id -> (FILE_DIR, FILE_NAME, HDU_NAME, HDU_CLASS). Other columns of the new rows are empty, 0 or NaN.
-
-    Returns
-    -------
-    table
-        The rows sorted by run; in each run the background is the last row.
-
-    Examples
-    --------
-    >>> row = (1, "bkg", "bkg_3d", "data", "run_1.fits", "BKG")
-    >>> table = Table(rows=[row], names=HDU_COLUMNS)
-    >>> print(*background_rows(table, {1: ("data", "run_1.fits", "BACKGROUND", "bkg_2d")})[0])
-    1 bkg bkg_2d data run_1.fits BACKGROUND
-    """
-    if not backgrounds:
-        return hdu_table.copy()
-    replaced = np.isin(hdu_table["OBS_ID"], list(backgrounds)) & (np.asarray(hdu_table["HDU_TYPE"]) == "bkg")
-    kept = hdu_table[~replaced]
-    file_dir, file_name, hdu_name, hdu_class = zip(*backgrounds.values(), strict=True)
-    new = Table({"OBS_ID": np.array(list(backgrounds), dtype=np.int64), "HDU_TYPE": ["bkg"] * len(backgrounds)})
-    for name, values in zip(HDU_COLUMNS[2:], (hdu_class, file_dir, file_name, hdu_name), strict=True):
-        new[name] = values
-    for name in set(kept.colnames) - set(HDU_COLUMNS):
-        empty = np.zeros((len(new), *kept[name].shape[1:]), dtype=kept[name].dtype)
-        new[name] = empty * np.nan if empty.dtype.kind == "f" else empty
-    return by_run(vstack([kept, new[kept.colnames]], metadata_conflicts="silent"))
-
-
-def linked_rows(store: Datastore, obs_ids: Iterable[int], directory: str | os.PathLike[str]) -> Table:
-    """Return the HDU rows of these runs for an index in ``directory`` that points to the files of ``store``.
-
-    FILE_DIR is relative to ``directory``, so that the two may be moved together. Pass ``store.directory`` and
-    ``store.data_dirs`` to `write_index` as ``data_dirs``, or the files will be refused on reading.
-
-    Raises
-    ------
-    RunError
-        If a file lies outside of the archive and its ``data_dirs``.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> directory = tempfile.mkdtemp()
-    >>> row = (1, "events", "events", "data", "run_1.fits", "EVENTS")
-    >>> write_index(directory, Table(rows=[row], names=HDU_COLUMNS), Table({"OBS_ID": [1]}))
-    >>> store = read_datastore(directory)
-    >>> print(*linked_rows(store, [1], store.directory / "backgrounds")["FILE_DIR"])
-    ../data
-    """
-    chosen = [row for obs_id in obs_ids for row in store._hdu_rows.get(int(obs_id), ())]
-    root = os.path.realpath(directory)
-    table = store.hdu[np.array(chosen, dtype=int)]
-    paths = [store._path(row) for row in chosen]
-    folders = {folder: os.path.relpath(folder, root) for folder in {os.path.dirname(path) for path in paths}}
-    table["FILE_DIR"] = [folders[os.path.dirname(path)] for path in paths]
-    table["FILE_NAME"] = [os.path.basename(path) for path in paths]
-    return table
-
-
-def place_below(store: Datastore, path: str) -> str:
-    """Place of a file in a copy of a datastore: as below its directory, or below a directory of its own.
-
-    Examples
-    --------
-    >>> store = Datastore(Path("/archive"), Table(), Table(), (Path("/irfs"),))
-    >>> place_below(store, "/archive/2026/run_1.fits"), place_below(store, "/irfs/south/aeff.fits")
-    ('2026/run_1.fits', 'irfs-c1b222/south/aeff.fits')
-    """
-    roots = [store.directory, *store.data_dirs]
-    root = next((r for r in roots if path.startswith(os.path.join(r, ""))), Path(path).parent)
-    relative = os.path.relpath(path, root)
-    if root == store.directory:
-        return relative
-    # the same relative path inside and outside, or below two data directories, is two files
-    return f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}/{relative}"
-
-
-def merge_index(old: Table, new: Table) -> Table:
-    """Return the rows of ``new`` and those of ``old`` for all other runs, sorted by run.
-
-    For HDU and for observation indices, where a job adds runs to a datastore that another job has written.
-
-    Raises
-    ------
-    ArchiveError
-        If the two do not fit: other reference times, units, or text in one and numbers in the other.
-
-    Examples
-    --------
-    >>> old = Table({"OBS_ID": [1, 2], "ONTIME": [1.0, 2.0]})
-    >>> print(*merge_index(old, Table({"OBS_ID": [2, 3], "ONTIME": [5.0, 6.0]}))["ONTIME"])
-    1.0 5.0 6.0
-    """
-    check_fit(old, new)
-    others = old[~np.isin(old["OBS_ID"], new["OBS_ID"])]
-    return by_run(vstack([others, new], metadata_conflicts="silent"))
 
 
 def _existing(directory: str | os.PathLike[str], remedy: str) -> Path:

@@ -1,0 +1,100 @@
+"""Copies of runs' files that are whole, whatever was there before and whatever stops the job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from dask_bkg.dl3.atomic import atomic_path
+from dask_bkg.dl3.attach import BLOCK, digests, other_hdus_digest, read_fits_bytes, split_hdus, unreadable
+
+__all__ = ["copy_file", "is_copy"]
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str], force: bool = False) -> bool:
+    """Copy ``source`` to ``target`` as it is; return False if a whole copy was there already.
+
+    What a whole copy is, `is_copy` says; what an interrupted copy by another program left is copied again. With
+    ``force`` a whole copy is replaced too, but never a file by itself. Whatever goes wrong, the file that was there
+    is there still.
+
+    Raises
+    ------
+    RunError
+        If ``source`` cannot be read, or is damaged and would replace a file.
+    ArchiveError
+        If ``target`` cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astropy.io import fits
+    >>> directory = tempfile.mkdtemp()
+    >>> fits.PrimaryHDU().writeto(f"{directory}/a.fits")
+    >>> copy_file(f"{directory}/a.fits", f"{directory}/b.fits")
+    True
+    >>> copy_file(f"{directory}/a.fits", f"{directory}/b.fits")
+    False
+    """
+    source, target = Path(source), Path(target)
+    if is_copy(source, target):
+        if not force or target.samefile(source):
+            return False
+        other_hdus_digest(source)  # a damaged source must not replace a whole copy
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return True
+
+
+def is_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> bool:
+    """Whether ``target`` is a whole copy of ``source``, or the same file (links are followed).
+
+    A background that was attached to the copy does no harm: it is whole if its other HDUs have the bytes of those of
+    ``source``. A copy of the size of ``source``, not older than it, is only read to its end (gzip checksum and block
+    structure).
+
+    Raises
+    ------
+    RunError
+        If ``source`` cannot be read, or is damaged where there is a ``target`` that differs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astropy.io import fits
+    >>> directory = tempfile.mkdtemp()
+    >>> fits.PrimaryHDU().writeto(f"{directory}/a.fits")
+    >>> is_copy(f"{directory}/a.fits", f"{directory}/b.fits")
+    False
+    """
+    source, target = Path(source), Path(target)
+    try:
+        wanted = source.stat()
+        with open(source, "rb"):  # an unreadable source is the run's fault, not that of the target directory
+            pass
+    except OSError as error:
+        raise unreadable(source, error) from error
+    if not target.exists():
+        return False
+    if target.samefile(source):
+        return True
+    there = target.stat()
+    if there.st_size == wanted.st_size and there.st_mtime_ns >= wanted.st_mtime_ns and _is_whole(target):
+        return True
+    wanted_digests = other_hdus_digest(source)
+    try:
+        data = read_fits_bytes(target)
+        # what we write ends with a whole block: where it is cut short, the copy was
+        return len(data) % BLOCK == 0 and digests(split_hdus(data)) == wanted_digests
+    except (OSError, ValueError):
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file can be read to its end, with HDUs up to there: zeros may be room set aside for a copy."""
+    try:
+        data = read_fits_bytes(path)
+        return sum(len(piece.raw) for piece in split_hdus(data)) >= len(data)
+    except (OSError, ValueError):
+        return False
