@@ -135,7 +135,7 @@ def _prepare_directory(directory: Path, overwrite: bool) -> None:
         old = Truth.read(directory)
         if not overwrite:
             raise ArchiveError(
-                f"{directory} holds a simulated archive already; pass overwrite=True (--overwrite) or choose another directory"
+                f"{directory} is a simulated archive already: pass overwrite=True (--overwrite), or another directory"
             )
         # the index goes first: while the archive is rewritten nothing names files that are gone
         for path in (directory / HDU_INDEX, *(run_path(directory, run.obs_id) for run in old.runs)):
