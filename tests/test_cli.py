@@ -357,7 +357,7 @@ def test_simulate_keeps_what_is_there(tmp_path):
     assert call("simulate", tmp_path / "a", *options).exit_code == ALL_DONE
     again = call("simulate", tmp_path / "a", *options)
     assert again.exit_code == NOTHING_DONE
-    assert "holds a simulated archive already" in again.stderr
+    assert "is a simulated archive already" in again.stderr
     assert call("simulate", tmp_path / "a", *options, "--overwrite").exit_code == ALL_DONE
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
