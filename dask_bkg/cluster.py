@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,6 @@ from contextlib import contextmanager
 from distributed import Client, LocalCluster, default_client
 
 from dask_bkg.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 DASHBOARD = "127.0.0.1:8787"
 """Nothing listens beyond this machine; distributed takes a free port if this one is taken."""

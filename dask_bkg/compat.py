@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from dask_bkg import catalogs, exclusion, fov, pipeline, schema
 from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.config_io import default_config, plain
+from dask_bkg.dl3.read import RunEvents
+from dask_bkg.dl3.reduce import histograms
 from dask_bkg.errors import RunError
-from dask_bkg.irf import rate_to_background, to_background
+from dask_bkg.irf import to_background
 from dask_bkg.plan import plan_job, rate_settings
 from dask_bkg.prepare import prepare_runs
+from dask_bkg.products import stacked_background
 from dask_bkg.schema import Edges
 
 log = logging.getLogger(__name__)
@@ -141,12 +144,8 @@ def make_background(
     if plan.failed:
         raise RunError(next(iter(plan.failed.values())))
     stacks = pipeline.stack_runs(pipeline.reduce_plan(plan), plan.targets).compute(scheduler="synchronous")
-    errors = stacks.errors.values[0]
-    if not stacks.counts.values.any():
-        raise RunError(errors.get(int(obs_id)) or f"run {obs_id}: no event in its contributing runs: {errors}")
-    return rate_to_background(stacks.counts.values[0], stacks.exposure.values[0], plan.edges, rate_settings(parsed))[
-        0
-    ]
+    counts, exposure, errors = (stacks[name].values[0] for name in ("counts", "exposure", "errors"))
+    return stacked_background(int(obs_id), counts, exposure, errors, plan.edges, plan.rate)[0]
 
 
 class BackgroundModelEstimator:
@@ -208,9 +207,6 @@ class BackgroundModelEstimator:
             self._sum["exposure"].values += exposure
 
     def _reduce(self, observation) -> tuple[NDArray, NDArray]:
-        from dask_bkg.dl3.read import RunEvents
-        from dask_bkg.dl3.reduce import histograms
-
         events, pointing = observation.events, observation.pointing.fixed_icrs
         numbers = {
             "ra_pnt": pointing.ra.deg,

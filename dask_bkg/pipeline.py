@@ -13,7 +13,6 @@ the rates are the same bit by bit.  Paths, numbers and edges travel, no objects 
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,12 +46,9 @@ from dask_bkg.products import Result, write_block
 from dask_bkg.schema import Edges
 from dask_bkg.stacking import add_stacks, stack_block
 
-log = logging.getLogger(__name__)
-
 SPLIT_EVERY = 8
 """Stacks that one task of the tree adds up."""
 
-RUN_TEXTS = ("object", "note", "error")
 STACK_INPUTS = ("counts", "exposure", "livetime", "error", "note")
 """Variables of the runs that a stack is made of, as `dask_bkg.stacking.stack_block` takes them."""
 
@@ -106,7 +102,7 @@ def reduce_runs(
     }
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[shared])
     sizes = [len(part) for part in parts]
-    numbers = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(RUN_TEXTS, object)}
+    numbers = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(schema.RUN_TEXTS, object)}
     obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
     dataset = xr.Dataset(
         _lazy(graph, name, sizes, dict.fromkeys(schema.HISTOGRAMS, float), edges),
@@ -222,7 +218,7 @@ def contribution_weights(targets: Sequence[Target], runs: xr.Dataset) -> dict[in
     obs_id = runs["obs_id"].values
     bounds = np.cumsum([0, *runs["counts"].data.chunks[0]])
     order = np.argsort(obs_id, kind="stable")
-    places = [order[np.isin(obs_id[order], t.contributing)] for t in targets]
+    places = [_places(obs_id[order], order, np.asarray(t.contributing)) for t in targets]
     weights: dict[int, tuple[NDArray, NDArray]] = {}
     for chunk in np.unique(np.searchsorted(bounds, np.concatenate(places), side="right") - 1).tolist():
         start, stop = bounds[chunk], bounds[chunk + 1]
@@ -231,6 +227,12 @@ def contribution_weights(targets: Sequence[Target], runs: xr.Dataset) -> dict[in
             row[place[(place >= start) & (place < stop)] - start] = 1.0
         weights[chunk] = (obs_id[start:stop], block)
     return weights
+
+
+def _places(numbers: NDArray, order: NDArray, wanted: NDArray) -> NDArray:
+    """Where the wanted of some runs are, given the ascending numbers of all; a run that is not there has no place."""
+    found = np.minimum(np.searchsorted(numbers, wanted), numbers.size - 1)
+    return order[found[numbers[found] == wanted]]
 
 
 # -- write ---------------------------------------------------------------------------------------------------
@@ -244,13 +246,12 @@ def write_backgrounds(stacks: xr.Dataset, plan: Plan) -> list[Delayed]:
         stacks[name].data.to_delayed(optimize_graph=False).ravel()
         for name in ("counts", "exposure", "livetime", "n_runs", "errors", "notes")
     ]
-    bounds = np.cumsum([0, *stacks.counts.data.chunks[0]])
     return [
         delayed(write_block, pure=False)(
-            plan.targets[a:b], *arrays, plan.edges, plan.rate, plan.attach_copy, cards,
+            targets, *arrays, plan.edges, plan.rate, plan.attach_copy, cards,
             dask_key_name=("write-dl3-" + token, i),
         )
-        for i, ((a, b), *arrays) in enumerate(zip(pairwise(bounds), *lazy, strict=True))
+        for i, (targets, *arrays) in enumerate(zip(_target_blocks(plan, stacks), *lazy, strict=True))
     ]  # fmt: skip
 
 
@@ -356,7 +357,7 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
     """Compute the graph, yielding blocks of results as they are written."""
     if not plan.targets:
         return
-    runs, _, writes = build(plan)
+    runs, stacks, writes = build(plan)
     with _bars(len(plan.runs), len(plan.targets), progress) as (read, written):
         if client is None:
             with _ReduceProgress(read):
@@ -370,7 +371,7 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
         reads = runs["error"].data.to_delayed(optimize_graph=False).ravel().tolist()
         futures = client.compute([*reads, *writes])
         of_reading = {future.key for future in futures[: len(reads)]}
-        parts = dict(zip((future.key for future in futures[len(reads) :]), _target_blocks(plan), strict=True))
+        parts = dict(zip((future.key for future in futures[len(reads) :]), _target_blocks(plan, stacks), strict=True))
         try:
             for future in as_completed(futures):
                 block = _result_of(future, parts.get(future.key, []))
@@ -383,9 +384,9 @@ def _compute(plan: Plan, client: Client | None, n_workers: int, progress: bool) 
             raise
 
 
-def _target_blocks(plan: Plan) -> list[list[Target]]:
-    """Targets of each write task."""
-    return batches(plan.targets, batch_size(len(plan.runs)))
+def _target_blocks(plan: Plan, stacks: xr.Dataset) -> list[list[Target]]:
+    """Targets of each write task: one a chunk of the stacks."""
+    return [plan.targets[a:b] for a, b in pairwise(np.cumsum([0, *stacks["counts"].data.chunks[0]]))]
 
 
 def _result_of(future: Future, targets: Sequence[Target]) -> list:

@@ -100,11 +100,6 @@ class Plan:
         """Whether whole files are written (``io.attach: copy``)."""
         return self.config.io.attach == "copy"
 
-    @property
-    def obs_id(self) -> NDArray:
-        """Numbers of the contributing runs, int64, shape ``(runs,)``."""
-        return np.array([run.obs_id for run in self.runs], dtype=np.int64)
-
 
 ReadHeaders = Callable[[list[RunFile]], list[dict[str, float]]]
 

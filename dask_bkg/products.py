@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,17 +106,9 @@ def write_block(
 
 
 def _write_one(target, counts, exposure, errors, notes, edges, settings, copy, cards) -> Result:
-    from dask_bkg.irf import rate_to_background, to_hdu
+    from dask_bkg.irf import to_hdu
 
-    if not counts.any():
-        own = errors.get(target.obs_id)
-        energy, others = edges.energy, "; ".join(errors.values())
-        raise RunError(
-            own
-            or f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
-            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max. {others}".rstrip(" .")
-        )
-    background, flag = rate_to_background(counts, exposure, edges, settings)
+    background, flag = stacked_background(target.obs_id, counts, exposure, errors, edges, settings)
     threshold = _threshold(target)
     cards = {**cards, "N_EVENTS": (int(counts.sum()), "events in the contributing runs")}
     if np.isfinite(threshold):
@@ -140,6 +133,28 @@ def _write_one(target, counts, exposure, errors, notes, edges, settings, copy, c
         dict(errors),
         dict(notes),
     )
+
+
+def stacked_background(
+    obs_id: int, counts: NDArray, exposure: NDArray, errors: dict[int, str], edges: Edges, settings: RateSettings
+) -> tuple[Any, NDArray]:
+    """Background of the stack of one target (`~gammapy.irf.Background2D`) and the flag of each bin.
+
+    Raises
+    ------
+    RunError
+        If there is no event in the stack; with the reasons of the runs that could not be used.
+    """
+    from dask_bkg.irf import rate_to_background
+
+    if not counts.any():
+        energy, others = edges.energy, "; ".join(errors.values())
+        raise RunError(
+            errors.get(obs_id)
+            or f"run {obs_id}: no event of its contributing runs is outside of the exclusion and within "
+            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max. {others}".rstrip(" .")
+        )
+    return rate_to_background(counts, exposure, edges, settings)
 
 
 def _threshold(target: Target) -> float:

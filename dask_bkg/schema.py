@@ -35,6 +35,9 @@ RUN_NUMBERS = (
 )  # fmt: skip
 """Per-run numbers, float; NaN where the file does not say."""
 
+RUN_TEXTS = ("object", "note", "error")
+"""Per-run texts: the target, what was remarkable, why the run could not be used; empty where there is nothing."""
+
 
 class Edges(NamedTuple):
     """Bin edges of a background: energy [TeV] and offset [deg], both ascending."""

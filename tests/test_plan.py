@@ -50,7 +50,7 @@ def index_column(archive: Path, change) -> None:
 def test_from_run_each_run_makes_its_own(plan):
     planned = plan()
     assert contributing(planned) == {obs_id: (obs_id,) for obs_id in OBS_IDS}
-    assert planned.obs_id.tolist() == OBS_IDS
+    assert [run.obs_id for run in planned.runs] == OBS_IDS
 
 
 def test_other_runs_never_the_run_itself(plan):

@@ -89,7 +89,7 @@ def reduce_block(
     shape = (len(runs), *edges.shape)
     counts, exposure = np.zeros(shape), np.zeros(shape)
     numbers = {name: np.full(len(runs), np.nan) for name in schema.RUN_NUMBERS}
-    text = {name: np.full(len(runs), "", dtype=object) for name in ("object", "note", "error")}
+    text = {name: np.full(len(runs), "", dtype=object) for name in schema.RUN_TEXTS}
     for i, run in enumerate(runs):
         try:
             counts[i], exposure[i], events = _histograms(run, edges, regions, method, reach)
