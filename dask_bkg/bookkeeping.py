@@ -25,7 +25,7 @@ from dask_bkg.dl3.index import existing_store, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.plan import Plan
-from dask_bkg.products import Result
+from dask_bkg.products import Made, Result
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def write_indexes(plan: Plan, results: Iterable[Result], retired: Table | None =
         Runs whose rows cannot be used, ``{obs_id: reason}``: they are not added to the index.
     """
     results = list(results)
-    done = {r.obs_id: r for r in results if r.status == "done"}
+    done = {r.obs_id: r for r in results if r.done}
     out_dir = Path(os.path.realpath(plan.config.directory("out_dir")))
     rows, failed = _new_rows(plan, done, out_dir)
     good = [obs_id for obs_id in done if obs_id not in failed]
@@ -158,9 +158,13 @@ def _with_retired(rows: Table, retired: Table | None, obs_ids: list[int]) -> Tab
 
 def config_hash(config: Config) -> str:
     """Hash of the effective configuration without its directories and runs: equal for equal models."""
-    elsewhere = ("io", "config", "cluster", "run_selection")
+    elsewhere = ("io", "config", "cluster", "run_selection", "run_store")
     values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
+    values["version"] = version("dask_bkg")
+    # lists are what a background is made of, not how
+    for key in ("bkg_runlist", "bkg_runlist_digest", "store_KL"):
+        values["background_selection"].pop(key)
     # where these files lie is no matter; what they exclude is in the hash of the regions
     values["exclusion"].pop("star_cat")
     values["exclusion"].pop("exclude_region_files")
@@ -252,6 +256,8 @@ def _told(result: Result) -> dict:
         "status": result.status,
         "reason": result.reason,
         "contributing_runs": list(result.contributing),
+        **({"weights": list(result.weights)} if result.weights else {}),
+        **({"scores": list(result.scores)} if any(result.scores) else {}),
         "failed_runs": {str(run): reason for run, reason in result.failed_runs.items()},
         "notes": {str(run): note for run, note in result.notes.items()},
         "livetime_hours": round(result.hours, 6),
@@ -259,7 +265,50 @@ def _told(result: Result) -> dict:
         "threshold_TeV": result.threshold if np.isfinite(result.threshold) else None,
         "flags": result.flags,
         "file": result.output,
+        "hdu": result.hdu,
+        "digest": result.digest,
+        "files": [list(pair) for pair in result.files],
     }
+
+
+def made_before(plan: Plan) -> dict[int, Made]:
+    """What earlier jobs made of the targets of a plan, by their provenance; nothing where it cannot be read."""
+    path = Path(plan.config.directory("results_dir")) / "provenance.json"
+    try:
+        told = json.loads(path.read_text())["backgrounds"]
+        wanted = {str(target.obs_id): target for target in plan.targets}
+        return {
+            target.obs_id: _made(target.obs_id, told[run])
+            for run, target in wanted.items()
+            if run in told and told[run].get("digest") and told[run].get("file") == target.output
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # an older version's, or somebody edited it: everything is made again
+
+
+def _made(obs_id: int, entry: dict) -> Made:
+    """What the side file tells of one background; the inverse of `_told`."""
+    threshold = entry["threshold_TeV"]
+    result = Result(
+        obs_id,
+        "done",
+        entry["reason"],
+        len(entry["contributing_runs"]),
+        entry["livetime_hours"],
+        entry["events"],
+        entry["file"],
+        entry["hdu"],
+        float("nan") if threshold is None else threshold,
+        tuple(entry["contributing_runs"]),
+        tuple(entry.get("weights", ())),
+        tuple(entry.get("scores", ())),
+        entry["flags"],
+        {int(run): reason for run, reason in entry["failed_runs"].items()},
+        {int(run): note for run, note in entry["notes"].items()},
+        entry["digest"],
+        tuple(tuple(pair) for pair in entry["files"]),
+    )
+    return Made(entry["digest"], result.files, result)
 
 
 def merge_provenance(earlier: dict, told: dict) -> dict:
@@ -270,7 +319,7 @@ def merge_provenance(earlier: dict, told: dict) -> dict:
     backgrounds = dict(earlier.get("backgrounds", {}))
     for run, entry in told["backgrounds"].items():
         old = backgrounds.get(run, {})
-        if entry["status"] == "failed" and old.get("status") == "done":
+        if entry["status"] == "failed" and old.get("status") in ("done", "unchanged"):
             entry = {**old, "failed_since": {name: entry[name] for name in ("job", "reason")}}
         backgrounds[run] = entry
     used = {job for b in backgrounds.values() for job in (b.get("job"), b.get("failed_since", {}).get("job"))}
@@ -290,6 +339,11 @@ def _catalogs(config: Config) -> dict[str, dict[str, str]]:
         for name, path in files.items()
         if path is not None and path.is_file()
     }
+
+
+def catalog_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of each file that the exclusion was made of."""
+    return {name: told["sha256"] for name, told in _catalogs(config).items()}
 
 
 def summary_table(results: Iterable[Result]) -> Table:

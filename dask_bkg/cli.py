@@ -38,6 +38,9 @@ def main(verbose: bool) -> None:
     dask-bkg demo                       the whole job on a simulated archive
     dask-bkg config > config.yaml       every option, to fill in
     dask-bkg run config.yaml            the job
+    dask-bkg reduce config.yaml         its first step alone: the run store
+    dask-bkg info runs.zarr             what is in a run store
+    dask-bkg kl config.yaml             which runs resemble which: matrix and picture
     """  # noqa: D301
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
@@ -79,37 +82,93 @@ def config() -> None:
 @click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
 @click.option("--overwrite", is_flag=True, help="Copy runs to io.in_dir again that are there already.")
+@click.option("--refresh", is_flag=True, help="Also write backgrounds that would come out as they are there.")
 @click.option("--progress/--no-progress", default=True, help="Show bars.")
-def run(config_file: Path, cluster: str | None, overwrite: bool, progress: bool) -> None:
+def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, progress: bool) -> None:
     """Make the background of every run that CONFIG_FILE names."""
     from dask_bkg import pipeline, report
-    from dask_bkg.config import load_config
     from dask_bkg.config_io import dump_yaml
     from dask_bkg.plan import check_job
     from dask_bkg.prepare import prepare_runs
 
-    _quiet_distributed()
-    settings = load_config(config_file)
-    if cluster:
-        settings = settings.with_cluster(cluster)
+    settings = _settings(config_file, cluster)
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
     check_job(settings)
     prepared = prepare_runs(settings, overwrite)
-    done = pipeline.run(prepared, progress=progress)
+    done = pipeline.run(prepared, progress=progress, refresh=refresh)
     click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(done.results)))
     for result in done.results:
         if result.reason and result.status == "done":
             click.echo(f"run {result.obs_id}: {result.reason}")
+    unchanged, written = (sum(r.status == word for r in done.results) for word in ("unchanged", "done"))
+    click.echo(f"\nevents of {done.runs_read} runs read; {written} backgrounds written, {unchanged} unchanged")
     missing = prepared.run_selection.missing_runs
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
     failed = {**prepared.run_selection.failed_runs, **done.failed}
+    _tell_failed(failed)
+    if failed or missing:
+        sys.exit(SOME_FAILED)
+
+
+def _settings(config_file: Path, cluster: str | None):
+    """The configuration of a job, run where the command line says."""
+    from dask_bkg.config import load_config
+
+    _quiet_distributed()
+    settings = load_config(config_file)
+    return settings.with_cluster(cluster) if cluster else settings
+
+
+def _tell_failed(failed: dict[int, str]) -> None:
     if failed:
         click.echo(f"\n{len(failed)} runs could not be used:", err=True)
         for reason in failed.values():
             click.echo(f"  {reason}", err=True)
-    if failed or missing:
+
+
+@main.command()
+@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
+@click.option("--progress/--no-progress", default=True, help="Show bars.")
+def reduce(config_file: Path, cluster: str | None, progress: bool) -> None:
+    """Bring the run store of CONFIG_FILE up to date: the runs of its archive that are new or have changed."""
+    from dask_bkg.archive.info import describe
+    from dask_bkg.collect import reduce_archive
+
+    done = reduce_archive(_settings(config_file, cluster), progress=progress)
+    click.echo(f"events of {done.read} runs read\n\n{describe(done.store.path)}")
+    _tell_failed(done.failed)
+    if done.failed:
+        sys.exit(SOME_FAILED)
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def info(store: Path) -> None:
+    """Tell what is in the run store STORE."""
+    from dask_bkg.archive.info import describe
+
+    click.echo(describe(store))
+
+
+@main.command()
+@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
+@click.option("--progress/--no-progress", default=True, help="Show bars.")
+def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
+    """Kullback-Leibler divergence of every run of the archive from every other: kl.zarr and kl.png in results_dir."""
+    from dask_bkg import report
+    from dask_bkg.matrix import sample, write_matrix
+
+    done = write_matrix(_settings(config_file, cluster), progress=progress)
+    picture = done.path.with_suffix(".png")
+    some = sample(done.path)
+    report.plot_kl_matrix(picture, some.values, some.obs_id.values, zenith=some.zenith.values)
+    click.echo(f"matrix:  {done.path}\npicture: {picture}")
+    _tell_failed(done.failed)
+    if done.failed:
         sys.exit(SOME_FAILED)
 
 

@@ -23,12 +23,12 @@ from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.config_io import default_config, plain
 from dask_bkg.dl3.read import RunEvents
 from dask_bkg.dl3.reduce import histograms
-from dask_bkg.errors import RunError
 from dask_bkg.irf import to_background
 from dask_bkg.plan import plan_job, rate_settings
 from dask_bkg.prepare import prepare_runs
-from dask_bkg.products import stacked_background
+from dask_bkg.roster import list_digest, own_lists
 from dask_bkg.schema import Edges
+from dask_bkg.selection import selection_digest
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +93,31 @@ def run_make_background(config: Mapping[str, Any], progress: bool = True) -> dic
     ConfigError, ArchiveError, BackgroundError
         If nothing could be done.
     """
-    done = pipeline.run(parse_config(config), progress=progress)
+    parsed = parse_config(config)
+    done = pipeline.run(parsed, progress=progress)
     for reason in done.failed.values():
         log.warning("%s", reason)
     finished = plain(config)
     section = finished.get("run_selection") or {}
-    made = {result.obs_id for result in done.results if result.status == "done"}
+    made = {result.obs_id for result in done.results if result.done}
     earlier = {run: reason for run, reason in (section.get("failed_runs") or {}).items() if int(run) not in made}
     missing = list(dict.fromkeys([*(section.get("missing_runs") or []), *done.missing]))
     finished["run_selection"] = {**section, "missing_runs": missing, "failed_runs": {**earlier, **done.failed}}
+    if not parsed.io.from_run:
+        _enter_lists(finished, parsed, {r.obs_id: list(r.contributing) for r in done.results if r.done})
     return finished
+
+
+def _enter_lists(finished: dict, config: Config, used: dict[int, list[int]]) -> None:
+    """Enter the lists that were used, marked where a job selected them: what the user wrote stays the user's."""
+    settings = config.background_selection
+    own = own_lists(settings)
+    selected = {run: runs for run, runs in used.items() if run not in own}
+    marks = {"settings": selection_digest(settings), **{str(run): list_digest(r) for run, r in selected.items()}}
+    section = finished.get("background_selection") or {}
+    finished["background_selection"] = {
+        **section, "bkg_runlist": {**selected, **own}, "bkg_runlist_digest": marks
+    }  # fmt: skip
 
 
 def make_background(
@@ -140,12 +155,7 @@ def make_background(
     values["io"] = {**(values.get("io") or {}), **places}
     values["run_selection"] = {"runlist": [int(obs_id)]}
     parsed = parse_config(values, base_dir=base_dir)
-    plan = plan_job(parsed, pipeline.read_header_batch)
-    if plan.failed:
-        raise RunError(next(iter(plan.failed.values())))
-    stacks = pipeline.stack_runs(pipeline.reduce_plan(plan), plan.targets).compute(scheduler="synchronous")
-    counts, exposure, errors = (stacks[name].values[0] for name in ("counts", "exposure", "errors"))
-    return stacked_background(int(obs_id), counts, exposure, errors, plan.edges, plan.rate)[0]
+    return pipeline.make_one(plan_job(parsed))
 
 
 class BackgroundModelEstimator:

@@ -91,6 +91,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "smooth_method": "to_3d",
             "node_values": "plain",
             "fill": False,
+            "divergence": "document",
         },
     },
 }

@@ -120,6 +120,8 @@ class Execution(Section):
     """How the job runs."""
 
     njobs: Whole | None = option(None, "number of local workers; null or -1 is one per core", ge=-1)
+    block: Whole | None = option(None, "runs a task where runs meet runs; null goes by the archive", ge=1)
+    split_every: Whole = option(8, "stacks that one task of the tree adds up", ge=2)
 
     @model_validator(mode="after")
     def _check_njobs(self) -> Self:
@@ -134,6 +136,16 @@ class Execution(Section):
             return self.njobs
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return cores or 1
+
+
+class RunStoreSettings(Section):
+    """Where the histograms of the runs are kept, and how fine they are."""
+
+    path: PathText | None = option(None, "a zarr directory, may be shared; null is runs.zarr in io.results_dir")
+    bins_per_decade: Whole = option(10, "energy bins of the fine histogram", ge=1, le=100)
+    pixel: Deg = option(0.2, "field pixels of the fine histogram", gt=0)
+    ring: Deg = option(0.05, "offset rings of the fine histogram", gt=0)
+    block: Whole = option(50, "runs that one task reads and writes", ge=1)
 
 
 class Exclusion(Section):
@@ -191,13 +203,17 @@ class BackgroundSelection(Section):
     time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
         10.0, "hours of contributing runs, or 'all'"
     )
-    rank: Literal["elevation", "none"] = option(
-        "elevation", "the nearest until time_request, or every run that passes"
+    exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
+    rank: Literal["elevation", "kl", "conditions", "kl-conditions", "none"] = option(
+        "elevation", "which runs come first until time_request; none: every run that passes"
     )
-    KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence")
+    KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(False, "write the table of divergences")  # noqa: N815 - gammapy-tools' key
     bkg_runlist: Annotated[dict[int, list[int]], BeforeValidator(values.to_run_table)] | None = option(
         None, "contributing runs given by hand, {run: [run, ...]}"
+    )
+    bkg_runlist_digest: Annotated[dict[str, str], BeforeValidator(values.to_marks)] | None = option(
+        None, "output only, marks the lists of bkg_runlist that a job has selected"
     )
 
     @model_validator(mode="after")
@@ -207,6 +223,11 @@ class BackgroundSelection(Section):
                 f"el_min ({self.el_min:g} deg) must be below background_selection.el_max ({self.el_max:g} deg)"
             )
         return self
+
+    @property
+    def ranking(self) -> str:
+        """How candidates are ranked: ``rank``, or ``kl`` where ``KL_DIV`` asks for a divergence and it has none."""
+        return "kl" if self.KL_DIV and "kl" not in self.rank else self.rank
 
     @property
     def hours_wanted(self) -> float:
@@ -258,6 +279,10 @@ class Modelling(Section):
     node_values: Literal["conserving", "plain"] = option(
         "conserving", "interpolated they return the counts, or counts / exposure"
     )
+    divergence: Literal["shape", "document"] = option(
+        "shape", "KL divergence of shapes, free of statistics, or of rates + 1e-9"
+    )
+    divergence_prior: Number = option(3000.0, "events that the archive's mean shape counts for in a shape", ge=0)
     min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
     fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
 
@@ -280,6 +305,7 @@ class Config(Section):
     )
     io: IO = Field(default_factory=IO)
     binning: Binning = Field(default_factory=Binning)
+    run_store: RunStoreSettings = Field(default_factory=RunStoreSettings)
     config: Execution = Field(default_factory=Execution)
     exclusion: Exclusion = Field(default_factory=Exclusion)
     background_selection: BackgroundSelection = Field(default_factory=BackgroundSelection)
@@ -327,6 +353,12 @@ class Config(Section):
             meaning = IO.model_fields[name].description
             raise ConfigError(f"io.{name} is not set: give a path ({meaning})")
         return Path(path)
+
+    @property
+    def store_path(self) -> Path:
+        """Where the histograms of the runs are kept."""
+        path = self.run_store.path
+        return Path(path) if path is not None else self.directory("results_dir") / "runs.zarr"
 
     def with_cluster(self, cluster: str) -> Self:
         """Return a copy that runs elsewhere: ``threads``, ``local`` or a scheduler's address."""

@@ -213,6 +213,13 @@ def to_run_table(value: Any) -> dict[int, list[int]]:
     return table
 
 
+def to_marks(value: Any) -> dict[str, str]:
+    """Read ``bkg_runlist_digest``: a table of texts, whose keys YAML may have taken for numbers."""
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a table as a job has written it, or be left out, got {value!r}")
+    return {str(key): str(mark) for key, mark in value.items()}
+
+
 def read_runs(path: Path) -> list[int]:
     """Read a text file with one run number per line; ``#`` starts a comment.
 

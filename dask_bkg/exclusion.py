@@ -84,6 +84,29 @@ class SkyRegions:
         return sha.hexdigest()[:16]
 
 
+def exclusion_digest(regions: SkyRegions | None, ra: float, dec: float, radius: float) -> str:
+    """Hash of the regions that touch a field of view: equal as long as the exclusion of the field is.
+
+    Parameters
+    ----------
+    regions
+        What is excluded, over the whole sky; None excludes nothing.
+    ra, dec
+        Pointing [deg].
+    radius
+        Radius of the field [deg], `dask_bkg.schema.View.radius` of the widest view.
+
+    Examples
+    --------
+    >>> far = make_regions([200.0], [-40.0], 1.0, ["far"], "own")
+    >>> exclusion_digest(far, 83.6, 22.0, 3.6) == exclusion_digest(None, 83.6, 22.0, 3.6)
+    True
+    """
+    near = concat_regions([]) if regions is None else regions.near(ra, dec, radius)
+    # in whatever order the catalogues were read
+    return near[np.lexsort((near.shape, near.radius, near.dec, near.ra))].digest()
+
+
 def make_regions(
     ra: ArrayLike,
     dec: ArrayLike,
@@ -141,13 +164,18 @@ def excluded_pixels(grid: fov.FieldGrid, regions: SkyRegions, ra_pnt: float, dec
 def excluded_positions(regions: SkyRegions, ra: ArrayLike, dec: ArrayLike) -> NDArray:
     """Which sky positions [deg] lie inside a region; boolean, shape of ``ra``."""
     ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
-    excluded = np.zeros(ra.shape, dtype=bool)
+    excluded = np.zeros(ra.size, dtype=bool)
+    flat_ra, flat_dec = ra.ravel(), dec.ravel()
     for i in range(len(regions)):
-        inside = fov.separation(ra, dec, regions.ra[i], regions.dec[i]) <= regions.radius[i]
-        if regions.shape[i] and inside.any():
-            inside[inside] = _inside_shape(str(regions.shape[i]), ra[inside], dec[inside])
-        excluded |= inside
-    return excluded
+        radius = regions.radius[i]
+        # a first look at the declination alone, as most events are far from most discs
+        close = np.flatnonzero(np.abs(flat_dec - regions.dec[i]) <= radius + 1e-9)
+        distance = fov.separation(flat_ra[close], flat_dec[close], regions.ra[i], regions.dec[i])
+        inside = close[distance <= radius]
+        if regions.shape[i] and inside.size:
+            inside = inside[_inside_shape(str(regions.shape[i]), flat_ra[inside], flat_dec[inside])]
+        excluded[inside] = True
+    return excluded.reshape(ra.shape)
 
 
 def _inside_shape(ds9: str, ra: NDArray, dec: NDArray) -> NDArray:

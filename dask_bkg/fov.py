@@ -122,14 +122,41 @@ class FieldGrid:
         return self.center.size, self.center.size
 
 
-@lru_cache(maxsize=8)
-def ring_grid(offset_edges: tuple[float, ...]) -> FieldGrid:
+def grid_step(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...] | None = None) -> float:
+    """Width of the grid's pixels [deg] for rings alone, or for field pixels: an even part of those.
+
+    Parameters
+    ----------
+    offset_edges, pixel_edges
+        Edges of the rings and, if there are any, of the field pixels [deg], ascending.
+
+    Examples
+    --------
+    >>> grid_step((0.0, 0.25, 0.5)), grid_step((0.0, 0.125, 0.25)), grid_step((0.0, 0.05), (-0.1, 0.1))
+    (0.02, 0.0125, 0.02)
+    """
+    if pixel_edges is not None:
+        pixel = (pixel_edges[-1] - pixel_edges[0]) / (len(pixel_edges) - 1)
+        return pixel / (2 * int(np.ceil(pixel / (2 * MAX_PIXEL) - 1e-9)))
+    narrowest = np.diff(offset_edges).min()
+    return float(max(min(MAX_PIXEL, narrowest / PIXELS_PER_RING), offset_edges[-1] / MAX_HALF_PIXELS))
+
+
+def half_size(edges: tuple[float, ...], step: float) -> int:
+    """Pixels of a grid from its centre to the last of some edges [deg]."""
+    return int(np.ceil(edges[-1] / step - 1e-9))
+
+
+@lru_cache(maxsize=16)
+def ring_grid(offset_edges: tuple[float, ...], step: float | None = None, half: int | None = None) -> FieldGrid:
     """Pixel grid whose bins are rings of offset.
 
     Parameters
     ----------
     offset_edges
         Ring edges [deg], ascending; a tuple, so that the grid is made once for an archive.
+    step, half
+        Width of a pixel [deg] and pixels from the centre to the edge, where others are to lie on the same grid.
 
     Examples
     --------
@@ -137,28 +164,52 @@ def ring_grid(offset_edges: tuple[float, ...]) -> FieldGrid:
     >>> float(grid.bin_solid_angle.sum() / (2 * np.pi * (1 - np.cos(np.deg2rad(1.0)))))  # doctest: +ELLIPSIS
     1.00...
     """
+    step = step or grid_step(offset_edges)
+    center, solid_angle = _pixels(step, half or half_size(offset_edges, step))
     edges = np.asarray(offset_edges, dtype=float)
-    step = max(min(MAX_PIXEL, np.diff(edges).min() / PIXELS_PER_RING), edges[-1] / MAX_HALF_PIXELS)
-    half = int(np.ceil(edges[-1] / step))
-    pixel_edges = np.linspace(-half * step, half * step, 2 * half + 1)
-    center = (pixel_edges[:-1] + pixel_edges[1:]) / 2
-    row = np.deg2rad(step) * np.diff(np.sin(np.deg2rad(pixel_edges)))
-    solid_angle = np.repeat(row, center.size)
     offset = separation(center[None, :], center[:, None], 0, 0).ravel()
     ring = np.searchsorted(edges, offset, side="right") - 1
     ring[(offset < edges[0]) | (offset >= edges[-1])] = -1
-    n_bins = edges.size - 1
-    total = np.bincount(ring[ring >= 0], weights=solid_angle[ring >= 0], minlength=n_bins)
-    return FieldGrid(step, center, solid_angle, ring, n_bins, total)
+    return _binned(step, center, solid_angle, ring, edges.size - 1)
+
+
+@lru_cache(maxsize=16)
+def pixel_grid(pixel_edges: tuple[float, ...], step: float, half: int) -> FieldGrid:
+    """Pixel grid whose bins are square field pixels, ``fov_lat`` slowest; arguments as for `ring_grid`.
+
+    Examples
+    --------
+    >>> pixel_grid((-0.3, -0.1, 0.1, 0.3), 0.02, 15).n_bins
+    9
+    """
+    center, solid_angle = _pixels(step, half)
+    edges, n = np.asarray(pixel_edges, dtype=float), len(pixel_edges) - 1
+    along = np.searchsorted(edges, center) - 1
+    along[(center < edges[0]) | (center >= edges[-1])] = -1
+    inside = (along[:, None] >= 0) & (along[None, :] >= 0)
+    bins = np.where(inside, along[:, None] * n + along[None, :], -1)
+    return _binned(step, center, solid_angle, bins.ravel(), n * n)
+
+
+def _pixels(step: float, half: int) -> tuple[NDArray, NDArray]:
+    """Centres [deg] and flat solid angles [sr] of a grid; whatever its size, the same pixel has the same numbers."""
+    center = (np.arange(-half, half) + 0.5) * step
+    row = np.deg2rad(step) * np.diff(np.sin(np.deg2rad(np.arange(-half, half + 1) * step)))
+    return center, np.repeat(row, center.size)
+
+
+def _binned(step: float, center: NDArray, solid_angle: NDArray, bins: NDArray, n_bins: int) -> FieldGrid:
+    total = np.bincount(bins[bins >= 0], weights=solid_angle[bins >= 0], minlength=n_bins)
+    return FieldGrid(step, center, solid_angle, bins, n_bins, total)
 
 
 def pixel_index(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike) -> NDArray:
     """Flat pixel of each field position [deg]; -1 for positions outside of the grid or not finite."""
     n = grid.center.size
-    low = grid.center[0] - grid.step / 2
     with np.errstate(invalid="ignore"):
-        x = np.floor((np.asarray(fov_lon) - low) / grid.step)
-        y = np.floor((np.asarray(fov_lat) - low) / grid.step)
+        # counted from the centre: on a larger grid the same position falls into the same pixel
+        x = np.floor(np.asarray(fov_lon) / grid.step) + n // 2
+        y = np.floor(np.asarray(fov_lat) / grid.step) + n // 2
         inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
     return np.where(inside, np.where(inside, y, 0) * n + np.where(inside, x, 0), -1).astype(np.int64)
 
@@ -181,14 +232,17 @@ def excluded_pixels(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike, rad
     excluded = np.zeros(grid.shape, dtype=bool)
     center = np.deg2rad(grid.center)
     sin_c, cos_c = np.sin(center), np.cos(center)
-    circles = np.deg2rad(np.broadcast_arrays(*np.atleast_1d(fov_lon, fov_lat, radius)))
-    for lon, lat, rad in circles.T:
-        # a window around the circle: the whole grid would cost a hundred times as much for a star
-        rows = slice(*np.searchsorted(center, [lat - rad, lat + rad]))
-        half = np.pi if abs(lat) + rad >= np.pi / 2 else np.arcsin(min(1.0, np.sin(rad) / np.cos(lat)))
-        cols = slice(*np.searchsorted(center, [lon - half, lon + half]))
-        cos_sep = sin_c[rows, None] * np.sin(lat) + cos_c[rows, None] * np.cos(lat) * np.cos(center[None, cols] - lon)
-        excluded[rows, cols] |= cos_sep >= np.cos(rad)
+    lon, lat, rad = (np.deg2rad(x) for x in np.broadcast_arrays(*np.atleast_1d(fov_lon, fov_lat, radius)))
+    # a window around each circle: the whole grid would cost a hundred times as much for a star
+    with np.errstate(invalid="ignore"):
+        half = np.where(np.abs(lat) + rad >= np.pi / 2, np.pi, np.arcsin(np.minimum(1.0, np.sin(rad) / np.cos(lat))))
+    rows = np.searchsorted(center, [lat - rad, lat + rad]).T.tolist()
+    cols = np.searchsorted(center, [lon - half, lon + half]).T.tolist()
+    for i, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        window = slice(*row), slice(*col)
+        cos_lon = np.cos(center[None, window[1]] - lon[i])
+        cos_sep = sin_c[window[0], None] * np.sin(lat[i]) + cos_c[window[0], None] * np.cos(lat[i]) * cos_lon
+        excluded[window] |= cos_sep >= np.cos(rad[i])
     return excluded.ravel()
 
 

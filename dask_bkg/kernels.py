@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 FLOOR = 1e-9
 """What the procedure adds to event numbers and to normalised rates so as not to divide by zero."""
@@ -111,33 +112,45 @@ def flat_solid_angle(offset_edges: ArrayLike) -> NDArray:
     return np.pi * (edges[1:] + edges[:-1]) * np.diff(edges)
 
 
-def stack(weights: NDArray, histograms: NDArray) -> NDArray:
+def sparse(row: NDArray, column: NDArray, value: NDArray, shape: tuple[int, int]) -> csr_array:
+    """Sparse matrix of its entries, each row in the order of the columns: sums over it have one order.
+
+    Parameters
+    ----------
+    row, column, value
+        Place and value of the entries, shape ``(entries,)``; a place that is given twice is added up.
+    shape
+        Rows and columns.
+    """
+    matrix = csr_array((value, (row, column)), shape=shape)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def stack(weights: csr_array, histograms: NDArray) -> NDArray:
     """Weighted sums over runs.
 
     Parameters
     ----------
     weights
-        Weight of each run for each target, shape ``(targets, runs)``.
+        Weight of each run for each target, sparse, shape ``(targets, runs)``.
     histograms
         Counts or exposure, shape ``(runs, ...)``.
 
     Returns
     -------
     stacked
-        Shape ``(targets, ...)``.  Runs are added in their order: the sum does not depend on the number of
-        targets, and with weights of 0 and 1 it holds the runs of weight 1 alone (a run of weight 0 may be NaN).
+        Shape ``(targets, ...)``.  Runs are added one after the other in their order: the sum does not depend on the
+        number of targets, nor on the machine, and holds the runs with an entry alone (another one may be NaN).
 
     Examples
     --------
-    >>> stack(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([3.0, 4.0])).tolist()
+    >>> weights = sparse(np.array([0, 1, 1]), np.array([0, 0, 1]), np.ones(3), (2, 2))
+    >>> stack(weights, np.array([3.0, 4.0])).tolist()
     [3.0, 7.0]
     """
-    stacked = np.zeros((weights.shape[0], *histograms.shape[1:]))
-    for run in np.flatnonzero(weights.any(axis=0)):
-        targets = np.flatnonzero(weights[:, run])
-        factor = weights[targets, run].reshape(-1, *[1] * (histograms.ndim - 1))
-        stacked[targets] += factor * histograms[run]
-    return stacked
+    flat = np.asarray(histograms, dtype=float).reshape(histograms.shape[0], -1)
+    return (weights @ flat).reshape(weights.shape[0], *histograms.shape[1:])
 
 
 def kl_divergence(data1: ArrayLike, data2: ArrayLike) -> float:

@@ -1,12 +1,12 @@
-"""What a job will do, before anything is computed: targets, contributing runs, exclusion, where each file goes.
+"""What a job will do, before anything is computed: targets, runs that are read, exclusion, where each file goes.
 
-Reads index files (and the headers of runs whose index lacks what a cut needs), never an event.
+Reads index files, never an event.  Which runs contribute to which is found later, from the run store.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +14,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg import catalogs, selection
+from dask_bkg import catalogs
 from dask_bkg.config import Config
 from dask_bkg.dl3.atomic import inside
 from dask_bkg.dl3.index import Datastore, Location, read_datastore
 from dask_bkg.dl3.index_rows import place_below
-from dask_bkg.dl3.read import RunFile, conditions
+from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import separation
 from dask_bkg.rate import RateSettings
 from dask_bkg.schema import Edges
+from dask_bkg.similarity import ShapeSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +42,14 @@ class Target(NamedTuple):
         Run number.
     source, output
         File that is copied, and file that is written.
-    aeff
-        Effective area, for the threshold; None if there is none.
     threshold
         Energy threshold that the obs-index gives [TeV], NaN if it does not.
-    contributing
-        Numbers of the runs that its background is made of, nearest first.
-    enough
-        Whether they reach the requested hours.
     """
 
     obs_id: int
     source: str
     output: str
-    aeff: Location | None
-    threshold: float
-    contributing: tuple[int, ...] = ()
-    enough: bool = True
+    threshold: float = float("nan")
 
 
 @dataclass
@@ -73,9 +65,11 @@ class Plan:
     store
         Datastore of the targets (``io.in_dir``).
     targets
-        The runs that will receive a background.
+        The runs that will receive a background, by run number.
     runs
-        The contributing runs, each once.
+        The runs whose histograms are needed, each once: the archive's, and the targets that are not among them.
+    candidates
+        Numbers of the runs that may contribute.
     failed
         Targets that cannot be done, ``{obs_id: reason}``.
     unusable
@@ -91,6 +85,7 @@ class Plan:
     store: Datastore
     targets: list[Target] = field(default_factory=list)
     runs: list[RunFile] = field(default_factory=list)
+    candidates: set[int] = field(default_factory=set)
     failed: dict[int, str] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
@@ -101,19 +96,8 @@ class Plan:
         return self.config.io.attach == "copy"
 
 
-ReadHeaders = Callable[[list[RunFile]], list[dict[str, float]]]
-
-
-def plan_job(config: Config, read_headers: ReadHeaders) -> Plan:
+def plan_job(config: Config) -> Plan:
     """Plan of a job.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    read_headers
-        Observing conditions from the headers of runs (`dask_bkg.dl3.read.read_conditions` for each); called only
-        for runs whose index lacks what is needed.
 
     Raises
     ------
@@ -130,13 +114,35 @@ def plan_job(config: Config, read_headers: ReadHeaders) -> Plan:
     )
     chosen, plan.missing = _chosen_runs(config, store)
     _add_targets(plan, chosen)
-    if config.io.from_run:
-        _use_own_runs(plan)
-    else:
-        _use_other_runs(plan, read_headers)
+    if not config.io.from_run:
+        _add_candidates(plan)
+    present = {run.obs_id for run in plan.runs}
+    plan.runs += [run_file(store, t.obs_id) for t in plan.targets if t.obs_id not in present]
     _warn_of_notes(plan)
     if not plan.targets and not plan.failed:
         raise ArchiveError(f"{store.directory} holds none of the runs of run_selection.runlist: nothing to do")
+    return plan
+
+
+def plan_archive(config: Config) -> Plan:
+    """Plan without targets: every run of ``search_datastore`` (``in_dir`` where that is not set) is a candidate.
+
+    Raises
+    ------
+    ConfigError, ArchiveError
+        If nothing can be done.
+    """
+    directory = config.io.search_datastore or config.io.in_dir
+    places = config.io.model_copy(update={"search_datastore": directory, "in_dir": directory, "from_run": False})
+    config = config.model_copy(update={"io": places})
+    plan = Plan(
+        config,
+        Edges(config.binning.energy_edges, config.binning.offset_edges),
+        catalogs.sky_regions(config.exclusion, config.base_dir),
+        rate_settings(config),
+        read_datastore(config.directory("search_datastore"), config.io.data_dirs),
+    )
+    _add_candidates(plan)
     return plan
 
 
@@ -180,6 +186,11 @@ def rate_settings(config: Config) -> RateSettings:
     )
 
 
+def shape_settings(config: Config) -> ShapeSettings:
+    """How shapes of runs are compared, from a configuration."""
+    return ShapeSettings(method=config.model.divergence, prior=config.model.divergence_prior)
+
+
 def run_file(store: Datastore, obs_id: int) -> RunFile:
     """Where events and good time intervals of a run are.
 
@@ -192,7 +203,18 @@ def run_file(store: Datastore, obs_id: int) -> RunFile:
     if events is None:
         raise RunError(f"run {obs_id}: the index of {store.directory} has no row of type 'events' for it")
     gti = store.location(obs_id, "gti") or Location(events.path, "")
-    return RunFile(int(obs_id), events.path, events.hdu, gti.path if gti.path != events.path else "", gti.hdu)
+    aeff = _effective_area(store, obs_id) or Location(events.path, "")
+    elsewhere = (place.path if place.path != events.path else "" for place in (gti, aeff))
+    gti_path, aeff_path = elsewhere
+    return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu)
+
+
+def _effective_area(store: Datastore, obs_id: int) -> Location | None:
+    """Where the effective area is; it only gives a threshold, and no run is lost for the want of it."""
+    try:
+        return store.location(obs_id, "aeff")
+    except RunError:
+        return None
 
 
 def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]]:
@@ -213,7 +235,7 @@ def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:
     thresholds = _index_thresholds(plan.store)
     for obs_id in obs_ids:
         try:
-            events, aeff = run_file(plan.store, obs_id), plan.store.location(obs_id, "aeff")
+            events = run_file(plan.store, obs_id)
         except RunError as error:
             plan.failed[obs_id] = str(error)
             continue
@@ -222,7 +244,8 @@ def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:
         if taken.setdefault(name, obs_id) != obs_id:
             name = str(Path(name).with_name(f"{obs_id}_{Path(name).name}"))
         output = str(inside(out_dir, name))
-        plan.targets.append(Target(obs_id, events.path, output, aeff, thresholds.get(obs_id, float("nan"))))
+        plan.targets.append(Target(obs_id, events.path, output, thresholds.get(obs_id, float("nan"))))
+    plan.targets.sort(key=lambda target: target.obs_id)
 
 
 def _index_thresholds(store: Datastore) -> dict[int, float]:
@@ -240,130 +263,14 @@ def _output_name(plan: Plan, obs_id: int, source: str) -> str:
     return place_below(plan.store, source)
 
 
-def _use_own_runs(plan: Plan) -> None:
-    plan.targets = [t._replace(contributing=(t.obs_id,)) for t in plan.targets]
-    plan.runs = [run_file(plan.store, t.obs_id) for t in plan.targets]
-
-
-# -- contributing runs of other targets -----------------------------------------------------------------------
-
-
-def _use_other_runs(plan: Plan, read_headers: ReadHeaders) -> None:
-    settings = plan.config.background_selection
-    if settings.KL_DIV:
-        log.warning(
-            "background_selection.KL_DIV: the ranking by KL divergence is not there yet, the observing conditions "
-            "alone are used (nearest in 1/sin(elevation) first)"
-        )
-    if settings.store_KL:
-        log.warning("background_selection.store_KL: there are no divergences to store yet, nothing is written")
+def _add_candidates(plan: Plan) -> None:
+    """The runs of ``search_datastore``: any of them may contribute."""
     archive = read_datastore(plan.config.directory("search_datastore"), plan.config.io.data_dirs)
-    files = _usable_runs(archive, plan)
-    runs = condition_table(archive, list(files), settings, lambda ids: read_headers([files[i] for i in ids]))
-    selection.check_conditions(runs, settings)
-    in_dir_files = {t.obs_id: run_file(plan.store, t.obs_id) for t in plan.targets}
-    own = condition_table(
-        plan.store, list(in_dir_files), settings, lambda ids: read_headers([in_dir_files[i] for i in ids])
-    )
-    excluded = _runs_near(runs, plan.config.exclusion.exclude_source_run)
-    selected = [_select(plan, target, _row(own, i), runs, excluded) for i, target in enumerate(plan.targets)]
-    plan.targets = [target for target in selected if target is not None]
-    used = sorted({obs_id for target in plan.targets for obs_id in target.contributing})
-    plan.runs = [files[obs_id] for obs_id in used]
-
-
-def _usable_runs(archive: Datastore, plan: Plan) -> dict[int, RunFile]:
-    files = {}
     for obs_id in archive.obs_ids.tolist():
         try:
-            files[obs_id] = run_file(archive, obs_id)
+            plan.runs.append(run_file(archive, obs_id))
         except RunError as error:
             plan.unusable[obs_id] = str(error)
-    if not files:
+    if not plan.runs:
         raise ArchiveError(f"io.search_datastore: no run of {archive.directory} has events")
-    return files
-
-
-def _select(
-    plan: Plan, target: Target, own: Mapping, runs: Mapping[str, NDArray], excluded: NDArray
-) -> Target | None:
-    """The target with its contributing runs; None, and a reason in ``plan.failed``, if there are none."""
-    by_hand = (plan.config.background_selection.bkg_runlist or {}).get(target.obs_id)
-    try:
-        if by_hand is not None:
-            return target._replace(contributing=_listed(target.obs_id, by_hand, runs["obs_id"]))
-        candidates = {name: column[~excluded] for name, column in runs.items()}
-        chosen = selection.select_runs(own, candidates, _select_settings(plan))
-    except RunError as error:
-        plan.failed[target.obs_id] = str(error)
-        return None
-    return target._replace(contributing=tuple(chosen.obs_id.tolist()), enough=chosen.enough)
-
-
-def _select_settings(plan: Plan):
-    settings = plan.config.background_selection
-    # asking for the KL ranking asks for n hours, whatever a preset says of runs that are not ranked
-    return settings.model_copy(update={"rank": "elevation"}) if settings.KL_DIV else settings
-
-
-def _listed(obs_id: int, by_hand: Iterable[int], present: NDArray) -> tuple[int, ...]:
-    """The runs of a list that the user wrote; it always wins over the selection."""
-    known = set(present.tolist())
-    absent = [run for run in by_hand if run not in known]
-    found = tuple(run for run in dict.fromkeys(by_hand) if run in known)
-    if absent:
-        log.warning("run %d: not in io.search_datastore, left out of its bkg_runlist: %s", obs_id, absent)
-    if not found:
-        raise RunError(f"run {obs_id}: none of the runs of its background_selection.bkg_runlist is in the archive")
-    return found
-
-
-def _runs_near(runs: Mapping[str, NDArray], circles: Iterable[tuple[float, float, float]]) -> NDArray:
-    """Runs whose pointing lies in one of ``exclusion.exclude_source_run``."""
-    near = np.zeros(runs["obs_id"].size, dtype=bool)
-    for ra, dec, radius in circles:
-        near |= separation(runs["ra_pnt"], runs["dec_pnt"], ra, dec) < radius
-    return near
-
-
-def condition_table(
-    store: Datastore, obs_ids: list[int], settings, read_headers: Callable[[list[int]], list[dict[str, float]]]
-) -> dict[str, NDArray]:
-    """Observing conditions of runs, from the obs-index and, where that lacks what is needed, from the headers.
-
-    Parameters
-    ----------
-    store
-        The archive.
-    obs_ids
-        Run numbers.
-    settings
-        The ``background_selection`` section: it says what is needed.
-    read_headers
-        Conditions from the EVENTS headers of runs, by number.
-
-    Returns
-    -------
-    table
-        ``obs_id`` and `selection.CONDITIONS`, arrays of shape ``(runs,)``; NaN where nothing says.
-    """
-    numbers = {obs_id: dict.fromkeys(selection.CONDITIONS, np.nan) for obs_id in obs_ids}
-    names = store.obs.colnames
-    for row in zip(*(store.obs[name].tolist() for name in names), strict=True):
-        cards = dict(zip(names, row, strict=True))
-        if cards["OBS_ID"] in numbers:
-            numbers[cards["OBS_ID"]] = conditions(cards, store.obs.meta)
-    needed = {
-        "zenith",
-        "livetime",
-        *(selection.NEEDS[key][0] for key in selection.NEEDS if selection.is_set(settings, key)),
-    }
-    short = [obs_id for obs_id in obs_ids if any(np.isnan(numbers[obs_id][name]) for name in needed)]
-    for obs_id, found in zip(short, read_headers(short) if short else [], strict=True):
-        numbers[obs_id] = {k: found[k] if np.isnan(v) else v for k, v in numbers[obs_id].items()}
-    table = {name: np.array([numbers[i][name] for i in obs_ids], dtype=float) for name in selection.CONDITIONS}
-    return {"obs_id": np.array(obs_ids, dtype=np.int64), **table}
-
-
-def _row(table: Mapping[str, NDArray], index: int) -> dict[str, float]:
-    return {name: column[index].item() for name, column in table.items()}
+    plan.candidates = {run.obs_id for run in plan.runs}

@@ -18,7 +18,7 @@ from dask_bkg.config import Config
 from dask_bkg.config_io import dump_yaml, plain, with_absolute_paths
 from dask_bkg.dl3.atomic import atomic_path, inside, locked, remove_leftovers
 from dask_bkg.dl3.attach import has_background
-from dask_bkg.dl3.copies import copy_file, is_copy
+from dask_bkg.dl3.copies import Ledger, copy_file, is_copy
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
@@ -120,8 +120,9 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
         check_fit(before.obs, archive.obs)
     remove_leftovers(in_dir)
     copied: set[str] = set()
+    ledger = Ledger(in_dir)
     if copy:
-        rows, failed, copied = _copy_runs(archive, runs, in_dir, overwrite)
+        rows, failed, copied = _copy_runs(archive, runs, in_dir, overwrite, ledger)
     else:
         rows, failed = linked_rows(archive, runs, in_dir)
     for obs_id, reason in failed.items():
@@ -136,17 +137,18 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
         # read now and not at the start: another job may have added runs meanwhile
         now = existing_store(in_dir)
         if now is not None:
-            rows = merge_index(now.hdu, _with_backgrounds_there(rows, now, good, copied))
+            rows = merge_index(now.hdu, _with_backgrounds_there(rows, now, good, copied, ledger))
             obs, data_dirs = merge_index(now.obs, obs), [*now.data_dirs, *data_dirs]
         write_index(in_dir, rows, obs, data_dirs)
+        ledger.save()
     return failed
 
 
 def _copy_runs(
-    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, ledger: Ledger
 ) -> tuple[Table, dict[int, str], set[str]]:
     """Copy the files of runs that are not there; returns rows, failed runs, and the files that were written."""
-    outdated, refused = _survey(archive, runs, in_dir, overwrite)
+    outdated, refused = _survey(archive, runs, in_dir, overwrite, ledger)
     _retire_rows(in_dir, archive, outdated.values())
     copied: set[str] = set()
 
@@ -156,6 +158,7 @@ def _copy_runs(
         relative = place_below(archive, path)
         if path in outdated and str(outdated[path]) not in copied:
             copy_file(path, outdated[path], force=True)
+            ledger.add(path, outdated[path])
             copied.add(str(outdated[path]))
         return relative
 
@@ -164,7 +167,7 @@ def _copy_runs(
 
 
 def _survey(
-    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, ledger: Ledger
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Files of the runs that have to be copied, with their places, and those that cannot be, with the reason."""
     outdated: dict[str, Path] = {}
@@ -172,8 +175,12 @@ def _survey(
     for path in _files(archive, runs):
         target = inside(in_dir, place_below(archive, path))
         try:
+            if not overwrite and ledger.knows(path, target):
+                continue
             if not is_copy(path, target) or (overwrite and not target.samefile(path)):
                 outdated[path] = target
+            else:
+                ledger.add(path, target)
         except RunError as error:
             refused[path] = str(error)
     return outdated, refused
@@ -226,20 +233,20 @@ def _path_or_none(store: Datastore, row: int) -> str | None:
         return None
 
 
-def _with_backgrounds_there(rows: Table, now: Datastore, runs: list[int], copied: set[str]) -> Table:
+def _with_backgrounds_there(rows: Table, now: Datastore, runs: list[int], copied: set[str], ledger: Ledger) -> Table:
     """New rows of runs, with those backgrounds that kept files have in ``in_dir`` instead of the source's."""
     backgrounds, gone = {}, []
     source = Datastore(now.directory, rows, now.obs, (Path("/"),))
     for obs_id in runs:
         own = _background_row(now, obs_id)
-        if own is not None and _is_there(now, own, copied):
+        if own is not None and _is_there(now, own, copied, ledger):
             row = now.hdu[own]
             names = (str(row["FILE_DIR"]), str(row["FILE_NAME"]), str(row["HDU_NAME"]), str(row["HDU_CLASS"]))
             backgrounds[obs_id] = names
             continue
         new = _background_row(source, obs_id)
         # an earlier job may have replaced the source's background in a copy that is kept
-        if new is not None and _in_kept_copy(source, new, copied) and not _is_there(source, new, copied):
+        if new is not None and _in_kept_copy(source, new, copied) and not _is_there(source, new, copied, ledger):
             gone.append(obs_id)
     missing = np.isin(rows["OBS_ID"], gone) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
     return background_rows(rows[~missing], backgrounds)
@@ -254,7 +261,14 @@ def _in_kept_copy(store: Datastore, row: int, copied: set[str]) -> bool:
     return path is not None and path.startswith(os.path.join(store.directory, "")) and path not in copied
 
 
-def _is_there(store: Datastore, row: int, copied: set[str]) -> bool:
+def _is_there(store: Datastore, row: int, copied: set[str], ledger: Ledger) -> bool:
     """Whether a background is in a file of ``in_dir`` that was not written by this job."""
-    names = (str(store.hdu[name][row]) for name in ("HDU_NAME", "HDU_CLASS"))
-    return _in_kept_copy(store, row, copied) and has_background(store.path(row), *names)
+    if not _in_kept_copy(store, row, copied):
+        return False
+    path, *names = store.path(row), *(str(store.hdu[name][row]) for name in ("HDU_NAME", "HDU_CLASS"))
+    if ledger.has_background(path, *names):
+        return True
+    found = has_background(path, *names)
+    if found:
+        ledger.add_background(path, *names)
+    return found

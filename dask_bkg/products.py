@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.dl3.attach import attach_background, write_background
-from dask_bkg.dl3.read import read_threshold
 from dask_bkg.errors import BackgroundError, RunError
 from dask_bkg.plan import Target
 from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED, RateSettings
 from dask_bkg.schema import Edges
+from dask_bkg.selection import Selection, Selections
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Result:
     obs_id
         Run number.
     status
-        ``done`` or ``failed``.
+        ``done``, ``unchanged`` (an earlier job made the very same) or ``failed``.
     reason
         Why it failed; for a run that is done what is worth knowing (fewer hours than requested, ...).
     n_runs, hours, n_events
@@ -35,14 +37,16 @@ class Result:
         File that was written and the name of the background in it.
     threshold
         Energy threshold of the run [TeV], NaN if unknown.
-    contributing
-        Numbers of the contributing runs.
+    contributing, weights, scores
+        Numbers of the contributing runs, nearest first; their weights (empty: all 1), and what they were ranked by.
     flags
         Number of bins for each flag, and the bins that were filled.
     failed_runs
-        Contributing runs that could not be used, ``{obs_id: reason}``.
+        Runs that should have contributed and could not, ``{obs_id: reason}``.
     notes
         What was remarkable about contributing runs, ``{obs_id: note}``.
+    digest, files
+        What the next job needs to see that nothing has changed, see `Made`.
     """
 
     obs_id: int
@@ -55,125 +59,197 @@ class Result:
     hdu: str = ""
     threshold: float = float("nan")
     contributing: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
     flags: dict = field(default_factory=dict)
     failed_runs: dict[int, str] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)
+    digest: str = ""
+    files: tuple = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has its background: made now, or by an earlier job and unchanged."""
+        return self.status in ("done", "unchanged")
 
 
-def write_block(
-    targets: Sequence[Target],
-    counts: NDArray,
-    exposure: NDArray,
-    livetime: NDArray,
-    n_runs: NDArray,
-    errors: NDArray,
-    notes: NDArray,
-    edges: Edges,
-    settings: RateSettings,
-    copy: bool,
-    cards: dict[str, tuple[object, str]],
-) -> list[Result]:
-    """Make and write the backgrounds of a block of targets; one that fails does not take the others with it.
+class Block(NamedTuple):
+    """What the backgrounds of a block of targets have in common.
 
-    Parameters
+    Attributes
     ----------
-    targets
-        The runs, in the order of the first axis of the arrays.
-    counts, exposure, livetime, n_runs, errors, notes
-        Their stacks, see `dask_bkg.stacking.Stack`.
     edges, settings
         Bin edges, and how the rate is made.
     copy
         Whether the whole file is written with the background, or the background alone.
     cards
-        Header cards that all backgrounds of the job have in common.
+        Header cards that all backgrounds of the job have.
+    made_by
+        Digest of all settings that a background depends on.
+    """
+
+    edges: Edges
+    settings: RateSettings
+    copy: bool
+    cards: dict[str, tuple[object, str]]
+    made_by: str
+
+
+class Made(NamedTuple):
+    """What is known of the background that an earlier job made of a target.
+
+    Attributes
+    ----------
+    digest
+        Of everything it was made of, see `digest_of`.
+    files
+        Size and time of last change [ns] of its source and its output, as they were left.
+    result
+        What that job told of it.
+    """
+
+    digest: str
+    files: tuple[tuple[int, int], tuple[int, int]]
+    result: Result
+
+
+def write_block(
+    targets: Sequence[tuple[Target, Made | None]],
+    first: int,
+    selected: Selections,
+    counts: NDArray,
+    exposure: NDArray,
+    livetime: NDArray,
+    state: NDArray,
+    block: Block,
+) -> list[Result]:
+    """Make and write the backgrounds of some targets; one that fails does not take the others with it.
+
+    Parameters
+    ----------
+    targets
+        The runs, and what earlier jobs have made of them: what would be made again as it is, is left alone.
+    first
+        Row of the first of them in the arrays.
+    selected
+        Who contributes.
+    counts, exposure, livetime
+        Stacks, see `dask_bkg.stacking.Stack`.
+    state
+        A number for what each run of the archive holds, shape ``(runs,)``.
+    block
+        What they have in common.
     """
     results = []
-    for i, target in enumerate(targets):
+    for row, (target, made) in enumerate(targets, start=first):
+        chosen = selected.of(row)
         try:
-            result = _write_one(target, counts[i], exposure[i], errors[i], notes[i], edges, settings, copy, {
-                **cards,
-                "N_RUNS": (int(n_runs[i]), "number of contributing runs"),
-                "LIVETIME": (round(float(livetime[i]), 3), "[s] livetime of the contributing runs"),
-            })  # fmt: skip
+            if chosen.reason:
+                raise RunError(chosen.reason)
+            digest = digest_of(block.made_by, chosen, state)
+            if made is not None and made.digest == digest and made.files == _stat(target):
+                results.append(replace(made.result, status="unchanged"))
+                continue
+            result = _write_one(target, chosen, counts[row], exposure[row], float(livetime[row]), block, digest)
         except BackgroundError as error:
-            result = Result(target.obs_id, "failed", str(error), failed_runs=dict(errors[i]))
+            result = Result(target.obs_id, "failed", str(error))
         except Exception as error:  # whatever it is, the other targets go on
             reason = f"run {target.obs_id}: unexpected {type(error).__name__}: {error}"
-            result = Result(target.obs_id, "failed", reason, failed_runs=dict(errors[i]))
+            result = Result(target.obs_id, "failed", reason)
         results.append(result)
     return results
 
 
-def _write_one(target, counts, exposure, errors, notes, edges, settings, copy, cards) -> Result:
+def digest_of(made_by: str, chosen: Selection, state: NDArray) -> str:
+    """Mark of a background: equal if the same settings make it of the same runs, with the same weights and events."""
+    sha = hashlib.sha256(made_by.encode())
+    order = np.argsort(chosen.obs_id)
+    for column in (chosen.obs_id, chosen.weight, state[chosen.run]):
+        sha.update(np.ascontiguousarray(column[order]).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _stat(target: Target) -> tuple[tuple[int, int], ...]:
+    """Size and time of last change [ns] of source and output; zeros for a file that is not there."""
+    return tuple(_size_and_time(path) for path in (target.source, target.output))
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def _write_one(
+    target: Target, chosen: Selection, counts: NDArray, exposure: NDArray, livetime: float, block: Block, digest: str
+) -> Result:
     from dask_bkg.irf import to_hdu
 
-    background, flag = stacked_background(target.obs_id, counts, exposure, errors, edges, settings)
-    threshold = _threshold(target)
-    cards = {**cards, "N_EVENTS": (int(counts.sum()), "events in the contributing runs")}
-    if np.isfinite(threshold):
-        cards["E_THRES"] = (round(threshold, 6), "[TeV] energy threshold of this run")
+    background, flag = stacked_background(target.obs_id, counts, exposure, block.edges, block.settings)
+    cards = {
+        **block.cards,
+        "N_RUNS": (chosen.run.size, "number of contributing runs"),
+        "LIVETIME": (round(livetime, 3), "[s] livetime of the contributing runs"),
+        "N_EVENTS": (round(float(counts.sum())), "events in the contributing runs"),
+    }
+    if np.isfinite(target.threshold):
+        cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
     hdu = to_hdu(background, cards)
-    if copy:
+    if block.copy:
         name = attach_background(target.source, target.output, hdu)
     else:
         name = write_background(target.output, hdu)
     return Result(
         target.obs_id,
         "done",
-        _remark(target, errors, notes),
-        cards["N_RUNS"][0],
-        cards["LIVETIME"][0] / 3600,
-        int(counts.sum()),
+        _remark(chosen),
+        chosen.run.size,
+        livetime / 3600,
+        round(float(counts.sum())),
         target.output,
         name,
-        threshold,
-        tuple(run for run in target.contributing if run not in errors),
+        target.threshold,
+        tuple(chosen.obs_id.tolist()),
+        tuple(np.round(chosen.weight, 6).tolist()) if (chosen.weight != 1).any() else (),
+        tuple(np.round(chosen.score, 10).tolist()),
         summarize_flags(flag),
-        dict(errors),
-        dict(notes),
+        digest=digest,
+        files=_stat(target),
     )
 
 
 def stacked_background(
-    obs_id: int, counts: NDArray, exposure: NDArray, errors: dict[int, str], edges: Edges, settings: RateSettings
+    obs_id: int, counts: NDArray, exposure: NDArray, edges: Edges, settings: RateSettings
 ) -> tuple[Any, NDArray]:
     """Background of the stack of one target (`~gammapy.irf.Background2D`) and the flag of each bin.
 
     Raises
     ------
     RunError
-        If there is no event in the stack; with the reasons of the runs that could not be used.
+        If there is no event in the stack.
     """
     from dask_bkg.irf import rate_to_background
 
     if not counts.any():
-        energy, others = edges.energy, "; ".join(errors.values())
+        energy = edges.energy
         raise RunError(
-            errors.get(obs_id)
-            or f"run {obs_id}: no event of its contributing runs is outside of the exclusion and within "
-            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max. {others}".rstrip(" .")
+            f"run {obs_id}: no event of its contributing runs is outside of the exclusion and within "
+            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max"
         )
     return rate_to_background(counts, exposure, edges, settings)
 
 
-def _threshold(target: Target) -> float:
-    """Threshold of the run: LO_THRES or SAFE_ENERGY_LO, else from its effective area; NaN if nothing says."""
-    if np.isfinite(target.threshold) and target.threshold > 0:
-        return float(target.threshold)
-    if target.aeff is None:
-        return float("nan")
-    try:
-        return read_threshold(*target.aeff, target.obs_id)
-    except RunError:
-        return float("nan")
-
-
-def _remark(target: Target, errors: dict[int, str], notes: dict[int, str]) -> str:
-    remarks = [] if target.enough else ["fewer hours than background_selection.time_request"]
-    remarks += [note if run == target.obs_id else f"contributing run {run}: {note}" for run, note in notes.items()]
-    if errors:
-        remarks.append(f"{len(errors)} contributing runs could not be used")
+def _remark(chosen: Selection) -> str:
+    """What is worth knowing about the selection of a background that was made."""
+    remarks = []
+    if not chosen.enough:
+        remarks.append(f"{chosen.hours:.1f} hours found, fewer than background_selection.time_request")
+    if chosen.flagged:
+        remarks.append("some contributing runs cover less than 80 % of its expected counts")
+    if chosen.widened > 1:
+        remarks.append(f"kernel widened {chosen.widened:.2f} times: few runs are alike")
     return "; ".join(remarks)
 
 

@@ -1,7 +1,7 @@
 """Stacks of run histograms: what one task adds up, and how two sums become one.
 
-Eager and picklable; `dask_bkg.pipeline` builds the tree of them.  A run that could not be reduced adds nothing,
-and its reason travels with the stack.
+Eager and picklable; `dask_bkg.lazy` builds the tree of them.  Who contributes to whom is sparse
+(`dask_bkg.selection.Selections`), and so is the matrix that multiplies the histograms here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg import kernels
+from dask_bkg.selection import Selections
 
 
 class Stack(NamedTuple):
@@ -23,71 +24,43 @@ class Stack(NamedTuple):
     counts, exposure
         Events and exposure [s TeV sr], shape ``(targets, energy, offset)``.
     livetime
-        Livetime of the contributing runs [s], shape ``(targets,)``.
-    n_runs
-        Number of contributing runs, shape ``(targets,)``.
-    errors
-        For each target the runs that should have contributed and could not, ``{obs_id: reason}``.
-    notes
-        For each target what was remarkable about the runs that did, ``{obs_id: note}``.
+        Livetime of the contributing runs, not weighted [s], shape ``(targets,)``.
     """
 
     counts: NDArray
     exposure: NDArray
     livetime: NDArray
-    n_runs: NDArray
-    errors: list[dict[int, str]]
-    notes: list[dict[int, str]]
 
 
-def stack_block(
-    weights: NDArray,
-    obs_id: NDArray,
-    counts: NDArray,
-    exposure: NDArray,
-    livetime: NDArray,
-    error: NDArray,
-    note: NDArray,
-) -> Stack:
+def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDArray, exposure: NDArray) -> Stack:
     """Sum over one block of runs.
 
     Parameters
     ----------
-    weights
-        Weight of each run for each target, shape ``(targets, runs)``.
-    obs_id, livetime, error, note
-        Number, livetime [s], reason of failure and remark (empty: none) of each run, shape ``(runs,)``.
+    selected
+        Which runs contribute to which target, and their weights.
+    first
+        Index of the block's first run among all.
+    livetime
+        Livetime of the runs of the block [s], shape ``(runs,)``.
     counts, exposure
-        Histograms of the runs, shape ``(runs, energy, offset)``.
+        Their histograms, shape ``(runs, energy, offset)``.
     """
-    good = np.array([not text for text in error])
-    used = np.where(good[None, :], weights, 0.0)
-    n_runs = (used != 0).sum(axis=1)
+    here = (selected.run >= first) & (selected.run < first + len(livetime))
+    target = np.repeat(np.arange(selected.start.size - 1), np.diff(selected.start))[here]
+    run, shape = selected.run[here] - first, (selected.start.size - 1, len(livetime))
+    weighted = kernels.sparse(target, run, selected.weight[here], shape)
+    used = kernels.sparse(target, run, np.ones(run.size), shape)
     return Stack(
-        kernels.stack(used, counts),
-        kernels.stack(used, exposure),
-        kernels.stack(used, livetime),
-        n_runs,
-        [_texts(row, obs_id, error) for row in weights],
-        [_texts(row, obs_id, note) for row in used],
+        kernels.stack(weighted, counts), kernels.stack(weighted, exposure), kernels.stack(used, np.asarray(livetime))
     )
-
-
-def _texts(weights: NDArray, obs_id: NDArray, text: NDArray) -> dict[int, str]:
-    """Texts of the runs that have a weight and something to say."""
-    return {int(obs_id[run]): str(text[run]) for run in np.flatnonzero(weights) if text[run]}
 
 
 def add_stacks(stacks: Sequence[Stack]) -> Stack:
     """Sum of stacks for the same targets, in their order."""
     first, *others = stacks
-    counts, exposure, livetime, n_runs = (np.array(part) for part in first[:4])
-    errors, notes = ([dict(texts) for texts in part] for part in first[4:])
+    total = Stack(*(np.array(part) for part in first))
     for other in others:
-        counts += other.counts
-        exposure += other.exposure
-        livetime += other.livetime
-        n_runs += other.n_runs
-        for mine, theirs in zip([*errors, *notes], [*other.errors, *other.notes], strict=True):
-            mine.update(theirs)
-    return Stack(counts, exposure, livetime, n_runs, errors, notes)
+        for mine, theirs in zip(total, other, strict=True):
+            mine += theirs
+    return total

@@ -13,8 +13,11 @@ import dask_bkg
 
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
-BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "selection", "dl3", "irf"}
-BELOW_PIPELINE = BELOW_PLAN | CONFIG | {"plan", "products", "bookkeeping", "prepare", "stacking", "cluster"}
+BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "dl3", "irf"}
+RUNS = {"selection", "similarity", "archive", "stacking"}
+BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
+    "plan", "roster", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect", "matrix"
+}  # fmt: skip
 
 MAY_IMPORT = {
     "errors": set(),
@@ -27,15 +30,21 @@ MAY_IMPORT = {
     "nodes": set(),
     "rate": {"smoothing", "nodes"},
     "selection": {"fov", "errors"},
+    "similarity": {"kernels"},
+    "archive": {"archive", "schema", "dl3", "kernels", "exclusion", "errors"},
     **dict.fromkeys(CONFIG, CONFIG | {"errors"}),
     "dl3": {"dl3", "kernels", "schema", "fov", "exclusion", "errors"},
     "irf": {"schema", "rate"},
-    "plan": {"config", "dl3", "catalogs", "selection", "exclusion", "fov", "rate", "schema", "errors"},
+    "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "rate", "schema", "similarity", "errors"},
+    "roster": {"archive", "fov", "plan", "selection"},
     "prepare": {"config", "config_io", "dl3", "errors"},
-    "stacking": {"kernels"},
-    "products": {"dl3", "plan", "rate", "schema", "irf", "errors"},
+    "stacking": {"kernels", "selection"},
+    "products": {"dl3", "plan", "rate", "schema", "selection", "irf", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "errors"},
     "cluster": {"errors"},
+    "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
+    "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},
+    "matrix": BELOW_PIPELINE - {"matrix"},
     "pipeline": BELOW_PIPELINE,
     "compat": BELOW_PIPELINE | {"pipeline"},
     "validate": {"exclusion"},
@@ -90,8 +99,9 @@ def outsiders(*programs: str) -> set[str]:
     return {room_of(path) for path in FILES if any(name.split(".")[0] in programs for name in imports(path))}
 
 
-def test_only_pipeline_and_cluster_know_dask():
-    assert outsiders("dask", "distributed") - ANYTHING == {"pipeline", "cluster"}
+def test_only_the_upper_rooms_know_dask():
+    """What wires tasks knows dask; what is done in a task does not."""
+    assert outsiders("dask", "distributed") - ANYTHING == {"lazy", "collect", "matrix", "pipeline", "cluster"}
 
 
 def test_only_the_edges_know_gammapy():

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
 from astropy.time import Time
 from gammapy.data import GTI, DataStore, EventList
 from gammapy.irf import EffectiveAreaTable2D
 
-from dask_bkg.dl3.read import RunFile, conditions, date_mjd, read_conditions, read_run, read_threshold
+from dask_bkg.dl3.headers import conditions, date_mjd
+from dask_bkg.dl3.read import RunFile, read_conditions, read_run, read_threshold
 from dask_bkg.errors import RunError
+from dask_bkg.simulate import response
 
 
 @pytest.fixture
@@ -212,13 +215,96 @@ def test_threshold_from_a_tenth_of_the_effective_area(run, edit_run, card):
         header.pop("LO_THRES") if card is None else header.set("LO_THRES", card)
 
     edit_run(run.path, change)
+    threshold = read_threshold(run.path, "EFFECTIVE AREA")
+    assert read_threshold(run.path) == threshold  # the HDU found by its class
     table = EffectiveAreaTable2D.read(run.path, hdu="EFFECTIVE AREA")
     energy = table.axes["energy_true"].center
-    area = table.evaluate(energy_true=energy, offset=0.5 * table.axes["offset"].unit).to_value("m2")
-    expected = energy[np.argmax(area >= 0.1 * area.max())].to_value("TeV")
-    assert read_threshold(run.path, "EFFECTIVE AREA") == pytest.approx(expected, rel=1e-5)
-    assert read_threshold(run.path) == pytest.approx(expected, rel=1e-5)  # the HDU found by its class
-    assert 0.1 < expected < 1
+    offset = 0.5 * table.axes["offset"].unit
+    largest = table.evaluate(energy_true=energy, offset=offset).max()
+    # gammapy interpolates in ln E as we do: at the threshold its area is a tenth of the largest, below it is less
+    around = np.array([0.9, 0.99, 1.0]) * threshold * energy.unit
+    share = (table.evaluate(energy_true=around, offset=offset) / largest).to_value("")
+    assert share[2] == pytest.approx(0.1, rel=1e-5)
+    assert share[0] < share[1] < 0.1
+    assert read_run(run).numbers["e_thres"] == threshold
+
+
+def test_threshold_and_integral_are_those_of_the_formula(archive, run_path):
+    """The effective area that was simulated: to a tenth of the width that the threshold is compared with."""
+    directory, truth = archive
+    for true in truth.runs:
+        numbers = read_run(RunFile(true.obs_id, str(run_path(directory, true.obs_id)))).numbers
+        energy = np.geomspace(*response.ENERGY_TRUE_RANGE, 20001)
+        area = response.effective_area(energy, 0.5, true.zenith)
+        threshold = np.exp(np.interp(0.1, (area / area.max())[: area.argmax()], np.log(energy)[: area.argmax()]))
+        assert np.log(numbers["e_thres"] / threshold) == pytest.approx(0, abs=0.025)
+        integral = np.trapezoid(area * energy**-2.7, energy)
+        assert np.log(numbers["aeff_integral"] / integral) == pytest.approx(0, abs=0.006)
+        assert numbers["lo_thres"] == pytest.approx(response.energy_threshold(true.zenith), abs=1e-6)
+
+
+@pytest.mark.realdata
+def test_threshold_and_integral_of_real_runs(gammapy_data):
+    for path in sorted(gammapy_data.glob("hess-dl3-dr1/data/*.fits.gz"))[::20]:
+        numbers = read_run(RunFile(1, str(path))).numbers
+        table = EffectiveAreaTable2D.read(path, hdu="AEFF")
+        energy = np.geomspace(0.05, 90, 3000)
+        area = table.evaluate(energy_true=energy * u.TeV, offset=0.5 * u.deg).to_value("m2")
+        assert numbers["lo_thres"] == fits.getheader(path, "AEFF")["LO_THRES"] == read_threshold(str(path))
+        assert numbers["e_thres"] == pytest.approx(energy[np.argmax(area >= 0.1 * area.max())], rel=0.01)
+        assert numbers["aeff_integral"] == pytest.approx(np.trapezoid(area * energy**-2.7, energy), rel=0.01)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("cm2", 1e4), ("cm^2", 1e4), ("m**2", 1.0), ("km2", 1e-6), ("", 1.0)])
+def test_effective_area_in_other_units(run, edit_run, unit, factor):
+    before = read_run(run).numbers
+
+    def change(hdus):
+        hdu = hdus["EFFECTIVE AREA"]
+        hdu.data["EFFAREA"] *= factor
+        hdu.data["ENERG_LO"] *= 1e3
+        hdu.data["ENERG_HI"] *= 1e3
+        for name, new in (("EFFAREA", unit), ("ENERG_LO", "GeV"), ("ENERG_HI", "GeV")):
+            hdu.columns.change_unit(name, new)
+
+    edit_run(run.path, change)
+    after = read_run(run).numbers
+    for name in ("e_thres", "aeff_integral"):
+        assert after[name] == pytest.approx(before[name], rel=1e-5)
+
+
+def test_the_threshold_card_where_it_is(run, edit_run):
+    def declared(hdu, key, value):
+        def change(hdus):
+            hdus["EFFECTIVE AREA"].header.pop("LO_THRES", None)
+            hdus[hdu].header[key] = value
+
+        edit_run(run.path, change)
+        return read_run(run).numbers["lo_thres"]
+
+    assert np.isnan(declared("EFFECTIVE AREA", "LO_THRES", -1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy says that the keyword is long
+        assert declared("EVENTS", "SAFE_ENERGY_LO", 0.4) == 0.4
+        assert declared("EFFECTIVE AREA", "SAFE_ENERGY_LO", 0.5) == 0.5
+
+
+AREA = ("e_thres", "aeff_integral")
+
+
+def test_effective_area_of_another_file(run, edit_run, tmp_path):
+    before, other = read_run(run), str(tmp_path / "aeff.fits.gz")
+    with fits.open(run.path) as hdus:
+        fits.HDUList([fits.PrimaryHDU(), hdus["EFFECTIVE AREA"].copy()]).writeto(other)
+    edit_run(run.path, lambda hdus: hdus.pop("EFFECTIVE AREA"))
+    for hdu in ("", "effective area"):
+        after = read_run(run._replace(aeff_path=other, aeff_hdu=hdu))
+        assert after.numbers == before.numbers
+        assert after.fingerprint == before.fingerprint
+    for path, hdu in ((str(tmp_path / "nowhere.fits"), ""), (other, "AEFF"), ("", ""), (run.path, "AEFF")):
+        numbers = read_run(run._replace(aeff_path=path, aeff_hdu=hdu)).numbers
+        assert np.isnan([numbers[name] for name in (*AREA, "lo_thres")]).all()
+        assert numbers["n_events"] == before.numbers["n_events"]
 
 
 def no_table(hdus):
@@ -238,6 +324,20 @@ def test_an_effective_area_that_gives_no_threshold_is_an_error_of_the_run(run, e
     edit_run(run.path, change)
     with pytest.raises(RunError, match="run 64001"):
         read_threshold(run.path, "EFFECTIVE AREA", 64001)
+
+
+def unknown_unit(hdus):
+    hdus["EFFECTIVE AREA"].columns.change_unit("EFFAREA", "barn")
+
+
+@pytest.mark.parametrize("damage", [no_table, no_area, unknown_unit])
+def test_an_effective_area_that_says_nothing_leaves_the_run_as_it_is(run, edit_run, damage):
+    before = read_run(run)
+    edit_run(run.path, damage)
+    after = read_run(run)
+    assert (after.energy == before.energy).all()
+    assert np.isnan([after.numbers[name] for name in AREA]).all()
+    assert {**after.numbers, **dict.fromkeys(AREA)} == {**before.numbers, **dict.fromkeys(AREA)}
 
 
 # --- where the HDUs are ------------------------------------------------------------------------------------

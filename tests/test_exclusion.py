@@ -182,3 +182,29 @@ def test_digest_tells_exclusions_apart_and_ignores_names():
         discs([10, 20], [0, 5], [0.1, 0.2], shape=["", "ellipse"]),
     ]
     assert len({one.digest(), *(other.digest() for other in others)}) == 6
+
+
+def test_the_digest_of_a_field_knows_what_touches_it_and_nothing_else():
+    pointing, radius = (83.6, 22.0), 3.5
+    inside, far = discs([84.0, 85.0], [22.5, 21.0], 0.35), discs([200.0], [-40.0], 2.0)
+    digest = exclusion.exclusion_digest(inside, *pointing, radius)
+    assert exclusion.exclusion_digest(exclusion.concat_regions([far, inside]), *pointing, radius) == digest
+    assert (
+        exclusion.exclusion_digest(exclusion.concat_regions([inside]).near(*pointing, radius), *pointing, radius)
+        == digest
+    )
+    assert exclusion.exclusion_digest(inside[np.array([1, 0])], *pointing, radius) == digest
+    others = [
+        None,
+        discs([84.0], [22.5], 0.35),
+        discs([84.0, 85.0], [22.5, 21.0], 0.36),
+        discs([84.0, 85.0], [22.5, 21.001], 0.35),
+        exclusion.concat_regions([inside, discs([87.5], [22.0], 0.3)]),  # its rim reaches in
+    ]
+    assert len({digest, *(exclusion.exclusion_digest(other, *pointing, radius) for other in others)}) == 6
+
+
+def test_no_exclusion_and_an_empty_one_have_the_same_digest():
+    nothing = exclusion.exclusion_digest(None, 83.6, 22.0, 3.5)
+    assert exclusion.exclusion_digest(exclusion.concat_regions([]), 83.6, 22.0, 3.5) == nothing
+    assert exclusion.exclusion_digest(discs([200.0], [-40.0], 2.0), 83.6, 22.0, 3.5) == nothing

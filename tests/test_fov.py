@@ -238,3 +238,47 @@ def test_excluded_solid_angle_adds_up_over_the_bins(grid):
     excluded = fov.excluded_pixels(grid, [0.3, -1.5], [0.2, 0.8], [0.5, 0.35])
     open_ = (fov.exposed_fraction(grid, excluded) * grid.bin_solid_angle).sum()
     assert open_ == pytest.approx(grid.bin_solid_angle.sum() - cap(0.5) - cap(0.35), rel=1e-3)
+
+
+# --- several binnings on one grid --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rings", "pixels", "step"), [
+    ((0, 0.25, 0.5), None, 0.02),
+    ((0, 0.125, 0.25), None, 0.0125),
+    ((0, 0.05, 0.1), (-0.3, -0.1, 0.1, 0.3), 0.02),
+    ((0, 0.05, 0.1), (-0.25, 0, 0.25), 0.25 / 14),
+])  # fmt: skip
+def test_pixel_width_of_rings_and_of_field_pixels(rings, pixels, step):
+    assert fov.grid_step(rings, pixels) == pytest.approx(step, rel=1e-12)
+
+
+def test_the_same_place_is_the_same_pixel_on_a_larger_grid(grid):
+    large = fov.ring_grid(RINGS, grid.step, grid.center.size // 2 + 25)
+    rng = np.random.default_rng(4)
+    place = rng.uniform(-2.5, 2.5, (2, 20000))
+    small_pixel, large_pixel = fov.pixel_index(grid, *place), fov.pixel_index(large, *place)
+    assert_array_equal(grid.bin[small_pixel], large.bin[large_pixel])
+    assert_array_equal(grid.solid_angle[small_pixel], large.solid_angle[large_pixel])
+    assert_array_equal(grid.bin_solid_angle, large.bin_solid_angle)
+    circles = rng.uniform(-2.5, 2.5, (2, 5))
+    excluded = [fov.excluded_pixels(each, *circles, np.full(5, 0.4)) for each in (grid, large)]
+    assert_array_equal(excluded[0][small_pixel], excluded[1][large_pixel])
+
+
+def test_field_pixels_hold_the_places_between_their_edges():
+    edges = np.round(np.arange(-0.5, 0.51, 0.2), 12)
+    grid = fov.pixel_grid(tuple(edges), 0.02, 40)
+    rng = np.random.default_rng(5)
+    lon, lat = rng.uniform(-0.8, 0.8, (2, 5000))
+    found = grid.bin[fov.pixel_index(grid, lon, lat)]
+    column, row = np.digitize(lon, edges) - 1, np.digitize(lat, edges) - 1
+    inside = (np.abs(lon) < 0.5) & (np.abs(lat) < 0.5)
+    assert_array_equal(found, np.where(inside, row * 5 + column, -1))
+
+
+def test_field_pixels_have_the_solid_angle_of_spherical_rectangles():
+    edges = np.round(np.arange(-2.5, 2.51, 0.2), 12)
+    grid = fov.pixel_grid(tuple(edges), 0.02, 125)
+    expected = np.deg2rad(0.2) * np.diff(np.sin(np.deg2rad(edges)))
+    assert_allclose(grid.bin_solid_angle.reshape(25, 25), np.repeat(expected[:, None], 25, axis=1), rtol=1e-10)

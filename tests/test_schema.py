@@ -154,3 +154,84 @@ def test_a_dataset_survives_netcdf_like_encoding_of_its_attributes():
     for variable in dataset.variables.values():
         assert all(isinstance(value, (str, int, float)) for value in variable.attrs.values())
         assert variable.dtype.kind in "fiUO"
+
+
+# --- views -------------------------------------------------------------------------------------------------
+
+
+def test_the_fine_view_has_the_bins_that_others_are_sums_of():
+    view = schema.fine_view()
+    assert (view.name, view.method, view.reach) == ("", "geometry", "disc")
+    assert view.edges.shape == (50, 50)
+    assert_allclose(view.edges.energy, 10 ** np.linspace(-2, 3, 51), rtol=1e-12)
+    assert_allclose(view.edges.offset, np.linspace(0, 2.5, 51), rtol=1e-12)
+    assert_allclose(view.pixels, np.linspace(-2.5, 2.5, 26), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("off_max", "pixel", "pixels", "half"),
+    [(2.5, 0.25, 20, 2.5), (2.0, 0.2, 20, 2.0), (2.45, 0.2, 25, 2.5), (1.0, 0.3, 7, 1.05)],
+)
+def test_the_field_is_the_smallest_that_holds_the_rings(off_max, pixel, pixels, half):
+    view = schema.fine_view(off_max=off_max, pixel=pixel)
+    assert len(view.pixels) == pixels + 1
+    assert_allclose([-view.pixels[0], view.pixels[-1]], half)
+    assert_allclose(np.diff(view.pixels), pixel)
+    assert view.radius == pytest.approx(half * np.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"energy_range": (0.02, 1)}, {"energy_range": (1, 0.1)}, {"energy_range": (0, 1)}, {"pixel": 0}, {"ring": 3}],
+)
+def test_a_fine_view_of_no_whole_bins_is_refused(options):
+    with pytest.raises(ValueError, match=r"energy_range|pixel"):
+        schema.fine_view(**options)
+
+
+@pytest.mark.parametrize(
+    ("energy", "offset", "expected"),
+    [
+        (np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11), True),
+        (np.logspace(-1, 2, 16), np.arange(0, 2.51, 0.25), True),  # 5 per decade, and edges with rounding errors
+        (np.array([0.1, 1, 10]), np.array([0.5, 1.0, 2.0]), True),
+        (np.geomspace(0.1, 100, 21), np.linspace(0, 2.5, 11), False),
+        (np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 21), False),  # rings of 0.125 deg
+        (np.geomspace(0.1, 1e4, 6), np.linspace(0, 2.5, 11), False),
+        (np.geomspace(0.1, 100, 31), np.linspace(0, 3.0, 11), False),
+        (np.geomspace(0.1, 100, 31) * (1 + 1e-8), np.linspace(0, 2.5, 11), False),
+    ],
+)
+def test_which_bins_are_sums_of_the_fine_ones(energy, offset, expected):
+    fine, coarse = schema.fine_view().edges, schema.Edges(energy, offset)
+    assert schema.is_sum_of(fine, coarse) is expected
+    assert (schema.is_sum_of(fine.energy, energy) and schema.is_sum_of(fine.offset, offset)) is expected
+
+
+def test_sums_of_fine_bins_are_the_histogram_on_coarse_ones():
+    rng, fine = np.random.default_rng(1), schema.fine_view().edges.energy
+    energy = 10 ** rng.uniform(-2.2, 3.2, 5000)
+    coarse = np.geomspace(0.1, 100, 16)
+    index = schema.sum_index(fine, coarse)
+    inside = index >= 0
+    sums = np.bincount(index[inside], np.histogram(energy, fine)[0][inside], coarse.size - 1)
+    assert_array_equal(sums, np.histogram(energy, coarse)[0])
+    assert (~inside).sum() == 20  # a decade below, and one above
+
+
+def test_no_sum_no_index():
+    with pytest.raises(ValueError, match="no sums"):
+        schema.sum_index([0, 0.1, 0.2], [0, 0.15])
+
+
+def test_a_ring_view_is_named_after_all_that_it_is_made_with():
+    views = [
+        schema.ring_view(EDGES),
+        schema.ring_view(EDGES, method="event_ratio"),
+        schema.ring_view(EDGES, reach="centre"),
+        schema.ring_view(EDGES._replace(offset=EDGES.offset * 1.01)),
+        schema.ring_view(schema.Edges(OFFSET[1:], ENERGY)),
+    ]
+    assert len({view.name for view in views}) == len(views)
+    assert schema.ring_view(schema.Edges(ENERGY.copy(), OFFSET.copy())).name == views[0].name
+    assert all(view.name.startswith("rings-") and view.pixels is None for view in views)

@@ -1,29 +1,30 @@
 """Events, good time intervals, observing conditions and energy threshold of one DL3 file.
 
-Plain columns through astropy, without memory maps, files closed at once: an archive of 20,000 runs goes through here.
+Plain columns, files read forwards once and closed at once: an archive of 20,000 runs goes through here.
 What GADF leaves optional is derived where it can be; the rest is NaN.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
+from dask_bkg.dl3 import area
+from dask_bkg.dl3.cards import number, text
+from dask_bkg.dl3.fingerprint import fingerprint
+from dask_bkg.dl3.headers import SECONDS_PER_DAY, conditions, mission_mjd, parallactic
+from dask_bkg.dl3.stream import BROKEN, Hdu, Hdus, find_hdu, open_fits
 from dask_bkg.errors import RunError
+from dask_bkg.schema import RUN_NUMBERS
 
-SECONDS_PER_DAY = 86400.0
-TEV = {"TEV": 1.0, "GEV": 1e-3, "MEV": 1e-6}
 WORTH_A_NOTE = 0.01
 """Share of events outside of the good time intervals from which the user is told."""
 
-THRESHOLD_OFFSET = 0.5
-THRESHOLD_FRACTION = 0.1
+QUANTILE = 0.25
+"""Of ln E of the events: what tells a run's threshold where there is no effective area."""
 
 
 class RunFile(NamedTuple):
@@ -39,6 +40,8 @@ class RunFile(NamedTuple):
         Name of their HDU; empty: the first that says it is one.
     gti_path, gti_hdu
         The same for the good time intervals; an empty path is the file of the events.
+    aeff_path, aeff_hdu
+        The same for the effective area, which a run may lack.
     """
 
     obs_id: int
@@ -46,6 +49,8 @@ class RunFile(NamedTuple):
     events_hdu: str = ""
     gti_path: str = ""
     gti_hdu: str = ""
+    aeff_path: str = ""
+    aeff_hdu: str = ""
 
 
 class RunEvents(NamedTuple):
@@ -61,6 +66,13 @@ class RunEvents(NamedTuple):
         Name of the target.
     note
         What was remarkable, empty if nothing was.
+    telescopes
+        Those that took part, as the file writes them (TELLIST).
+    fingerprint
+        Digest of what the events and good time intervals say, see `dask_bkg.dl3.fingerprint`.
+    untimely
+        RA, Dec [deg] and energy [TeV] of events outside of the good time intervals that were left out for that alone,
+        shape ``(3, events)``; None: there are none.
     """
 
     ra: NDArray
@@ -69,34 +81,19 @@ class RunEvents(NamedTuple):
     numbers: dict[str, float]
     object: str
     note: str
+    telescopes: str = ""
+    fingerprint: str = ""
+    untimely: NDArray | None = None
 
 
-@contextmanager
-def open_fits(path: str, obs_id: int) -> Iterator[fits.HDUList]:
-    """A FITS file (gzipped or not), with `RunError` for everything that can be wrong with it."""
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            yield hdus
-    except FileNotFoundError:
-        raise RunError(
-            f"run {obs_id}: the index names {path}, which does not exist: restore it or repair the index"
-        ) from None
-    except (OSError, EOFError, zlib.error, TypeError, IndexError, ValueError, fits.VerifyError) as error:
-        raise RunError(f"run {obs_id}: {path} is not a whole FITS file ({error}): copy it again") from error
+class _Tables(NamedTuple):
+    """What was read of a run's files."""
 
-
-def find_hdu(hdus: fits.HDUList, name: str, hdu_class: str, obs_id: int, path: str) -> fits.BinTableHDU:
-    """The HDU of a name, or the first of a class (``EVENTS``, ``GTI``, ``EFF_AREA``)."""
-    for hdu in hdus:
-        header = hdu.header
-        extname = str(header.get("EXTNAME", "")).strip().upper()
-        classes = (header.get("HDUCLAS1"), header.get("HDUCLAS2"), extname)
-        if (extname == name.strip().upper()) if name else (hdu_class in classes):
-            return hdu
-    raise RunError(
-        f"run {obs_id}: {path} has no {name or hdu_class} HDU (it has {', '.join(h.name for h in hdus)}); "
-        "a DL3 file needs EVENTS and GTI: if it was cut short or damaged, copy it again"
-    )
+    header: Mapping[str, Any]
+    events: tuple[NDArray, NDArray, NDArray, NDArray | None]
+    gti: tuple[NDArray, NDArray, Mapping[str, Any]]
+    area: dict[str, float]
+    fingerprint: str
 
 
 def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
@@ -114,27 +111,69 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     RunError
         If the file is missing or broken, a column or the pointing is missing, there is no event or no good time.
     """
-    with open_fits(run.path, run.obs_id) as hdus:
-        events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
-        header = events.header
-        ra, dec, energy, time = _event_columns(events, run)
-        if run.gti_path in ("", run.path):
-            gti = _good_time(find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.path), run)
-    if run.gti_path not in ("", run.path):
-        with open_fits(run.gti_path, run.obs_id) as hdus:
-            gti = _good_time(find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.gti_path), run)
+    tables = _read_tables(run)
+    header, gti, (ra, dec, energy, time) = tables.header, tables.gti, tables.events
     whole = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
     good = whole & _inside(gti, header, time) if cut_time and time is not None else whole
     if not good.any():
         wrong = "is within a good time interval" if whole.any() else "has a position and an energy > 0"
         raise RunError(f"run {run.obs_id}: none of the {good.size} events of {run.path} {wrong}")
+    late = np.flatnonzero(whole & ~good)
+    untimely = np.array([ra[late], dec[late], energy[late]]) if late.size else None
     if not good.all():
         ra, dec, energy = ra[good], dec[good], energy[good]
-    numbers = {**conditions(header), **_times(gti, header), "n_events": float(good.sum())}
+    unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
+    numbers = {**unknown, **_conditions(gti, header), **tables.area, **_of_events(energy)}
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
-    note = _left_out(good.size, int((~whole).sum()), int((whole & ~good).sum()))
-    return RunEvents(ra, dec, energy, numbers, str(header.get("OBJECT", "")).strip(), note)
+    note = _left_out(good.size, int((~whole).sum()), late.size)
+    labels = text(header, "OBJECT"), note, text(header, "TELLIST")
+    return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely)
+
+
+def _read_tables(run: RunFile) -> _Tables:
+    """The tables of a run; each file is opened once."""
+    with open_fits(run.path, run.obs_id) as hdus:
+        events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
+        columns = _event_columns(events, run)
+        if run.gti_path in ("", run.path):
+            gti = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.path)
+            times = _good_time(gti, run)
+        seen = _area_numbers(hdus, run, events) if run.aeff_path in ("", run.path) else {}
+    if run.gti_path not in ("", run.path):
+        with open_fits(run.gti_path, run.obs_id) as hdus:
+            gti = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.gti_path)
+            times = _good_time(gti, run)
+    if run.aeff_path not in ("", run.path):
+        seen = _numbers_of_another_file(run, events)
+    return _Tables(events.header, columns, times, seen, fingerprint([events, gti]))
+
+
+def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
+    """Thresholds and integral of the effective area; what it does not tell is left out, which is no error."""
+    try:
+        hdu = find_hdu(hdus, run.aeff_hdu, "EFF_AREA", run.obs_id, run.path)
+    except (RunError, *BROKEN):
+        return {"lo_thres": area.declared_threshold(events.header)}
+    numbers = {"lo_thres": area.declared_threshold(hdu.header, events.header)}
+    try:
+        curve = area.area_curve(hdu)
+    except BROKEN:
+        return numbers
+    return {**numbers, "e_thres": area.area_threshold(curve), "aeff_integral": area.area_integral(curve)}
+
+
+def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
+    try:
+        with open_fits(run.aeff_path, run.obs_id) as hdus:
+            return _area_numbers(hdus, run, events)
+    except RunError:
+        return {"lo_thres": area.declared_threshold(events.header)}
+
+
+def _of_events(energy: NDArray) -> dict[str, float]:
+    """What the events say themselves; energies [TeV], shape ``(events,)``."""
+    return {"ln_e_q25": float(np.log(np.quantile(energy, QUANTILE))), "n_events": float(energy.size)}
 
 
 def _left_out(n_events: int, broken: int, untimely: int) -> str:
@@ -145,31 +184,28 @@ def _left_out(n_events: int, broken: int, untimely: int) -> str:
     return "; ".join(f"{n} of {n_events} events {why} left out" for n, why in reasons if n)
 
 
-def _event_columns(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
+def _event_columns(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
     """RA, Dec [deg], energy [TeV] and, where it is there, mission time [s] of the events."""
-    names = [c.upper() for c in hdu.columns.names] if hasattr(hdu, "columns") else []
+    names = list(hdu.columns)
     missing = [c for c in ("RA", "DEC", "ENERGY") if c not in names]
     if missing:
         raise RunError(
             f"run {run.obs_id}: EVENTS of {run.path} has no column {', '.join(missing)} (it has {', '.join(names)})"
         )
-    data = hdu.data
-    if len(data) == 0:
+    if hdu.rows == 0:
         raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has no rows")
-    unit = str(hdu.columns["ENERGY"].unit or hdu.header.get("EUNIT", "TeV")).strip()
-    if unit.upper() not in TEV:
+    unit = hdu.unit("ENERGY") or str(hdu.header.get("EUNIT", "TeV")).strip()
+    if unit.upper() not in area.TEV:
         raise RunError(f"run {run.obs_id}: the unit of ENERGY in {run.path} is {unit!r}; accepted are TeV, GeV, MeV")
-    ra, dec, energy = (np.asarray(data[c], dtype=float) for c in ("RA", "DEC", "ENERGY"))
-    time = np.asarray(data["TIME"], dtype=float) if "TIME" in names else None
-    return ra, dec, energy * TEV[unit.upper()], time
+    ra, dec, energy = (hdu.column(c) for c in ("RA", "DEC", "ENERGY"))
+    time = hdu.column("TIME") if "TIME" in names else None
+    return ra, dec, energy * area.TEV[unit.upper()], time
 
 
-def _good_time(hdu: fits.BinTableHDU, run: RunFile) -> tuple[NDArray, NDArray, fits.Header]:
-    data = hdu.data
-    names = [n.upper() for n in getattr(data, "names", ())]
-    if data is None or len(data) == 0 or "START" not in names or "STOP" not in names:
+def _good_time(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, Mapping[str, Any]]:
+    if hdu.rows == 0 or not {"START", "STOP"} <= hdu.columns.keys():
         raise RunError(f"run {run.obs_id}: GTI of {run.path} has no good time interval (columns START, STOP)")
-    start, stop = (np.asarray(data[c], dtype=float) for c in ("START", "STOP"))
+    start, stop = hdu.column("START"), hdu.column("STOP")
     if not np.isfinite(stop - start).all() or (stop < start).any() or not (stop - start).sum() > 0:
         raise RunError(f"run {run.obs_id}: the good time intervals of {run.path} add up to no time")
     return *_merged(start, stop), hdu.header
@@ -183,67 +219,31 @@ def _merged(start: NDArray, stop: NDArray) -> tuple[NDArray, NDArray]:
     return start[first], np.append(stop[:-1][first[1:]], stop[-1])
 
 
-def _inside(gti: tuple[NDArray, NDArray, fits.Header], header: fits.Header, time: NDArray) -> NDArray:
+def _inside(gti: tuple[NDArray, NDArray, Mapping[str, Any]], header: Mapping[str, Any], time: NDArray) -> NDArray:
     """Which events lie in a good time interval; both times count from a reference that their headers give."""
     start, stop, gti_header = gti
-    shift = (_mjd(header, 0.0) - _mjd(gti_header, 0.0)) * SECONDS_PER_DAY
+    shift = (mission_mjd(header, 0.0) - mission_mjd(gti_header, 0.0)) * SECONDS_PER_DAY
     time = time + shift if np.isfinite(shift) else time
     index = np.searchsorted(start, time, side="right") - 1
     return (index >= 0) & (time <= stop[index])
 
 
-def _times(gti: tuple[NDArray, NDArray, fits.Header], header: fits.Header) -> dict[str, float]:
-    """Ontime and livetime [s], and the middle of the run [MJD], where the good time intervals know better."""
+def _conditions(gti: tuple[NDArray, NDArray, Mapping[str, Any]], header: Mapping[str, Any]) -> dict[str, float]:
+    """`conditions`, with the times and the parallactic angle of the good time intervals, which know better."""
     start, stop, gti_header = gti
-    ontime = float((stop - start).sum())
-    livetime = conditions(header)["livetime"]
+    ontime, numbers = float((stop - start).sum()), conditions(header)
+    livetime = numbers["livetime"]
     if not 0 < livetime <= ontime * 1.001:
         # some archives cut the intervals and leave the header: the dead-time fraction still holds
         deadc = number(header, "DEADC")
         livetime = ontime * deadc if 0 < deadc <= 1 else ontime
-    times = {"ontime": ontime, "livetime": livetime}
+    numbers.update(ontime=ontime, livetime=livetime)
     reference = gti_header if "MJDREFI" in gti_header else header
-    time = _mjd(reference, (start[0] + stop[-1]) / 2)
-    return {**times, "time": time} if np.isfinite(time) else times
-
-
-def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Pointing, observing conditions and times from an EVENTS header or a row of an obs-index.
-
-    Parameters
-    ----------
-    header
-        Cards, or columns of a row.
-    reference
-        Cards that hold MJDREFI and MJDREFF, if those are not in ``header``.
-
-    Returns
-    -------
-    numbers
-        ``ra_pnt``, ``dec_pnt``, ``zenith``, ``azimuth`` [deg], ``nsb``, ``n_tels``, ``time`` [MJD, in the time
-        system of the archive], ``ontime`` and ``livetime`` [s]; NaN where nothing says.
-
-    Examples
-    --------
-    >>> conditions({"ALT_PNT": 60.0, "TELLIST": "1,2,4"})["zenith"]
-    30.0
-    """
-    zenith = 90.0 - number(header, "ALT_PNT")
-    n_tels = number(header, "N_TELS")
-    telescopes = str(header.get("TELLIST") or "").replace("-", ",").split(",")
-    start, stop = number(header, "TSTART"), number(header, "TSTOP")
-    time = _mjd(reference or header, (start + stop) / 2)
-    return {
-        "ra_pnt": number(header, "RA_PNT"),
-        "dec_pnt": number(header, "DEC_PNT"),
-        "zenith": zenith if np.isfinite(zenith) else number(header, "ZEN_PNT"),
-        "azimuth": number(header, "AZ_PNT"),
-        "nsb": number(header, "NSBLEVEL"),
-        "n_tels": n_tels if np.isfinite(n_tels) or telescopes == [""] else float(len(telescopes)),
-        "time": time if np.isfinite(time) else date_mjd(header),
-        "ontime": number(header, "ONTIME"),
-        "livetime": number(header, "LIVETIME", number(header, "ONTIME") * number(header, "DEADC")),
-    }
+    time = mission_mjd(reference, float(start[0] + stop[-1]) / 2)
+    if np.isfinite(time):
+        numbers["time"] = time
+        numbers["parallactic"] = parallactic(numbers, text(reference, "TIMESYS") or text(header, "TIMESYS"))
+    return numbers
 
 
 def read_conditions(run: RunFile) -> dict[str, float]:
@@ -255,33 +255,6 @@ def read_conditions(run: RunFile) -> dict[str, float]:
         return conditions({})
 
 
-def _mjd(reference: Mapping[str, Any], seconds: float) -> float:
-    """Mission time [s] as MJD; NaN without a reference."""
-    return number(reference, "MJDREFI") + number(reference, "MJDREFF", 0.0) + seconds / SECONDS_PER_DAY
-
-
-def number(header: Mapping[str, Any], key: str, default: float = np.nan) -> float:
-    """A card as a number; the default where it is missing, masked or no number."""
-    value = header.get(key)
-    try:
-        return default if value is None or value is np.ma.masked else float(value)
-    except (TypeError, ValueError):
-        return default
-
-
-def date_mjd(header: Mapping[str, Any]) -> float:
-    """Date of a run [MJD] from DATE-AVG, or DATE-OBS with TIME-OBS; NaN without them."""
-    from astropy.time import Time
-
-    day, clock = str(header.get("DATE-OBS") or "").strip(), str(header.get("TIME-OBS") or "").strip()
-    for text in (str(header.get("DATE-AVG") or "").strip(), f"{day}T{clock}" if clock and "T" not in day else day):
-        try:
-            return float(Time(text.replace(" ", "T"), scale="utc").mjd)
-        except ValueError:
-            continue
-    return float("nan")
-
-
 def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
     """Energy threshold of a run [TeV] from its effective area.
 
@@ -290,16 +263,10 @@ def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
     """
     with open_fits(path, obs_id) as hdus:
         aeff = find_hdu(hdus, hdu, "EFF_AREA", obs_id, path)
-        threshold = number(aeff.header, "LO_THRES")
-        if threshold > 0:
-            return threshold
-        names = getattr(aeff.data, "names", ())
-        row = {name.upper(): np.asarray(aeff.data[name][0], dtype=float) for name in names}
-    if not {"ENERG_LO", "ENERG_HI", "THETA_LO", "THETA_HI", "EFFAREA"} <= row.keys():
-        raise RunError(f"run {obs_id}: the effective area of {path} is no table of energy, offset and area")
-    energy = np.sqrt(row["ENERG_LO"] * row["ENERG_HI"])
-    theta = (row["THETA_LO"] + row["THETA_HI"]) / 2
-    area = np.array([np.interp(THRESHOLD_OFFSET, theta, column) for column in row["EFFAREA"].T])
-    if not area.max() > 0:
-        raise RunError(f"run {obs_id}: the effective area of {path} is nowhere above zero")
-    return float(energy[np.flatnonzero(area >= THRESHOLD_FRACTION * area.max())[0]])
+    declared = area.declared_threshold(aeff.header)
+    if declared > 0:
+        return declared
+    try:
+        return area.area_threshold(area.area_curve(aeff))
+    except ValueError as error:
+        raise RunError(f"run {obs_id}: the effective area of {path} {error}") from error

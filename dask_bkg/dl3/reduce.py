@@ -1,22 +1,47 @@
-"""One run of an archive to counts and exposure: the task that a Dask worker does ten thousand times.
+"""One run of an archive to histograms: the task that a Dask worker does ten thousand times.
 
 Eager, picklable, no gammapy.  `reduce_run` is for one run and for notebooks; `reduce_block` is the same for a batch
-of runs, in which a bad run is reported and does not take the others with it.
+of runs, in which a bad run is reported and does not take the others with it; `reduce_views` makes all the histograms
+of a run that an archive keeps, from one reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg import exclusion, fov, kernels, schema
+from dask_bkg import fov, kernels, schema
 from dask_bkg.dl3.read import RunEvents, RunFile, read_run
+from dask_bkg.dl3.views import count_views, solid_angles
 from dask_bkg.errors import RunError
-from dask_bkg.exclusion import SkyRegions
-from dask_bkg.schema import Edges, as_edges
+from dask_bkg.exclusion import SkyRegions, exclusion_digest
+from dask_bkg.schema import Edges, View, as_edges
+
+__all__ = ["Reduced", "histograms", "reduce_block", "reduce_run", "reduce_views", "solid_angles"]
+
+
+class Reduced(NamedTuple):
+    """What an archive keeps of one run.
+
+    Attributes
+    ----------
+    numbers
+        Per-run numbers, see `dask_bkg.schema.RUN_NUMBERS`.
+    texts
+        ``object``, ``telescopes``, ``note``; ``fingerprint`` of the run and ``exclusion``, the digest of the regions
+        that touch its field.
+    histograms
+        One a view: ``counts`` (energy, offset) and ``exposed_fraction`` (offset,), and where the view has pixels
+        ``field_counts`` (energy, fov_lat, fov_lon) and ``field_exposed_fraction`` (fov_lat, fov_lon).
+    """
+
+    numbers: dict[str, float]
+    texts: dict[str, str]
+    histograms: list[dict[str, NDArray]]
 
 
 def reduce_run(
@@ -101,7 +126,8 @@ def reduce_block(
             continue
         for name, value in events.numbers.items():
             numbers[name][i] = value
-        text["object"][i], text["note"][i] = events.object, events.note
+        for name in ("object", "telescopes", "note"):
+            text[name][i] = getattr(events, name)
     coords = {name: ("obs_id", np.asarray(v)) for name, v in {**numbers, **text}.items()}
     obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
     dims = ("obs_id", *schema.AXES)
@@ -113,62 +139,98 @@ def reduce_block(
     )
 
 
-def _histograms(
-    run: RunFile, edges: Edges, regions: SkyRegions | None, method: str, reach: str
-) -> tuple[NDArray, NDArray, RunEvents]:
-    """Counts and exposure of a run, and what was read of it."""
-    # the document does not look at the times of the events
-    events = read_run(run, cut_time=method != "event_ratio")
-    counts, exposure = histograms(events, edges, regions, method, reach)
-    if not exposure.any():
-        raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
-    if not counts.any():
-        # no event in the binning is a measurement, unless the pointing is wrong
-        ra, dec, offset_max = events.numbers["ra_pnt"], events.numbers["dec_pnt"], edges.offset[-1]
-        if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
-            raise RunError(
-                f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
-                f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): look at the pointing, or drop the run"
-            )
-    return counts, exposure, events
+def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None = None) -> Reduced:
+    """Histograms of one run in several views, its numbers and texts; the file is read once.
+
+    Parameters
+    ----------
+    run
+        Where the events are.
+    views
+        Which histograms are made, see `dask_bkg.schema.fine_view`.
+    regions
+        What is excluded, over the whole sky; None excludes nothing.
+
+    Raises
+    ------
+    RunError
+        If the run cannot be used; the message names run, file and remedy.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from dask_bkg.simulate import simulate_archive
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     truth = simulate_archive(directory, runs=1, events=1000)
+    ...     path = next(str(p) for p in Path(directory).glob("data/*"))
+    ...     run = reduce_views(RunFile(64001, path), [schema.fine_view()])
+    >>> {name: array.shape for name, array in run.histograms[0].items()}  # doctest: +NORMALIZE_WHITESPACE
+    {'counts': (50, 50), 'exposed_fraction': (50,), 'field_counts': (50, 25, 25),
+     'field_exposed_fraction': (25, 25)}
+    """
+    if not views:
+        raise ValueError("no view: say which histograms are made, for instance dask_bkg.schema.fine_view()")
+    events, near, histograms = _read_and_count(run, views, regions)
+    pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
+    texts = {
+        "object": events.object,
+        "telescopes": events.telescopes,
+        "note": events.note,
+        "fingerprint": events.fingerprint,
+        "exclusion": exclusion_digest(near, *pointing, max(view.radius for view in views)),
+    }
+    return Reduced(events.numbers, texts, histograms)
 
 
 def histograms(
     events: RunEvents, edges: Edges, regions: SkyRegions | None, method: str, reach: str
 ) -> tuple[NDArray, NDArray]:
     """Counts and exposure [s TeV sr] of events that were read, shape ``(energy, offset)``; see `reduce_run`."""
+    view = View("", edges, method, reach)
+    return _counts_and_exposure(events, view, count_views(events, [view], regions)[0])
+
+
+def _histograms(
+    run: RunFile, edges: Edges, regions: SkyRegions | None, method: str, reach: str
+) -> tuple[NDArray, NDArray, RunEvents]:
+    """Counts and exposure of a run, and what was read of it."""
+    view = View("", edges, method, reach)
+    events, _, found = _read_and_count(run, [view], regions)
+    return *_counts_and_exposure(events, view, found[0]), events
+
+
+def _counts_and_exposure(events: RunEvents, view: View, found: Mapping[str, NDArray]) -> tuple[NDArray, NDArray]:
+    exposure = kernels.exposure(
+        events.numbers["ontime"], view.edges.energy, solid_angles(view)["solid_angle"], found["exposed_fraction"]
+    )
+    return found["counts"].astype(float), exposure
+
+
+def _read_and_count(
+    run: RunFile, views: Sequence[View], regions: SkyRegions | None
+) -> tuple[RunEvents, SkyRegions | None, list[dict[str, NDArray]]]:
+    """What was read of a run, the regions near it, and its histograms; `RunError` where they say nothing."""
+    # the document does not look at the times of the events
+    events = read_run(run, cut_time=any(view.method != "event_ratio" for view in views))
+    near = regions
+    if regions is not None:
+        # one look at the whole sky, whatever the views need of it
+        ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
+        near = regions.near(ra, dec, max(view.radius for view in views))
+    found = count_views(events, views, near)
+    if not any(name.endswith("exposed_fraction") and array.any() for one in found for name, array in one.items()):
+        raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
+    if not any(name.endswith("counts") and array.any() for one in found for name, array in one.items()):
+        _check_pointing(run, events, max(view.edges.offset[-1] for view in views))
+    return events, near, found
+
+
+def _check_pointing(run: RunFile, events: RunEvents, offset_max: float) -> None:
+    """No event in the binning is a measurement, unless the pointing is wrong."""
     ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-    near = None if regions is None else regions.near(ra, dec, float(edges.offset[-1]), reach)
-    if method == "geometry":
-        return _by_pixel(events, edges, near)
-    if method == "event_ratio":
-        return _by_event(events, edges, near)
-    raise ValueError(f"method {method!r} of the exposure: accepted are 'geometry' and 'event_ratio'")
-
-
-def _by_pixel(events: RunEvents, edges: Edges, near: SkyRegions | None) -> tuple[NDArray, NDArray]:
-    """Events and solid angle through the same pixels of the field."""
-    ra_pnt, dec_pnt = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-    grid = fov.ring_grid(tuple(edges.offset.tolist()))
-    pixel = fov.pixel_index(grid, *fov.to_fov(events.ra, events.dec, ra_pnt, dec_pnt))
-    ring, fraction = np.where(pixel >= 0, grid.bin[pixel], -1), np.ones(grid.n_bins)
-    if near is not None and len(near):
-        excluded = exclusion.excluded_pixels(grid, near, ra_pnt, dec_pnt)
-        ring[excluded[pixel]] = -1
-        fraction = fov.exposed_fraction(grid, excluded)
-    counts = kernels.count_events(kernels.digitize(events.energy, edges.energy), ring, *edges.shape)
-    return counts, kernels.exposure(events.numbers["ontime"], edges.energy, grid.bin_solid_angle, fraction)
-
-
-def _by_event(events: RunEvents, edges: Edges, near: SkyRegions | None) -> tuple[NDArray, NDArray]:
-    """The procedure's own way: exact offsets, and the ratio of kept to all events."""
-    offset = fov.separation(events.ra, events.dec, events.numbers["ra_pnt"], events.numbers["dec_pnt"])
-    ring = kernels.digitize(offset, edges.offset)
-    kept = np.ones(ring.size, dtype=bool)
-    if near is not None:
-        kept = ~exclusion.excluded_positions(near, events.ra, events.dec)
-    energy = kernels.digitize(events.energy, edges.energy)
-    counts = kernels.count_events(energy, np.where(kept, ring, -1), *edges.shape)
-    fraction = kernels.event_ratio(ring, kept, edges.shape[1])
-    solid_angle = kernels.flat_solid_angle(edges.offset)
-    return counts, kernels.exposure(events.numbers["ontime"], edges.energy, solid_angle, fraction)
+    if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
+        raise RunError(
+            f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
+            f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): look at the pointing, or drop the run"
+        )

@@ -1,0 +1,124 @@
+"""What the cards of a run, or a row of an obs-index, say of its pointing, conditions and times.
+
+What GADF leaves optional is derived where it can be; the rest is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from astropy.time import Time
+
+from dask_bkg import fov
+from dask_bkg.dl3 import horizon
+from dask_bkg.dl3.cards import number, text
+
+SECONDS_PER_DAY = 86400.0
+
+ZENITH_TOLERANCE = 3.0
+"""Difference of the zenith angle from the one of time and site [deg] from which those two are not believed."""
+
+SITE = {
+    "site_lon": ("OBSGEO-L", "GEOLON"),
+    "site_lat": ("OBSGEO-B", "GEOLAT"),
+    "site_height": ("OBSGEO-H", "ALTITUDE"),
+}
+"""Cards of the place of the array, those of FITS before the older ones of GADF."""
+
+
+def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Pointing, observing conditions and times from an EVENTS header or a row of an obs-index.
+
+    Parameters
+    ----------
+    header
+        Cards, or columns of a row.
+    reference
+        Cards that hold MJDREFI, MJDREFF, TIMESYS and the place of the array, if those are not in ``header``.
+
+    Returns
+    -------
+    numbers
+        ``ra_pnt``, ``dec_pnt``, ``ra_obj``, ``dec_obj``, ``zenith``, ``azimuth``, ``parallactic``, ``site_lon``,
+        ``site_lat`` [deg], ``site_height`` [m], ``nsb``, ``n_tels``, ``muon_efficiency``, ``time`` [MJD, in the time
+        system of the archive], ``ontime`` and ``livetime`` [s]; NaN where nothing says.
+
+    Examples
+    --------
+    >>> conditions({"ALT_PNT": 60.0, "TELLIST": "1,2,4"})["zenith"]
+    30.0
+    """
+    zenith = 90.0 - number(header, "ALT_PNT")
+    n_tels = number(header, "N_TELS")
+    tels = str(header.get("TELLIST") or "").replace("-", ",").split(",")
+    start, stop = number(header, "TSTART"), number(header, "TSTOP")
+    time = mission_mjd(reference or header, (start + stop) / 2)
+    numbers = {
+        "ra_pnt": number(header, "RA_PNT"),
+        "dec_pnt": number(header, "DEC_PNT"),
+        "ra_obj": number(header, "RA_OBJ"),
+        "dec_obj": number(header, "DEC_OBJ"),
+        "zenith": zenith if np.isfinite(zenith) else number(header, "ZEN_PNT"),
+        "azimuth": number(header, "AZ_PNT"),
+        "nsb": number(header, "NSBLEVEL"),
+        "n_tels": n_tels if np.isfinite(n_tels) or tels == [""] else float(len(tels)),
+        "muon_efficiency": number(header, "MUONEFF"),
+        "time": time if np.isfinite(time) else date_mjd(header),
+        "ontime": number(header, "ONTIME"),
+        "livetime": number(header, "LIVETIME", number(header, "ONTIME") * number(header, "DEADC")),
+        **site(header, reference or {}),
+    }
+    system = text(header, "TIMESYS") or text(reference or {}, "TIMESYS")
+    return {**numbers, "parallactic": parallactic(numbers, system)}
+
+
+def site(header: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+    """Longitude, latitude [deg] and height [m] of the array; NaN where nothing says."""
+    found = {}
+    for name, cards in SITE.items():
+        values = [number(source, card) for source in (header, reference) for card in cards]
+        found[name] = next((value for value in values if np.isfinite(value)), np.nan)
+    return found
+
+
+def parallactic(numbers: Mapping[str, float], system: str) -> float:
+    """Position angle of the zenith seen from the pointing in the middle of a run [deg].
+
+    From the place of the zenith on the sky at that time; where time or longitude are missing, or do not go with the
+    zenith angle, from zenith angle and azimuth, which are means over the run.
+
+    Parameters
+    ----------
+    numbers
+        Per-run numbers.
+    system
+        Time system of ``time``, as TIMESYS has it.
+    """
+    pointing, lat = (numbers["ra_pnt"], numbers["dec_pnt"]), numbers["site_lat"]
+    mjd = horizon.to_utc(numbers["time"], system.upper())
+    if np.isfinite([*pointing, lat, numbers["site_lon"], mjd]).all():
+        zenith = horizon.zenith_position(mjd, numbers["site_lon"], lat)
+        away = abs(float(fov.separation(*pointing, *zenith)) - numbers["zenith"])
+        if not away > ZENITH_TOLERANCE:
+            return horizon.position_angle(*pointing, *zenith)
+    if np.isfinite([numbers["zenith"], numbers["azimuth"], lat]).all():
+        return horizon.parallactic_angle(numbers["zenith"], numbers["azimuth"], lat)
+    return float("nan")
+
+
+def mission_mjd(reference: Mapping[str, Any], seconds: float) -> float:
+    """Mission time [s] as MJD; NaN without a reference."""
+    return number(reference, "MJDREFI") + number(reference, "MJDREFF", 0.0) + seconds / SECONDS_PER_DAY
+
+
+def date_mjd(header: Mapping[str, Any]) -> float:
+    """Date of a run [MJD] from DATE-AVG, or DATE-OBS with TIME-OBS; NaN without them."""
+    day, clock = text(header, "DATE-OBS"), text(header, "TIME-OBS")
+    for date in (text(header, "DATE-AVG"), f"{day}T{clock}" if clock and "T" not in day else day):
+        try:
+            return float(Time(date.replace(" ", "T"), scale="utc").mjd)
+        except ValueError:
+            continue
+    return float("nan")

@@ -1,0 +1,61 @@
+"""Computing many tasks on threads or on a cluster, with the results handed over one by one as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask
+from dask.callbacks import Callback
+from dask.delayed import Delayed
+from distributed import Client, as_completed
+
+Handle = Callable[[int, Any], None]
+
+
+def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int, handle: Handle) -> None:
+    """Compute tasks; ``handle(i, result)`` is called in this thread when the i-th is done.
+
+    Parameters
+    ----------
+    tasks
+        Delayed objects.
+    client
+        Where they are computed; None: on ``n_threads`` threads of this process.
+    handle
+        Takes the number of the task and its result; the exception itself where the task died with its worker
+        (tasks of ours report what goes wrong inside of them).
+    """
+    if not tasks:
+        return
+    if client is None:
+        with _Each({task.key: i for i, task in enumerate(tasks)}, handle):
+            dask.compute(*tasks, scheduler="threads", num_workers=n_threads)
+        return
+    futures = client.compute(list(tasks))
+    number = {future.key: i for i, future in enumerate(futures)}
+    try:
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except Exception as error:  # the scheduler's own: KilledWorker, a cancelled task ...
+                result = error
+            handle(number[future.key], result)
+            # what has been handed over need not stay on the cluster
+            future.release()
+    except BaseException:
+        # an interrupt: the cluster may be somebody else's, and would go on computing
+        client.cancel(futures)
+        raise
+
+
+class _Each(Callback):
+    """Hands over the results of some tasks when they end (threads; in the thread that waits for them)."""
+
+    def __init__(self, number: dict, handle: Handle) -> None:
+        super().__init__()
+        self.number, self.handle = number, handle
+
+    def _posttask(self, key, result, dsk, state, worker_id):
+        if key in self.number:
+            self.handle(self.number[key], result)

@@ -1,0 +1,110 @@
+"""Histograms of many runs, lazily: from their event files, or from the run store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dask_bkg import schema
+from dask_bkg.archive.load import load_histograms
+from dask_bkg.dl3.read import RunFile
+from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.exclusion import SkyRegions
+from dask_bkg.lazy.graph import Layers, batch_size, batches, block_size, literal, variable
+from dask_bkg.schema import Edges
+
+
+def reduce_runs(
+    runs: Sequence[RunFile],
+    edges: Edges,
+    regions: SkyRegions | None = None,
+    *,
+    method: str = "geometry",
+    reach: str = "disc",
+    batch: int | None = None,
+) -> xr.Dataset:
+    """Counts and exposure of many runs from their event files, lazily; nothing is kept.
+
+    Parameters
+    ----------
+    runs
+        Where their events are.
+    edges, regions, method, reach
+        As for `dask_bkg.reduce_run`.
+    batch
+        Runs a task; by default `dask_bkg.lazy.graph.batch_size`.
+
+    Returns
+    -------
+    dataset
+        ``counts`` and ``exposure`` [s TeV sr] with dimensions ``(obs_id, energy, offset)``, dask arrays of one chunk
+        a batch; the per-run numbers, and ``error`` (why a run could not be used), as lazy coordinates.
+    """
+    parts, layers = batches(list(runs), batch or batch_size(len(runs))), Layers()
+    shared = layers.add("exclusion", lambda name: {name: literal(regions)})
+    work = layers.add(
+        "reduce-runs",
+        lambda name: {
+            (name, i): (partial(reduce_block, part, edges, method=method, reach=reach), shared)
+            for i, part in enumerate(parts)
+        },
+        shared,
+    )
+    sizes = tuple(len(part) for part in parts)
+    numbers = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(schema.RUN_TEXTS, object)}
+    coords = {name: ("obs_id", variable(layers, work, name, (sizes,), dtype)) for name, dtype in numbers.items()}
+    obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
+    return _dataset(layers, work, sizes, edges, {"obs_id": obs_id, **coords})
+
+
+def load_runs(
+    path: str, view: str, rows: NDArray, table: Mapping[str, NDArray], edges: Edges, *, block: int | None = None
+) -> xr.Dataset:
+    """Counts and exposure of many runs from a run store, lazily.
+
+    Parameters
+    ----------
+    path, view, rows
+        The store, which of its views, and the rows of the runs, shape ``(runs,)``.
+    table
+        Per-run numbers and texts, arrays of shape ``(runs,)``, with ``obs_id``; they become coordinates.
+    edges
+        Bin edges; those of the view, or sums of them.
+    block
+        Runs a task; by default `dask_bkg.lazy.graph.block_size`.
+
+    Returns
+    -------
+    dataset
+        As of `reduce_runs`, with the per-run coordinates in memory.
+    """
+    parts, layers = batches(np.asarray(rows), block or block_size(len(rows))), Layers()
+    work = layers.add(
+        "load-runs",
+        lambda name: {(name, i): (partial(_load, str(path), view, part, edges),) for i, part in enumerate(parts)},
+    )
+    coords = {name: ("obs_id", np.asarray(column)) for name, column in table.items()}
+    return _dataset(layers, work, tuple(len(part) for part in parts), edges, coords)
+
+
+class _Histograms(NamedTuple):
+    counts: NDArray
+    exposure: NDArray
+
+
+def _load(path: str, view: str, rows: NDArray, edges: Edges) -> _Histograms:
+    return _Histograms(*load_histograms(path, view, rows, edges))
+
+
+def _dataset(layers: Layers, work: str, sizes: tuple[int, ...], edges: Edges, coords: Mapping) -> xr.Dataset:
+    """The histograms of the blocks of a layer, with coordinates."""
+    chunks = (sizes, *((n,) for n in edges.shape))
+    histograms = {
+        name: (("obs_id", *schema.AXES), variable(layers, work, name, chunks, float)) for name in schema.HISTOGRAMS
+    }
+    return schema.with_units(xr.Dataset(histograms, coords={**coords, **schema.axis_coords(edges)}))

@@ -1,0 +1,127 @@
+"""Which runs contribute to which, lazily and sparse: the matrix of all pairs is never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import xarray as xr
+from dask.delayed import Delayed
+
+from dask_bkg import schema, selection, similarity
+from dask_bkg.lazy.graph import SPLIT_EVERY, Layers, literal
+from dask_bkg.lazy.kl import add_shapes, bounds
+from dask_bkg.selection import Selection, Selections
+from dask_bkg.similarity import ShapeSettings
+
+
+def select_runs(
+    targets: xr.Dataset,
+    runs: xr.Dataset,
+    settings: Any,
+    *,
+    shapes: ShapeSettings | None = None,
+    given: Mapping[int, Selection] | None = None,
+    split_every: int = SPLIT_EVERY,
+) -> list[Delayed]:
+    """Selections of each block of targets, lazily.
+
+    Parameters
+    ----------
+    targets, runs
+        Runs that receive a background, and runs that may contribute, with the per-run numbers in memory (see
+        `dask_bkg.lazy.runs.load_runs`); the same object if they are the same.
+    settings
+        The ``background_selection`` section.
+    shapes
+        How shapes are compared, where the ranking is by divergence.
+    given
+        Selections that win over those that would be made, ``{obs_id of the target: ...}``.
+    split_every
+        Merges that one task of the tree does.
+
+    Returns
+    -------
+    selected
+        One `dask_bkg.selection.Selections` for each block of ``targets``.
+    """
+    shapes = shapes or ShapeSettings()
+    layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS))
+    conditions = layers.add("conditions", lambda name: _tables(name, "target", targets) | _tables(name, "run", runs))
+    chosen = _add_choice(layers, targets, runs, settings, shapes, conditions)
+    rows, columns = len(bounds(targets)), len(bounds(runs))
+    merged = layers.tree(
+        "merge-runs",
+        partial(_merge, settings=settings),
+        [[(chosen, i, j) for j in range(columns)] for i in range(rows)],
+        split_every,
+        chosen,
+    )
+    numbers = targets["obs_id"].values
+    won = (
+        [{obs_id: given[obs_id] for obs_id in numbers[a:b].tolist() if obs_id in given} for a, b in bounds(targets)]
+        if given
+        else [{}] * rows
+    )
+    finished = layers.add(
+        "select-runs",
+        lambda name: {
+            (name, i): (partial(_finish, given=won[i], settings=settings), (conditions, "target", i), (merged, i))
+            for i in range(rows)
+        },
+        conditions,
+        merged,
+    )
+    return layers.delayed(finished, rows)
+
+
+def _tables(name: str, role: str, runs: xr.Dataset) -> dict:
+    """The conditions of the runs, a block a task: small, and wanted by many."""
+    columns = {column: runs[column].values for column in selection.COLUMNS if column in runs.coords}
+    return {
+        (name, role, i): literal({column: values[a:b] for column, values in columns.items()})
+        for i, (a, b) in enumerate(bounds(runs))
+    }
+
+
+def _add_choice(
+    layers: Layers, targets: xr.Dataset, runs: xr.Dataset, settings: Any, shapes: ShapeSettings, conditions: str
+) -> str:
+    """Add the layer of the candidates: one task a pair of blocks, with its divergences where they are wanted.
+
+    A pair's divergences and its candidates are one task: as two, schedulers make all divergences before the first
+    candidates, and hold the full matrix.
+    """
+    starts, divergence = [a for a, _ in bounds(runs)], selection.needs_divergence(settings)
+    below = [conditions]
+    if divergence:
+        operands = add_shapes(layers, targets, runs, shapes)
+        below += [operands.targets, operands.runs]
+
+    def tasks(name: str) -> dict:
+        found: dict = {}
+        for i in range(len(bounds(targets))):
+            for j, first in enumerate(starts):
+                tables = (conditions, "target", i), (conditions, "run", j)
+                choose = partial(_choose, first=first, settings=settings, min_coverage=shapes.min_coverage)
+                compared = ((operands.targets, i), (operands.runs, j)) if divergence else ()
+                found[name, i, j] = (choose, *tables, *compared)
+        return found
+
+    return layers.add("kl-divergence" if divergence else "choose-runs", tasks, *below)
+
+
+def _choose(targets, runs, p=None, q=None, *, first: int, settings: Any, min_coverage: float):
+    if p is None:
+        return selection.choose_block(targets, runs, first, None, None, settings)
+    poor = similarity.coverage_block(p, q) < min_coverage
+    return selection.choose_block(targets, runs, first, similarity.kl_block(p, q), poor, settings)
+
+
+def _merge(*parts, settings: Any):
+    return selection.merge(parts, settings)
+
+
+def _finish(targets, candidates, given: Mapping[int, Selection], settings: Any) -> Selections:
+    return selection.replace(selection.finish(targets, candidates, settings), targets["obs_id"], given)

@@ -1,0 +1,81 @@
+"""The stacks of all targets, lazily: weights x histograms for each pair of blocks, then a tree of sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
+
+from dask_bkg import schema, stacking
+from dask_bkg.lazy.graph import SPLIT_EVERY, Layers, variable
+from dask_bkg.lazy.kl import bounds
+
+
+def stack_runs(
+    runs: xr.Dataset, targets: Sequence[np.ndarray], selected: Sequence[Delayed], *, split_every: int = SPLIT_EVERY
+) -> xr.Dataset:
+    """Stacks of the contributing runs of each target, lazily, as a tree of sums.
+
+    Parameters
+    ----------
+    runs
+        Run histograms, with ``livetime`` in memory or lazy.
+    targets
+        Run numbers of each block of targets.
+    selected
+        For each block who contributes (`dask_bkg.selection.Selections`), delayed.
+    split_every
+        Stacks that one task of the tree adds up.
+
+    Returns
+    -------
+    dataset
+        ``counts`` and ``exposure`` [s TeV sr] with dimensions ``(obs_id, energy, offset)``, where ``obs_id`` is the
+        target, and ``livetime`` [s] beside them; one chunk a block of targets.
+    """
+    arrays = [runs[name].data for name in schema.HISTOGRAMS]
+    livetime, limits = runs["livetime"].variable.chunk({"obs_id": arrays[0].chunks[0]}).data, bounds(runs)
+    layers = Layers(*arrays, livetime, *selected)
+    counts, exposure = (array.name for array in arrays)
+    blocks = layers.add(
+        "stack-blocks",
+        lambda name: {
+            (name, i, j): (
+                partial(_stack_block, first=a),
+                part.key,
+                (livetime.name, j),
+                (counts, j, 0, 0),
+                (exposure, j, 0, 0),
+            )
+            for i, part in enumerate(selected)
+            for j, (a, _) in enumerate(limits)
+        },
+        counts,
+        exposure,
+        livetime.name,
+        *{part.key[0] for part in selected},
+    )
+    leaves = [[(blocks, i, j) for j in range(len(limits))] for i in range(len(selected))]
+    work = layers.tree("stack-runs", _add, leaves, split_every, blocks)
+    edges, sizes = schema.edges_of(runs), tuple(len(part) for part in targets)
+    chunks = (sizes, *((n,) for n in edges.shape))
+    histograms = {
+        name: (("obs_id", *schema.AXES), variable(layers, work, name, chunks, float)) for name in schema.HISTOGRAMS
+    }
+    coords = {
+        "obs_id": np.concatenate([np.asarray(part, dtype=np.int64) for part in targets]),
+        "livetime": ("obs_id", variable(layers, work, "livetime", (sizes,), float)),
+        **schema.axis_coords(edges),
+    }
+    return schema.with_units(xr.Dataset(histograms, coords=coords))
+
+
+def _stack_block(selected, livetime, counts, exposure, first: int) -> stacking.Stack:
+    return stacking.stack_block(selected, first, livetime, counts, exposure)
+
+
+def _add(*stacks: stacking.Stack) -> stacking.Stack:
+    return stacking.add_stacks(stacks)

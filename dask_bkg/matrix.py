@@ -1,0 +1,138 @@
+"""Divergences as files: the matrix of a whole archive (``dask-bkg kl``), a table for each target (``store_KL``)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import dask
+import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
+from distributed import Client
+
+from dask_bkg import bookkeeping
+from dask_bkg.cluster import open_client
+from dask_bkg.collect import progress_bar, update_store
+from dask_bkg.config import Config
+from dask_bkg.dl3.kl_table import write_kl_table
+from dask_bkg.errors import ArchiveError
+from dask_bkg.lazy.execute import compute_each
+from dask_bkg.lazy.graph import Layers, literal
+from dask_bkg.lazy.kl import bounds, kl_matrix
+from dask_bkg.lazy.runs import load_runs
+from dask_bkg.plan import plan_archive, shape_settings
+from dask_bkg.roster import call_the_roll
+from dask_bkg.similarity import ShapeSettings
+
+PICTURE_RUNS = 2000
+"""Most runs of a picture: a screen has no more lines."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that was written: where it is, and the runs that are not in it, ``{obs_id: reason}``."""
+
+    path: Path
+    failed: dict[int, str]
+
+
+def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
+    """Write the divergence of every run of ``search_datastore`` from every other to ``results_dir/kl.zarr``.
+
+    A block at a time, beside and then renamed; the matrix is never whole in memory.
+
+    Raises
+    ------
+    ArchiveError
+        If fewer than two runs of the archive can be used.
+    """
+    with open_client(config.cluster, config.config.n_workers) as client:
+        plan = plan_archive(config)
+        bookkeeping.check_writable(config)
+        stored = update_store(plan, client, config.store_path, progress=progress)
+        roster = call_the_roll(plan, stored.store, stored.view)
+        if roster.run_rows.size < 2:
+            raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
+        runs = load_runs(
+            str(stored.store.path), stored.view, roster.run_rows, roster.runs, plan.edges, block=config.config.block
+        )
+        kl = kl_matrix(runs, settings=shape_settings(config))
+        kl = kl.assign_coords(zenith=("obs_id", roster.runs["zenith"]))
+        target = Path(config.directory("results_dir")) / "kl.zarr"
+        _write(kl.to_dataset(), target, client, config.config.n_workers, progress)
+    return Matrix(target, stored.failed)
+
+
+def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int, progress: bool) -> None:
+    beside = target.with_name(f".dask_bkg-{os.getpid()}-{uuid.uuid4().hex[:16]}-{target.name}")
+    try:
+        lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
+        with progress_bar("matrix", matrix.sizes["obs_id"], progress) as bar:
+            compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
+            bar.update(matrix.sizes["obs_id"])
+        old = beside.with_suffix(".old")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _raise(done: object) -> None:
+    if isinstance(done, BaseException):
+        raise done
+
+
+def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
+    """The matrix of a file, of evenly spread runs where there are more than a picture can show; in memory."""
+    kl = xr.open_zarr(path, consolidated=False)["kl"]
+    chosen = np.unique(np.linspace(0, kl.sizes["obs_id"] - 1, min(most, kl.sizes["obs_id"])).round().astype(int))
+    with dask.config.set(scheduler="threads"):
+        return kl.isel(obs_id=chosen, obs_id_ref=chosen).load()
+
+
+# -- tables of single targets ----------------------------------------------------------------------------------
+
+
+def kl_tables(
+    targets: xr.Dataset, runs: xr.Dataset, selected: Sequence[Delayed], settings: ShapeSettings, directory: str
+) -> list[Delayed]:
+    """Tasks that write, for each target, the divergences of all runs as a FITS table; one a block of targets."""
+    kl = kl_matrix(targets, None if targets is runs else runs, settings=settings).data
+    layers = Layers(kl, *selected)
+    columns = {
+        "OBS_ID": runs["obs_id"].values,
+        "LIVETIME": runs["livetime"].values,
+        "ZENITH": runs["zenith"].values,
+    }
+    shared = layers.add("candidates", lambda name: {name: literal(columns)})
+
+    def tasks(name: str) -> dict:
+        return {
+            (name, i): (
+                partial(_write_tables, targets=targets["obs_id"].values[a:b], directory=directory),
+                selected[i].key,
+                shared,
+                *((kl.name, i, j) for j in range(kl.numblocks[1])),
+            )
+            for i, (a, b) in enumerate(bounds(targets))
+        }
+
+    name = layers.add("write-kl", tasks, kl.name, shared, selected[0].key[0])
+    return layers.delayed(name, len(selected))
+
+
+def _write_tables(selected, columns, *blocks, targets, directory: str) -> int:
+    """Write the tables of a block of targets; returns their number."""
+    for row, obs_id in enumerate(targets.tolist()):
+        divergence = np.concatenate([block[row] for block in blocks])
+        chosen = np.isin(columns["OBS_ID"], selected.of(row).obs_id)
+        write_kl_table(directory, obs_id, {**columns, "KL_DIV": divergence, "SELECTED": chosen})
+    return len(targets)

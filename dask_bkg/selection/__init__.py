@@ -1,0 +1,66 @@
+"""Which runs contribute to which: cuts on the observing conditions, then the most similar runs until n hours.
+
+Pure arrays, blocks of targets against blocks of runs, in three steps that a graph can put together as it likes::
+
+    choose_block   a block of targets x a block of runs: cuts (`cuts`), ranking (`ranking`), and of what is left only
+                   as much as can matter
+    merge          the same for several blocks of runs; in any order and any tree the result is the same
+    finish         the selection of each target, with its weights and hours, or the reason why there is none
+
+A table is a dictionary of the runs' columns (`COLUMNS`), each of shape ``(runs,)``; a number that a run does not have
+is NaN, a column that is not there is NaN for all.
+"""
+
+from dask_bkg.selection.candidates import Candidates, choose_block, merge
+from dask_bkg.selection.cuts import (
+    COLUMNS,
+    CONDITIONS,
+    NEEDS,
+    Table,
+    airmass,
+    azimuth_difference,
+    check_conditions,
+    galactic_latitude,
+    is_set,
+)
+from dask_bkg.selection.ranking import RANKINGS, Ranking, kernel_distance, needs_divergence, weighs
+from dask_bkg.selection.selections import (
+    Selection,
+    Selections,
+    by_hand,
+    finish,
+    given,
+    join,
+    pack,
+    replace,
+    selection_digest,
+)
+
+__all__ = [
+    "COLUMNS",
+    "CONDITIONS",
+    "NEEDS",
+    "RANKINGS",
+    "Candidates",
+    "Ranking",
+    "Selection",
+    "Selections",
+    "Table",
+    "airmass",
+    "azimuth_difference",
+    "by_hand",
+    "check_conditions",
+    "choose_block",
+    "finish",
+    "galactic_latitude",
+    "given",
+    "is_set",
+    "join",
+    "kernel_distance",
+    "merge",
+    "needs_divergence",
+    "pack",
+    "replace",
+    "selection_digest",
+    "weighs",
+]

@@ -1,0 +1,273 @@
+"""Cuts on the observing conditions: what each of them asks of a run alone, or of a target and a run.
+
+A cut that is not set (None, or False for a switch) is not made and costs nothing.  Limits are inclusive.  A run whose
+quantity is NaN passes no cut that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_bkg import fov
+from dask_bkg.errors import ConfigError
+from dask_bkg.selection.ranking import Table, airmass, column, ranking_of
+
+NEEDS = {
+    "el_min": ("zenith", "ALT_PNT or ZEN_PNT"),
+    "el_max": ("zenith", "ALT_PNT or ZEN_PNT"),
+    "el_diff": ("zenith", "ALT_PNT or ZEN_PNT"),
+    "az_diff": ("azimuth", "AZ_PNT"),
+    "nsb_diff": ("nsb", "NSBLEVEL"),
+    "n_tels": ("n_tels", "N_TELS or TELLIST"),
+    "time_max": ("time", "TSTART with MJDREFI, or DATE-AVG, or DATE-OBS"),
+    "same_szn": ("time", "TSTART with MJDREFI, or DATE-AVG, or DATE-OBS"),
+    "galactic_latitude_min": ("ra_pnt", "RA_PNT and DEC_PNT"),
+}
+"""What each cut needs of a run, and the columns or header cards that it comes from."""
+
+CONDITIONS = ("ra_pnt", "dec_pnt", "zenith", "azimuth", "nsb", "n_tels", "time", "livetime")
+
+COLUMNS = (
+    "obs_id", "object_code", "excluded", *CONDITIONS,
+    "muon_efficiency", "e_thres", "lo_thres", "aeff_integral", "ln_e_q25",
+)  # fmt: skip
+"""What a table of runs may have: numbers (``object_code`` -1: unknown), a switch (``excluded``), and floats."""
+
+SAME_TARGET = 1.5
+"""Pointings this close [deg] are of the same target, whatever its name: fields of 2.5 deg share most of their sky."""
+
+
+def azimuth_difference(azimuth1: ArrayLike, azimuth2: ArrayLike) -> NDArray:
+    """Difference of azimuths [deg] the short way round, 0 to 180.
+
+    Examples
+    --------
+    >>> float(azimuth_difference(350, 20))
+    30.0
+    """
+    return np.abs((np.asarray(azimuth1) - np.asarray(azimuth2) + 180.0) % 360.0 - 180.0)
+
+
+def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
+    """Galactic latitude [deg] of ICRS positions [deg] (north galactic pole 192.85948, 27.12825)."""
+    return 90.0 - fov.separation(ra, dec, 192.85948, 27.12825)
+
+
+def is_set(settings: Any, key: str) -> bool:
+    """Whether a cut is made: its option is neither None nor False (0 is a cut)."""
+    value = getattr(settings, key, None)
+    return value is not None and value is not False
+
+
+def check_conditions(runs: Mapping[str, NDArray], settings: Any) -> None:
+    """Raise `ConfigError` for a cut or a ranking although no run of the archive has what it needs."""
+    absent = "(neither in the obs-index nor in the EVENTS headers)"
+    for key, (quantity, cards) in NEEDS.items():
+        if is_set(settings, key) and not np.isfinite(column(runs, quantity)).any():
+            raise ConfigError(
+                f"background_selection.{key} is set, but no run of io.search_datastore has {cards} {absent}: "
+                f"leave {key} out"
+            )
+    if is_set(settings, "exclude_same_target") and not _names_or_places(runs):
+        raise ConfigError(
+            "background_selection.exclude_same_target is set, but no run of io.search_datastore has OBJECT or "
+            f"RA_PNT and DEC_PNT {absent}: leave exclude_same_target out"
+        )
+    rank = ranking_of(settings)
+    if rank.needs(settings) and not np.isfinite(column(runs, "zenith")).any():
+        raise ConfigError(
+            f"background_selection.rank: {rank.why}, but no run of io.search_datastore has ALT_PNT or ZEN_PNT "
+            f"{absent}: take rank: none"
+        )
+
+
+def _names_or_places(runs: Table) -> bool:
+    return bool((_codes(runs) >= 0).any() or np.isfinite(column(runs, "ra_pnt")).any())
+
+
+# -- what is asked of a run alone ------------------------------------------------------------------------------
+
+Alone = Callable[[Table, Any], NDArray]
+
+ALONE: dict[str, Alone] = {
+    "el_min": lambda runs, s: 90.0 - column(runs, "zenith") >= s.el_min,
+    "el_max": lambda runs, s: 90.0 - column(runs, "zenith") <= s.el_max,
+    "n_tels": lambda runs, s: column(runs, "n_tels") >= s.n_tels,
+    "galactic_latitude_min": lambda runs, s: (
+        np.abs(galactic_latitude(column(runs, "ra_pnt"), column(runs, "dec_pnt"))) >= s.galactic_latitude_min
+    ),
+}
+
+
+def pass_alone(targets: Table, runs: Table, settings: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """Make the cuts that are the same for every target.
+
+    Returns
+    -------
+    index
+        Indices of the runs that pass, shape ``(passing,)``.
+    own
+        Where in ``index`` each target itself is, -1 where it is not, shape ``(targets,)``.
+    left
+        Other runs left at first and after each cut, shape ``(targets, 1 + cuts)``.
+    """
+    passes = np.ones(len(runs["obs_id"]), dtype=bool)
+    if "excluded" in runs:
+        passes &= ~np.asarray(runs["excluded"], dtype=bool)
+    own = _places(targets["obs_id"], runs["obs_id"])
+    left = [_others(passes, own)]
+    for key, cut in ALONE.items():
+        if is_set(settings, key):
+            passes &= cut(runs, settings)
+            left.append(_others(passes, own))
+    index = np.flatnonzero(passes)
+    return index, _places(targets["obs_id"], np.asarray(runs["obs_id"])[index]), np.stack(left, axis=1)
+
+
+def _others(passes: NDArray, own: NDArray) -> NDArray:
+    """Number of runs that pass and are not the target itself."""
+    return np.count_nonzero(passes) - np.append(passes, False)[own].astype(np.int64)
+
+
+def _places(numbers: NDArray, among: NDArray) -> NDArray:
+    """Index of each number among others, -1 where it is not."""
+    order = np.argsort(among)
+    place = np.append(order, -1)[np.searchsorted(among, numbers, sorter=order)]
+    return np.where(np.append(among, -1)[place] == numbers, place, -1)
+
+
+# -- what is asked of a target and a run -----------------------------------------------------------------------
+
+Pair = Callable[[Table, Table, Any], NDArray]
+
+
+def _gap(targets: Table, runs: Table, name: str) -> NDArray:
+    """Absolute difference of a column, shape ``(targets, runs)``."""
+    gap = np.subtract.outer(column(targets, name), column(runs, name))
+    return np.abs(gap, out=gap)
+
+
+def _near_in_elevation(targets: Table, runs: Table, settings: Any) -> NDArray:
+    gap = np.subtract.outer(airmass(column(targets, "zenith")), airmass(column(runs, "zenith")))
+    return np.abs(gap, out=gap) <= settings.el_diff
+
+
+def _near_in_azimuth(targets: Table, runs: Table, settings: Any) -> NDArray:
+    # not azimuth_difference: a remainder of each pair would cost more than all the rest
+    gap = np.abs(np.subtract.outer(column(targets, "azimuth") % 360.0, column(runs, "azimuth") % 360.0))
+    return (gap <= settings.az_diff) | (gap >= 360.0 - settings.az_diff)
+
+
+def _same_season(targets: Table, runs: Table, settings: Any) -> NDArray:
+    start, stop = season_ranges(column(targets, "time"), settings)
+    time = column(runs, "time")
+    return (time >= start[:, None]) & (time < stop[:, None])
+
+
+def _another_target(targets: Table, runs: Table, settings: Any) -> NDArray:
+    names, other = _codes(targets), _codes(runs)
+    same = (names[:, None] == other) & (names >= 0)[:, None]
+    # squared chords, a coordinate at a time: exact for small angles, and the same in whatever block
+    chord = sum(
+        np.subtract.outer(mine, theirs) ** 2
+        for mine, theirs in zip(_unit_vectors(targets), _unit_vectors(runs), strict=True)
+    )
+    limit = 2 * np.sin(np.deg2rad(SAME_TARGET) / 2)
+    return ~(same | (chord <= limit**2 * (1 + 1e-9)))
+
+
+def _codes(table: Table) -> NDArray:
+    return np.asarray(table["object_code"] if "object_code" in table else np.full(len(table["obs_id"]), -1))
+
+
+def _unit_vectors(table: Table) -> tuple[NDArray, NDArray, NDArray]:
+    ra, dec = np.deg2rad(column(table, "ra_pnt")), np.deg2rad(column(table, "dec_pnt"))
+    return np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)
+
+
+PAIRS: dict[str, Pair] = {
+    "el_diff": _near_in_elevation,
+    "az_diff": _near_in_azimuth,
+    "nsb_diff": lambda targets, runs, s: _gap(targets, runs, "nsb") <= s.nsb_diff,
+    "time_max": lambda targets, runs, s: _gap(targets, runs, "time") <= s.time_max,
+    "same_szn": _same_season,
+    "exclude_same_target": _another_target,
+}
+
+
+def pair_cuts(targets: Table, runs: Table, settings: Any) -> Iterator[NDArray]:
+    """Which runs pass for which target, a cut that is set after the other; boolean, shape ``(targets, runs)``."""
+    for key, cut in PAIRS.items():
+        if is_set(settings, key):
+            yield cut(targets, runs, settings)
+
+
+def season_ranges(time: NDArray, settings: Any) -> tuple[NDArray, NDArray]:
+    """Start and stop (not included) of the season of each time [MJD], NaN outside of all: each ``(times,)``."""
+    start, stop = np.full(time.shape, np.nan), np.full(time.shape, np.nan)
+    for name in settings.seasons or {}:
+        first, last = settings.season_range(name)
+        inside = (time >= first) & (time < last)
+        start[inside], stop[inside] = first, last
+    return start, stop
+
+
+# -- what is said about them -----------------------------------------------------------------------------------
+
+NAMES: dict[str, str] = {
+    "el_min": "el_min {:g} deg",
+    "el_max": "el_max {:g} deg",
+    "n_tels": "n_tels {}",
+    "galactic_latitude_min": "galactic_latitude_min {:g} deg",
+    "el_diff": "el_diff {:g} in 1/sin(el)",
+    "az_diff": "az_diff {:g} deg",
+    "nsb_diff": "nsb_diff {:g}",
+    "time_max": "time_max {:g} days",
+    "same_szn": "same_szn",
+    "exclude_same_target": "exclude_same_target",
+}
+
+
+def cut_names(settings: Any) -> list[str]:
+    """Names of the cuts that are made, in the order of `pass_alone` and `pair_cuts`, then of the ranking."""
+    made = [key for key in (*ALONE, *PAIRS) if is_set(settings, key)]
+    return ["other runs", *(NAMES[key].format(getattr(settings, key)) for key in made), f"rank {settings.ranking}"]
+
+
+def target_errors(targets: Table, settings: Any) -> list[str]:
+    """For each target why nothing can be selected for it whatever the runs are; empty if it can."""
+    errors = [""] * len(targets["obs_id"])
+
+    def tell(where: NDArray, text: Callable[[int], str]) -> None:
+        for i in np.flatnonzero(where).tolist():
+            errors[i] = errors[i] or f"run {targets['obs_id'][i]}: {text(i)}"
+
+    for key in PAIRS:
+        if key in NEEDS and is_set(settings, key):
+            quantity, cards = NEEDS[key]
+            message = f"background_selection.{key} needs {cards}, which this run does not have"
+            tell(~np.isfinite(column(targets, quantity)), lambda i, message=message: message)  # type: ignore[misc]
+    if is_set(settings, "same_szn"):
+        time = column(targets, "time")
+        seasons = ", ".join(settings.seasons or {}) or "(none given)"
+        tell(
+            np.isnan(season_ranges(time, settings)[0]),
+            lambda i: (
+                f"its date (MJD {time[i]:.1f}) lies in none of the seasons {seasons}: add one to "
+                "background_selection.seasons"
+            ),
+        )
+    rank = ranking_of(settings)
+    if rank.needs(settings):
+        tell(
+            ~np.isfinite(column(targets, "zenith")),
+            lambda i: (
+                f"{rank.why}, but it has no ALT_PNT or ZEN_PNT: take background_selection.rank: none, or give its "
+                "bkg_runlist"
+            ),
+        )
+    return errors

@@ -1,0 +1,261 @@
+"""Which of the runs that pass come first, and how much each of them counts: one function a ranking.
+
+A ranking gives the score of each pair of target and run, smallest first, and the squared distance of the Gaussian
+kernel, if it has one: the weight of a run is ``exp(-distance / 2)``.  A further ranking is one function and its line
+in `RANKINGS` (and a word of ``background_selection.rank``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dask_bkg.errors import ConfigError
+
+Table = Mapping[str, NDArray]
+Scores = tuple[NDArray, NDArray | None]
+
+LAST = 1e30
+"""Score of a run that lacks what it would be ranked by: behind all others."""
+
+POOR = 1e3
+"""Added to the divergence of a run that covers too little of the target: a divergence is never that large."""
+
+BEHIND = 1e5
+"""Added to the squared distance, for the order alone, for each quantity that the target has and the run lacks."""
+
+UNKNOWN = 4.0
+"""Squared distance of what cannot be compared although the target has it: as if it were two widths away."""
+
+WIDTHS = {
+    "cos_zenith": 0.05, "e_thres": 0.10, "muon_efficiency": 0.07,
+    "aeff_integral": 0.10, "ln_e_q25": 0.10, "nsb": 0.35,
+}  # fmt: skip
+"""Widths of the kernel: in cos z, in natural logarithms, and for ``nsb`` half of the cut of VERITAS (0.7)."""
+
+
+def column(table: Table, name: str) -> NDArray:
+    """A column as floats; NaN for all runs where the table does not have it."""
+    if name not in table:
+        return np.full(len(table["obs_id"]), np.nan)
+    return np.asarray(table[name], dtype=float)
+
+
+def airmass(zenith: ArrayLike) -> NDArray:
+    """The procedure's 1 / sin(elevation), of a zenith angle [deg]."""
+    return 1 / np.cos(np.deg2rad(zenith))
+
+
+# -- the kernel ------------------------------------------------------------------------------------------------
+
+
+def kernel_distance(targets: Table, runs: Table) -> tuple[NDArray, NDArray]:
+    r"""Squared distance of runs in the Gaussian kernel of the observing conditions.
+
+    .. math:: d^2 = (\Delta\cos z / 0.05)^2 + (\Delta\ln E_{th} / 0.10)^2 + (\Delta\ln\mu / 0.07)^2
+
+    with the energy threshold (10 % of the effective area) and the muon efficiency: step 2 of the recipe of
+    ``science.md``, widths included.  What a pair lacks is stood in for, as measured there:
+
+    - no muon efficiency in either: ln of the integral of Aeff E^-2.7, width 0.10; and the night-sky background where
+      both have it (width 0.35: half of VERITAS' cut), which is another thing, hence beside that;
+    - no threshold, or neither muon efficiency nor integral: the 25 % quantile of ln E of the events, width 0.10,
+      once where it stands in for both.
+
+    What the target has and the run lacks without a stand-in counts as two widths; what the target itself lacks does
+    not count.  In the ranking a run stands behind all those that have what it lacks, stand-in or not.
+
+    Parameters
+    ----------
+    targets, runs
+        Their tables; ``zenith`` [deg], ``e_thres`` [TeV], ``muon_efficiency``, ``aeff_integral`` [m2 TeV-1.7],
+        ``ln_e_q25`` and ``nsb`` are used.  Logarithms of numbers that are not positive are missing.
+
+    Returns
+    -------
+    distance, lacking
+        Squared distance, and how many of the target's quantities the run lacks, shape ``(targets, runs)``.
+
+    Examples
+    --------
+    >>> alike = {"obs_id": np.array([1]), "zenith": np.array([60.0]), "e_thres": np.array([1.0]),
+    ...          "muon_efficiency": np.array([1.0])}
+    >>> other = alike | {"e_thres": np.array([np.exp(0.2)])}
+    >>> distance, lacking = kernel_distance(alike, other)
+    >>> round(float(distance[0, 0]), 9), int(lacking[0, 0])
+    (4.0, 0)
+    """
+    mine, theirs = _scaled(targets), _scaled(runs)
+    has = {name: ~np.isnan(values) for name, values in mine.items()}
+    distance = _term(mine, theirs, "cos_zenith", has["cos_zenith"])
+    energy, no_threshold = _square(mine, theirs, "e_thres")
+    muons, no_muons = _square(mine, theirs, "muon_efficiency")
+    distance += energy
+    distance += muons
+    if no_muons is not None:
+        integral, no_integral = _square(mine, theirs, "aeff_integral")
+        distance += np.where(no_muons, integral, 0.0)
+        distance += np.where(no_muons, _term(mine, theirs, "nsb", has["nsb"] & ~has["muon_efficiency"]), 0.0)
+        no_muons = None if no_integral is None else no_muons & no_integral
+    missing = _either(no_threshold, no_muons)
+    if missing is not None:
+        known = has["e_thres"] | has["muon_efficiency"] | has["aeff_integral"] | has["ln_e_q25"]
+        distance += np.where(missing, _term(mine, theirs, "ln_e_q25", known), 0.0)
+    return distance, _lacking(has, theirs)
+
+
+def _scaled(table: Table) -> dict[str, NDArray]:
+    """Quantities of the kernel in units of its widths, NaN where they are missing."""
+    values = {"cos_zenith": np.cos(np.deg2rad(column(table, "zenith")))}
+    for name in ("e_thres", "muon_efficiency", "aeff_integral"):
+        given = column(table, name)
+        values[name] = np.log(given, out=np.full(given.shape, np.nan), where=np.isfinite(given) & (given > 0))
+    values |= {name: column(table, name) for name in ("ln_e_q25", "nsb")}
+    return {name: np.where(np.isfinite(value), value, np.nan) / WIDTHS[name] for name, value in values.items()}
+
+
+def _square(mine: Mapping, theirs: Mapping, name: str) -> tuple[NDArray, NDArray | None]:
+    """Squared difference, 0 where either is missing; and where that is, None if nowhere."""
+    square = np.subtract.outer(mine[name], theirs[name])
+    square *= square
+    absent = np.isnan(mine[name]), np.isnan(theirs[name])
+    if not (absent[0].any() or absent[1].any()):
+        return square, None
+    missing = np.logical_or.outer(*absent)
+    square[missing] = 0.0
+    return square, missing
+
+
+def _term(mine: Mapping, theirs: Mapping, name: str, known: NDArray) -> NDArray:
+    """Squared difference; where either is missing `UNKNOWN` for the targets that know it, else 0."""
+    square, missing = _square(mine, theirs, name)
+    if missing is not None:
+        square += UNKNOWN * (missing & known[:, None])
+    return square
+
+
+def _either(first: NDArray | None, second: NDArray | None) -> NDArray | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
+
+
+def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray]) -> NDArray:
+    """Number of the quantities that a target is compared by and a run lacks."""
+    no_muons = ~has["muon_efficiency"]
+    used = has | {
+        "aeff_integral": has["aeff_integral"] & no_muons,
+        "nsb": has["nsb"] & no_muons,
+        "ln_e_q25": has["ln_e_q25"] & (~has["e_thres"] | (no_muons & ~has["aeff_integral"])),
+    }
+    of_targets = np.stack([used[name] for name in WIDTHS]).astype(float)
+    of_runs = np.stack([np.isnan(theirs[name]) for name in WIDTHS]).astype(float)
+    # small whole numbers: a matrix product adds them without rounding
+    return of_targets.T @ of_runs
+
+
+# -- the rankings ----------------------------------------------------------------------------------------------
+
+
+def by_nothing(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+    """Every run that passes, as good as the others."""
+    return np.zeros((len(targets["obs_id"]), len(runs["obs_id"]))), None
+
+
+def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+    """Nearest in 1/sin(elevation); a run without elevation comes last."""
+    mine, theirs = airmass(column(targets, "zenith")), airmass(column(runs, "zenith"))
+    gap = np.subtract.outer(mine, theirs)
+    np.abs(gap, out=gap)
+    gap[np.isnan(mine)] = LAST
+    gap[:, np.isnan(theirs)] = LAST
+    return gap, None
+
+
+def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+    """Smallest divergence; a run that covers too little comes last, one without a divergence is no candidate."""
+    if kl is None:
+        raise ValueError("this ranking needs the divergences of the pairs (kl), got None")
+    kl = np.asarray(kl, dtype=float)
+    return (kl if poor is None else kl + POOR * np.asarray(poor, dtype=bool)), None
+
+
+def by_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+    """Nearest in the kernel of the observing conditions, and weighted by it."""
+    distance, lacking = kernel_distance(targets, runs)
+    return distance + BEHIND * lacking, distance
+
+
+def by_divergence_and_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+    """Smallest divergence, weighted by the kernel of the observing conditions."""
+    return by_divergence(targets, runs, kl, poor)[0], kernel_distance(targets, runs)[0]
+
+
+class Ranking(NamedTuple):
+    """A ranking and what it needs.
+
+    Attributes
+    ----------
+    scores
+        The function: tables of targets and runs, divergences and whether the run covers too little, each
+        ``(targets, runs)`` or None; returns score and squared distance in the kernel (None: every run weighs 1), both
+        ``(targets, runs)``.  A score that is not finite is no candidate.
+    divergence, weights
+        Whether it ranks by divergence, and whether it weights runs.
+    why
+        What its user wants, where that cannot be without the elevation of target and runs; empty where it can.
+    """
+
+    scores: Callable[[Table, Table, NDArray | None, NDArray | None], Scores]
+    divergence: bool = False
+    weights: bool = False
+    why: str = ""
+
+    def needs(self, settings: Any) -> bool:
+        """Whether a target must have its elevation: not where all that pass are taken with equal weights."""
+        return bool(self.why) and (self.weights or np.isfinite(settings.hours_wanted))
+
+
+_KERNEL = "the runs are weighted by their distance in cos z and other conditions"
+
+RANKINGS: dict[str, Ranking] = {
+    "none": Ranking(by_nothing),
+    "elevation": Ranking(by_elevation, why="the nearest runs in elevation are sought"),
+    "kl": Ranking(by_divergence, divergence=True),
+    "conditions": Ranking(by_conditions, weights=True, why=_KERNEL),
+    "kl-conditions": Ranking(by_divergence_and_conditions, divergence=True, weights=True, why=_KERNEL),
+}
+
+
+def ranking_of(settings: Any) -> Ranking:
+    """The ranking that the settings ask for.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such ranking.
+    """
+    try:
+        return RANKINGS[settings.ranking]
+    except KeyError:
+        raise ConfigError(
+            f"background_selection.rank: there is no ranking {settings.ranking!r}; it may be {', '.join(RANKINGS)}"
+        ) from None
+
+
+def needs_divergence(settings: Any) -> bool:
+    """Whether the ranking needs the divergences of the pairs."""
+    return ranking_of(settings).divergence
+
+
+def weighs(settings: Any) -> bool:
+    """Whether runs get weights other than 1."""
+    return ranking_of(settings).weights
+
+
+def hours_wanted(settings: Any) -> float:
+    """Hours that are enough; infinite for all of them, and where nothing is ranked."""
+    return np.inf if settings.ranking == "none" else float(settings.hours_wanted)

@@ -1,0 +1,339 @@
+"""The run store whatever happens to it: killed jobs, two writers, disks that lose files, other versions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, update
+
+from dask_bkg import dl3
+from dask_bkg.archive import layout, lock
+from dask_bkg.archive import store as store_module
+from dask_bkg.archive import update as update_module
+from dask_bkg.archive.load import load_histograms
+from dask_bkg.archive.store import RunStore
+from dask_bkg.archive.update import BlockDone, RunDone, update_block
+from dask_bkg.dl3 import reduce
+from dask_bkg.errors import ArchiveError
+from dask_bkg.schema import RUN_NUMBERS, Edges, fine_view
+
+RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
+
+
+def drop_event(hdus):
+    hdus["EVENTS"].data = hdus["EVENTS"].data[1:]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
+
+
+@pytest.fixture(scope="module")
+def master(archive, tmp_path_factory):
+    store = RunStore.open_or_create(tmp_path_factory.mktemp("master") / "runs.zarr", FINE, block=5)
+    update(store, run_files(archive[0], 12))
+    return store.path
+
+
+@pytest.fixture
+def filled(master, tmp_path):
+    """A store of the 12 runs of `archive` without an exclusion, in blocks of 5, of one's own."""
+    return copy_store(master, tmp_path / "runs.zarr")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Numbers of the runs whose files were opened."""
+    numbers, read = [], reduce.read_run
+
+    def counted(run, *args, **kwargs):
+        numbers.append(run.obs_id)
+        return read(run, *args, **kwargs)
+
+    monkeypatch.setattr(reduce, "read_run", counted)
+    return numbers
+
+
+def test_a_store_keeps_its_own_axes_and_says_so(filled, caplog):
+    caplog.set_level(logging.INFO)
+    again = RunStore.open_or_create(filled.path, fine_view(bins_per_decade=5))
+    assert again.fine.edges.shape == (50, 50)
+    assert "keeps its own fine axes: 50 energies 0.01-1000 TeV" in caplog.text
+    caplog.clear()
+    RunStore.open_or_create(filled.path, FINE)
+    assert caplog.text == ""
+
+
+def test_what_is_no_store_is_not_touched(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("data", "file"):
+        with pytest.raises(ArchiveError, match="is no store of run histograms: it is not touched"):
+            RunStore.open_or_create(tmp_path / name, FINE)
+    assert (tmp_path / "data" / "precious").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "file"]
+    with pytest.raises(ArchiveError, match="dask-bkg reduce"):
+        RunStore.open(tmp_path / "nothing")
+
+
+def test_a_store_of_another_version_is_not_touched(filled):
+    layout.change_attributes(filled.path, dask_bkg_layout=99)
+    with pytest.raises(ArchiveError, match=r"version 99.*reads version 1.*Move it away"):
+        RunStore.open_or_create(filled.path, FINE)
+
+
+def test_only_plans_and_records_within_writing(store):
+    with pytest.raises(RuntimeError, match="writing"):
+        store.plan_update([], [store.fine], None)
+    for other in (FINE._replace(name="rings-other"), fine_view(bins_per_decade=5)):
+        with store.writing(), pytest.raises(ValueError, match="view_for"):
+            store.plan_update([], [other], None)
+
+
+def test_a_chunk_that_was_lost_is_read_again(archive, filled, opened):
+    """Some disks clear away files that nobody has read for months; an empty chunk is not taken for no events."""
+    runs = run_files(archive[0], 12)
+    (filled.path / "field_counts" / "c.1.0.0.0").unlink()
+    (filled.path / "counts" / "c.2.0.0").unlink()
+    with pytest.raises(ArchiveError, match=r"c\.2\..*lost.*reads the runs in it again"):
+        load_histograms(str(filled.path), "", [11], RINGS)
+    store = RunStore.open(filled.path)
+    assert update(store, runs[:7]) == {FIRST + 5: "read", FIRST + 6: "read"}
+    assert store.find(range(FIRST + 5, FIRST + 12)).tolist() == [5, 6, -1, -1, -1, -1, -1]
+    assert len(update(store, runs)) == 5
+    for run in runs[5:]:
+        assert_stored(store, run)
+
+
+def test_numbers_that_were_lost_are_read_again(archive, filled):
+    for name in RUN_NUMBERS:
+        (filled.path / name / "c.0").unlink(missing_ok=True)
+    with pytest.raises(ArchiveError, match=r"ontime.*lost"):
+        load_histograms(str(filled.path), "", [0], RINGS)
+    store = RunStore.open(filled.path)
+    assert store.find([FIRST]) == -1
+    assert len(update(store, run_files(archive[0], 12))) == 12
+    assert_stored(RunStore.open(filled.path), run_files(archive[0], 1)[0])
+
+
+def test_a_chunk_that_was_torn_is_told_and_can_be_made_again(archive, filled):
+    chunk = filled.path / "counts" / "c.0.0.0"
+    torn = bytearray(chunk.read_bytes())
+    torn[len(torn) // 2] ^= 1
+    for content in (bytes(torn), bytes(torn[:100]), b""):
+        chunk.write_bytes(content)
+        with pytest.raises(ArchiveError, match=r"c\.0\.\* .*is damaged .*remove it, and start again"):
+            load_histograms(str(filled.path), "", [0], RINGS)
+    chunk.unlink()
+    assert len(update(filled, run_files(archive[0], 12))) == 5
+    assert_stored(filled, run_files(archive[0], 1)[0])
+
+
+def test_broken_hints_cost_a_look_into_each_file(archive, filled, opened):
+    filled.path.with_name("runs.zarr.hints.json").write_text('{"half')
+    store = RunStore.open(filled.path)
+    assert set(update(store, run_files(archive[0], 12)).values()) == {"same"}
+    assert len(opened) == 12
+
+
+def test_hints_of_two_jobs_are_both_kept(archive, filled):
+    one, two = RunStore.open(filled.path), RunStore.open(filled.path)
+    one.saw(__file__, "abc")
+    two.saw(dl3.__file__, "def")
+    one.flush()
+    two.flush()
+    hints = filled.path.with_name("runs.zarr.hints.json").read_text()
+    assert '"abc"' in hints
+    assert '"def"' in hints
+
+
+def test_update_block_can_be_done_twice(archive, store):
+    """A worker may die after its work, and another one does it again."""
+    runs = run_files(archive[0], 3)
+    with store.writing():
+        (work,) = store.plan_update(runs, [store.fine], None)
+        first = update_block(str(store.path), work, None, [store.fine])
+        second = update_block(str(store.path), work, None, [store.fine])
+        assert repr(first) == repr(second)
+        store.record(first)
+        store.record(second)
+    for run in runs:
+        assert_stored(store, run)
+
+
+def test_an_empty_store_and_an_empty_request(store):
+    assert store.find([1, 2]).tolist() == [-1, -1]
+    assert update(store, []) == {}
+    assert store.table()["obs_id"].size == 0
+    assert xr.open_zarr(store.path).sizes["obs_id"] == 0
+
+
+def test_a_row_is_void_before_its_histograms_are_replaced(four_runs, store, edit_run):
+    runs = run_files(four_runs, 4)
+    update(store, runs)
+    rows = store.find([run.obs_id for run in runs])
+    edit_run(Path(runs[1].path), drop_event)
+    with store.writing():
+        store.plan_update(runs, [store.fine], None)
+        other = RunStore.open(store.path)
+        assert other.find([run.obs_id for run in runs]).tolist() == [0, -1, 2, 3]
+        with pytest.raises(ArchiveError, match="another job is replacing"):
+            load_histograms(str(store.path), "", rows, RINGS)
+        load_histograms(str(store.path), "", rows[2:], RINGS)
+
+
+def test_an_exception_in_a_task_leaves_the_other_blocks(archive, tmp_path, monkeypatch):
+    runs = run_files(archive[0], 12)
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
+    write = update_module.write_histograms
+
+    def failing(path, view, work, new):
+        if work.block == 1:
+            raise MemoryError("no room")
+        write(path, view, work, new)
+
+    monkeypatch.setattr(update_module, "write_histograms", failing)
+    with pytest.raises(MemoryError):
+        update(store, runs)
+    monkeypatch.setattr(update_module, "write_histograms", write)
+    store = RunStore.open(store.path)
+    assert (store.find([run.obs_id for run in runs]) >= 0).tolist() == [True] * 5 + [False] * 7
+    assert sorted(update(store, runs)) == [run.obs_id for run in runs[5:]]
+    assert_stored(store, runs[11])
+
+
+def test_what_is_recorded_is_kept_while_the_driver_waits(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FLUSH_EVERY", 2.0)
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+    with store.writing():
+        (work,) = store.plan_update(run_files(archive[0], 2), [store.fine], None)
+        done = update_block(str(store.path), work, None, [store.fine])
+        store._flushed = time.monotonic()
+        store.record(done)
+        assert RunStore.open(store.path).find([FIRST]) == -1
+        for _ in range(100):
+            time.sleep(0.05)
+            if RunStore.open(store.path).find([FIRST]) == 0:
+                break
+        else:
+            pytest.fail("no checkpoint within five seconds")
+
+
+# --- two writers
+
+
+def leave_lock(path: Path, age: float = 0.0, **holder) -> Path:
+    """The lock of some other job, that gave a sign of life some seconds ago."""
+    file = path.with_name(f"{path.name}.lock")
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": "2026-01-01", "token": "theirs", **holder}))
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
+def test_a_second_job_is_told_who_writes(filled):
+    with filled.writing(), pytest.raises(ArchiveError, match=rf"process {os.getpid()} on .*Start again when it has"):
+        RunStore.open(filled.path).writing().__enter__()
+    assert not filled.path.with_name("runs.zarr.lock").exists()
+    leave_lock(filled.path)
+    with pytest.raises(ArchiveError, match="process 1 on elsewhere, since 2026-01-01"), filled.writing():
+        pytest.fail("both write")
+
+
+@pytest.mark.parametrize("dead", ["elsewhere, long silent", "here, no such process"])
+def test_the_lock_of_a_dead_job_is_taken_over(archive, filled, dead, caplog):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    if dead.startswith("here"):
+        leave_lock(filled.path, pid=gone.pid, host=lock._place())
+    else:
+        leave_lock(filled.path, age=301.0)
+    assert update(filled, run_files(archive[0], 12)) == {}
+    assert "has gone; its work is continued" in caplog.text
+    assert not filled.path.with_name("runs.zarr.lock").exists()
+
+
+def test_the_lock_of_a_job_on_another_machine_is_not_judged_by_its_process(filled):
+    leave_lock(filled.path, age=200.0, pid=2**22 + 1)
+    with pytest.raises(ArchiveError, match="alive 200 s ago"), filled.writing():
+        pytest.fail("both write")
+
+
+def test_a_job_that_was_taken_over_writes_nothing_more(archive, filled, tmp_path):
+    run = run_files(archive[0], 1)[0]
+    shutil.copy(run_files(archive[0], 2)[1].path, tmp_path / "other.fits.gz")
+    before, regions = chunk_states(filled), disc(83.6, 22.0, 2.0)
+    context = filled.writing()
+    context.__enter__()
+    (work,) = filled.plan_update([run._replace(path=str(tmp_path / "other.fits.gz"))], [filled.fine], regions)
+    leave_lock(filled.path)
+    with pytest.raises(ArchiveError, match="taken over by another job"):
+        update_block(str(filled.path), work, regions, [filled.fine])
+    filled.record(BlockDone(0, ("",), (RunDone(0, FIRST, "read", {"ontime": 7.0}, {}, (99,), ()),)))
+    with pytest.raises(ArchiveError, match="taken over by another job"):
+        context.__exit__(None, None, None)
+    assert chunk_states(filled) == before
+    assert RunStore.open(filled.path).find([FIRST]) == -1
+    assert RunStore.open(filled.path).table()["ontime"][0] > 1000
+    assert "theirs" in filled.path.with_name("runs.zarr.lock").read_text()
+
+
+def test_a_store_that_lacks_nothing_needs_no_lock(archive, filled):
+    runs, file = run_files(archive[0], 12), leave_lock(filled.path)
+    before = {path: path.stat().st_mtime_ns for path in filled.path.rglob("*")}
+    assert filled.outdated(runs, [filled.fine], None) == []
+    assert 0 < len(filled.outdated(runs, [filled.fine], BIG)) < 12
+    assert filled.outdated([*runs, runs[0]._replace(obs_id=5)], [filled.fine], None)[0].obs_id == 5
+    assert {path: path.stat().st_mtime_ns for path in filled.path.rglob("*")} == before
+    file.unlink()
+    assert update(filled, runs) == {}
+
+
+def test_a_job_sees_what_another_one_added_before_it_could_write(archive, filled, tmp_path):
+    runs = run_files(archive[0], 12)
+    first = RunStore.open_or_create(tmp_path / "two.zarr", FINE, block=5)
+    second = RunStore.open(first.path)
+    update(first, runs[:6])
+    assert sorted(update(second, runs[3:])) == [run.obs_id for run in runs[6:]]
+    assert_stored(second, runs[0])
+
+
+def test_two_jobs_make_one_store(tmp_path, monkeypatch):
+    """Both find nothing and write beside; the one that is later takes what is there."""
+    rename, others = os.rename, []
+
+    def late(source, target):
+        if not others:
+            others.append(1)
+            RunStore.open_or_create(tmp_path / "runs.zarr", fine_view(bins_per_decade=5), block=7)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+    assert (store.block, store.fine.edges.shape) == (7, (25, 50))
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.zarr"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArchiveError, match="cannot be written"):
+        RunStore.open_or_create(tmp_path / "file" / "runs.zarr", FINE)
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(layout, "grow", full)
+    with pytest.raises(ArchiveError, match="No space left"), store.writing():
+        store.plan_update(run_files(tmp_path, 1), [store.fine], None)
