@@ -37,7 +37,7 @@ from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
-from dask_bkg.products import Block, Made, Result, stacked_background, write_block
+from dask_bkg.products import Block, Made, Mark, Result, stacked_background, write_block
 from dask_bkg.roster import Roster, call_the_roll
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ def _writes(
             inputs = [(arrays[0].name, i, 0, 0), (arrays[1].name, i, 0, 0), (arrays[2].name, i)]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
-                work = _Write([(target, made.get(target.obs_id)) for target in part], first - a)
+                marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
+                work = _Write(list(zip(part, marks, strict=True)), first - a)
                 tasks[name, len(parts)] = (work, selected[i].key, *inputs, state, shared)
                 parts.append(part)
         return tasks
@@ -180,7 +181,7 @@ def _writes(
 class _Write:
     """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
 
-    def __init__(self, targets: list[tuple[Target, Made | None]], first: int) -> None:
+    def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
         self.targets, self.first = targets, first
 
     def __call__(self, selected, counts, exposure, livetime, state, block) -> list[Result]:
@@ -229,7 +230,7 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
         retired = bookkeeping.retire_backgrounds(plan)
         try:
             if plan.targets:
-                _compute(build(plan, roster, stored, made), client, config, progress, results)
+                _compute(build(plan, roster, stored, made), client, config, progress, made, results)
         except BaseException:
             # a task may have written files and not said so yet: only what is known to be done gets its row back
             bookkeeping.write_indexes(plan, results)
@@ -281,7 +282,14 @@ def make_one(plan: Plan) -> Any:
     return stacked_background(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)[0]
 
 
-def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, results: list[Result]) -> None:
+def _compute(
+    graph: Graph,
+    client: Client | None,
+    config: Config,
+    progress: bool,
+    made: Mapping[int, Made],
+    results: list[Result],
+) -> None:
     """Compute the graph; results are added as they are written."""
     with progress_bar("backgrounds", sum(len(part) for part in graph.parts), progress) as bar:
 
@@ -291,7 +299,8 @@ def _compute(graph: Graph, client: Client | None, config: Config, progress: bool
                     log.warning("a table of divergences could not be written: %s", done)
                 return
             bar.update(len(graph.parts[i]))
-            results.extend(_died(done, graph.parts[i]) if isinstance(done, BaseException) else done)
+            done = _died(done, graph.parts[i]) if isinstance(done, BaseException) else done
+            results.extend(replace(made[r.obs_id].result, status=r.status) if r.status == "unchanged" else r for r in done)
 
         compute_each([*graph.writes, *graph.tables], client, config.config.n_workers, take)
 

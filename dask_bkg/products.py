@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,6 +95,10 @@ class Block(NamedTuple):
     made_by: str
 
 
+Mark = tuple[str, tuple]
+"""``digest`` and ``files`` of a `Made`: what travels to the workers of it."""
+
+
 class Made(NamedTuple):
     """What is known of the background that an earlier job made of a target.
 
@@ -112,9 +116,14 @@ class Made(NamedTuple):
     files: tuple[tuple[int, int], tuple[int, int]]
     result: Result
 
+    @property
+    def mark(self) -> Mark:
+        """What tells whether it would come out as it is."""
+        return self.digest, self.files
+
 
 def write_block(
-    targets: Sequence[tuple[Target, Made | None]],
+    targets: Sequence[tuple[Target, Mark | None]],
     first: int,
     selected: Selections,
     counts: NDArray,
@@ -128,7 +137,8 @@ def write_block(
     Parameters
     ----------
     targets
-        The runs, and what earlier jobs have made of them: what would be made again as it is, is left alone.
+        The runs, and by which mark earlier jobs have made them: what would be made again as it is, is left alone, and
+        of its result there is no more than the ``status``.
     first
         Row of the first of them in the arrays.
     selected
@@ -147,8 +157,8 @@ def write_block(
             if chosen.reason:
                 raise RunError(chosen.reason)
             digest = digest_of(block.made_by, chosen, state)
-            if made is not None and made.digest == digest and made.files == _stat(target):
-                results.append(replace(made.result, status="unchanged"))
+            if made == (digest, _stat(target)):
+                results.append(Result(target.obs_id, "unchanged"))
                 continue
             result = _write_one(target, chosen, counts[row], exposure[row], float(livetime[row]), block, digest)
         except BackgroundError as error:

@@ -32,7 +32,7 @@ from dask_bkg.kernels import FLOOR
 METHODS = ("shape", "document")
 
 BINS_PER_DECADE, RING_WIDTH = 5.0, 0.5
-"""Most bins a decade of energy, and narrowest ring [deg], on which shapes are compared."""
+"""Most bins a decade of energy, and narrowest ring [deg], on which shapes are compared; a rest is its neighbour's."""
 
 SEEN = 0.5
 """Exposed fraction from which a bin counts as seen; below it, in proportion."""
@@ -40,8 +40,8 @@ SEEN = 0.5
 SPARSE = 1e-4
 """Share of the events below which a bin has little say in the principal components."""
 
-STEPS = 12
-"""Newton steps of the fit of a run's prior; eight reach rounding on the H.E.S.S. runs."""
+STEPS = 20
+"""Most Newton steps of the fit of a run's prior; eight are enough on the H.E.S.S. runs, twenty on absurd ones."""
 
 
 class ShapeSettings(NamedTuple):
@@ -118,8 +118,6 @@ class References(NamedTuple):
 
 def coarse_edges(edges: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray, NDArray]:
     """Edges of the bins on which shapes are compared, among those of energy [TeV] and offset [deg].
-
-    At most `BINS_PER_DECADE`, rings of at least `RING_WIDTH`; a rest that is too narrow goes to its neighbour.
 
     Examples
     --------
@@ -237,19 +235,21 @@ def fit_prior(counts: NDArray, fraction: NDArray, settings: ShapeSettings | None
 def family_shapes(counts: NDArray, fraction: NDArray, prior: Prior) -> NDArray:
     """Each run's own prior: the member of the archive's family that fits it best, shape ``(runs, bins)``, sum 1.
 
-    Maximum of the multinomial likelihood times a Gaussian of the coefficients: concave, by Newton steps that are
-    shortened where they do not climb.
+    Maximum of the multinomial likelihood times a Gaussian of the coefficients, by Newton steps (shorter if too long).
     """
     if prior.variance.size == 0:
         return np.broadcast_to(prior.shape, counts.shape)
     coefficients, step = np.zeros((len(counts), prior.variance.size)), np.ones(len(counts))
     best, seen = _likelihood(coefficients, counts, fraction, prior)
     for _ in range(STEPS):
-        trial = coefficients + step[:, None] * _newton(coefficients, seen, counts, prior)
+        move = step[:, None] * _newton(coefficients, seen, counts, prior)
+        trial = coefficients + move
         value, seen_there = _likelihood(trial, counts, fraction, prior)
         higher = value >= best - 1e-12 * np.abs(best)
         coefficients[higher], best[higher], seen[higher] = trial[higher], value[higher], seen_there[higher]
-        step = np.where(higher, 1.0, step / 4)
+        if (np.abs(move) <= 1e-9 * np.sqrt(prior.variance)).all():
+            break
+        step = np.where(higher, np.minimum(1.0, 2 * step), step / 4)
     exponent = coefficients @ prior.directions
     fitted = prior.shape * np.exp(exponent - exponent.max(axis=1, keepdims=True))
     return fitted / fitted.sum(axis=1, keepdims=True)

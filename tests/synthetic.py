@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import dask
 import dask.array as da
@@ -12,7 +13,10 @@ from dask.callbacks import Callback
 
 from dask_bkg import schema
 from dask_bkg.config import parse_config
-from dask_bkg.schema import Edges
+from dask_bkg.exclusion import concat_regions
+from dask_bkg.plan import Plan, Target, rate_settings
+from dask_bkg.roster import Roster
+from dask_bkg.schema import RUN_NUMBERS, Edges
 
 EDGES = Edges(np.geomspace(0.2, 20, 7), np.linspace(0, 2.5, 6))
 FIRST = 5001
@@ -65,6 +69,29 @@ def dataset(histograms: dict, columns: dict, edges: Edges, block: int | None) ->
     variables = {name: (("obs_id", *schema.AXES), array) for name, array in histograms.items()}
     coords = {name: ("obs_id", column) for name, column in columns.items()}
     return schema.with_units(xr.Dataset(variables, coords={**coords, **schema.axis_coords(edges)}))
+
+
+def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
+    """Plan, roster and run store of a job on an archive of ``n`` runs that is nowhere."""
+    archive, out = "/archive/of/a/telescope/dl3", "/scratch/of/somebody/backgrounds"
+    places = {"search_datastore": archive, "in_dir": archive, "out_dir": out}
+    config = parse_config({"io": places, "exclusion": {"catalogs": []}, **sections})
+    rng, numbers = np.random.default_rng(0), np.arange(FIRST, FIRST + n)
+    texts = {name: np.array([f"{i:032x}" for i in range(n)], object) for name in ("fingerprint", "exclusion")}
+    table = {
+        **{name: rng.random(n) for name in RUN_NUMBERS},
+        **texts,
+        "note": np.full(n, "", object),
+        "obs_id": numbers,
+        "object_code": np.zeros(n, int),
+        "excluded": np.zeros(n, bool),
+    }
+    names = [f"data/run_{i:06d}.fits.gz" for i in numbers.tolist()]
+    targets = [Target(i, f"{archive}/{name}", f"{out}/{name}") for i, name in zip(numbers.tolist(), names, strict=True)]
+    edges = Edges(config.binning.energy_edges, config.binning.offset_edges)
+    plan = Plan(config, edges, concat_regions([]), rate_settings(config), None, targets)
+    store = SimpleNamespace(store=SimpleNamespace(path=f"{out}/runs.zarr"), view="")
+    return plan, Roster(table, table, np.arange(n), np.arange(n)), store
 
 
 def lazy_array(name: str, array: np.ndarray, block: int) -> da.Array:

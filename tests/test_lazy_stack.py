@@ -95,7 +95,7 @@ def test_counts_are_conserved(runs):
 
 def test_a_run_that_is_not_used_may_hold_anything(runs):
     spoilt = runs.copy(deep=True)
-    used = {run for run in LISTS[FIRST + 1] + LISTS[FIRST + 4]}
+    used = {*LISTS[FIRST + 1], *LISTS[FIRST + 4]}
     for name in ("counts", "exposure", "livetime"):
         spoilt[name].values[[i for i in range(N) if FIRST + i not in used]] = np.nan
     lists = {run: LISTS[run] for run in (FIRST + 1, FIRST + 4)}

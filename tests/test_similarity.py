@@ -469,6 +469,18 @@ def test_fit_of_a_runs_prior_is_the_maximum(archive, prior):
     assert np.abs(gradient / counts.sum(axis=1, keepdims=True)).max() < 1e-6
 
 
+def test_fit_of_a_runs_prior_finds_runs_that_are_like_no_other():
+    """Nearly all events in a bin that is nearly empty in the archive: a full Newton step leads far beyond."""
+    counts = np.array([[10.0, 10.0, 980.0], [0.0, 0.0, 1000.0]])
+    for first in (0.98, 0.998):
+        rest = (1 - first) / 2
+        prior = Prior(np.array([first, rest, rest]), np.array([[-0.02, 0.0, 1.0]]), np.array([25.0]))
+        fitted = similarity.family_shapes(counts, np.ones((2, 3)), prior)
+        slope = np.log(fitted[:, 2] / fitted[:, 1] / (prior.shape[2] / prior.shape[1]))
+        gradient = (counts - 1000 * fitted) @ prior.directions[0] - slope / 25
+        assert gradient == pytest.approx(0, abs=1e-6)
+
+
 # --- blocks ------------------------------------------------------------------------------------------------
 
 

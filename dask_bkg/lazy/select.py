@@ -48,45 +48,48 @@ def select_runs(
     """
     shapes = shapes or ShapeSettings()
     layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS))
-    conditions = layers.add("conditions", lambda name: _tables(name, "target", targets) | _tables(name, "run", runs))
-    chosen = _add_choice(layers, targets, runs, settings, shapes, conditions)
-    rows, columns = len(bounds(targets)), len(bounds(runs))
-    merged = layers.tree(
-        "merge-runs",
-        partial(_merge, settings=settings),
-        [[(chosen, i, j) for j in range(columns)] for i in range(rows)],
-        split_every,
-        chosen,
-    )
-    numbers = targets["obs_id"].values
-    won = (
-        [{obs_id: given[obs_id] for obs_id in numbers[a:b].tolist() if obs_id in given} for a, b in bounds(targets)]
-        if given
-        else [{}] * rows
-    )
-    finished = layers.add(
-        "select-runs",
-        lambda name: {
-            (name, i): (partial(_finish, given=won[i], settings=settings), (conditions, "target", i), (merged, i))
-            for i in range(rows)
-        },
-        conditions,
-        merged,
-    )
-    return layers.delayed(finished, rows)
+    conditions = layers.add("conditions", lambda name: _tables(name, targets, runs))
+    numbers = [targets["obs_id"].values[a:b].tolist() for a, b in bounds(targets)]
+    won = [{obs_id: given[obs_id] for obs_id in part if obs_id in given} if given else {} for part in numbers]
+    # where every selection is given, none is made
+    open_ = [i for i, part in enumerate(numbers) if len(won[i]) < len(part)]
+    merged, below = "", list[str]()
+    if open_:
+        chosen = _add_choice(layers, targets, runs, settings, shapes, conditions, open_)
+        leaves = [[(chosen, i, j) for j in range(len(bounds(runs)))] for i in open_]
+        merged = layers.tree("merge-runs", partial(_merge, settings=settings), leaves, split_every, chosen)
+        below = [conditions, merged]
+    place = {i: (merged, k) for k, i in enumerate(open_)}
+
+    def tasks(name: str) -> dict:
+        return {
+            (name, i): (partial(_finish, given=won[i], settings=settings), (conditions, "target", i), place[i])
+            if i in place
+            else literal(selection.pack([won[i][obs_id] for obs_id in part]))
+            for i, part in enumerate(numbers)
+        }
+
+    return layers.delayed(layers.add("select-runs", tasks, *below), len(numbers))
 
 
-def _tables(name: str, role: str, runs: xr.Dataset) -> dict:
+def _tables(name: str, targets: xr.Dataset, runs: xr.Dataset) -> dict:
     """The conditions of the runs, a block a task: small, and wanted by many."""
-    columns = {column: runs[column].values for column in selection.COLUMNS if column in runs.coords}
-    return {
-        (name, role, i): literal({column: values[a:b] for column, values in columns.items()})
-        for i, (a, b) in enumerate(bounds(runs))
-    }
+    found: dict = {}
+    for role, part in {"run": runs, "target": targets}.items():
+        columns = {column: part[column].values for column in selection.COLUMNS if column in part.coords}
+        for i, (a, b) in enumerate(bounds(part)):
+            found[name, role, i] = literal({column: values[a:b] for column, values in columns.items()})
+    return found
 
 
 def _add_choice(
-    layers: Layers, targets: xr.Dataset, runs: xr.Dataset, settings: Any, shapes: ShapeSettings, conditions: str
+    layers: Layers,
+    targets: xr.Dataset,
+    runs: xr.Dataset,
+    settings: Any,
+    shapes: ShapeSettings,
+    conditions: str,
+    rows: list[int],
 ) -> str:
     """Add the layer of the candidates: one task a pair of blocks, with its divergences where they are wanted.
 
@@ -101,7 +104,7 @@ def _add_choice(
 
     def tasks(name: str) -> dict:
         found: dict = {}
-        for i in range(len(bounds(targets))):
+        for i in rows:
             for j, first in enumerate(starts):
                 tables = (conditions, "target", i), (conditions, "run", j)
                 choose = partial(_choose, first=first, settings=settings, min_coverage=shapes.min_coverage)
