@@ -215,6 +215,15 @@ def ours(config: Config) -> pipeline.Summary:
 # -- side by side --------------------------------------------------------------------------------------------
 
 
+def find_archive(runs: int, events: int, directory: Path) -> Path:
+    """The simulated archive of this size below a directory; made if it is not there."""
+    archive = directory / f"runs-{runs}-events-{events}"
+    if not (archive / "hdu-index.fits.gz").is_file():
+        print(f"simulating {runs} runs of {events} events", flush=True)
+        simulate_archive(archive, runs, events, seed=1, overwrite=True)
+    return archive
+
+
 def open_archive(directory: Path) -> Archive:
     """What the original way needs of an archive; it is read once."""
     store = read_datastore(directory)
@@ -242,10 +251,7 @@ def check_same(made: list[Background], summary: pipeline.Summary) -> None:
 
 def measure(runs: int, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """One archive, both ways."""
-    directory = (options.archive or scratch) / f"runs-{runs}-events-{options.events}"
-    if not (directory / "hdu-index.fits.gz").is_file():
-        print(f"simulating {runs} runs of {options.events} events", flush=True)
-        simulate_archive(directory, runs, options.events, seed=1, overwrite=True)
+    directory = find_archive(runs, options.events, options.archive or scratch)
     archive, out_dir = open_archive(directory), scratch / "ours"
     config = job(directory, out_dir, options)
     start = time.perf_counter()

@@ -120,3 +120,8 @@ def task_seconds(stream: list[dict[str, Any]]) -> dict[str, NDArray]:
 def layer_name(key: Any) -> str:
     """Name of a task's layer without its token: ``("reduce-runs-1a2b3c4d", 0)`` is ``reduce-runs``."""
     return str(key_split(key))
+
+
+def doze(seconds: float, *inputs: Any) -> None:
+    """A task that only takes its time."""
+    time.sleep(seconds)

@@ -41,6 +41,8 @@ def check_writable(config: Config) -> None:
     What killed jobs left half-written there is cleared away.
     """
     for name in ("out_dir", "results_dir"):
+        if getattr(config.io, name) is None:  # a run store in a place of its own needs neither
+            continue
         directory = config.directory(name)
         probe = directory / ".dask_bkg-probe"
         with atomic_path(probe) as path:
@@ -314,13 +316,17 @@ def _made(obs_id: int, entry: dict) -> Made:
 def merge_provenance(earlier: dict, told: dict) -> dict:
     """The side file of this job with what an earlier one told of other runs.
 
-    A run that failed now has the background of the earlier job still: it keeps its entry, with the reason beside.
+    A run that failed now has the background of the earlier job still: it keeps its entry, with the reason beside.  So
+    does one that came out unchanged: the versions and the configuration that made it are those of the earlier job.
     """
     backgrounds = dict(earlier.get("backgrounds", {}))
     for run, entry in told["backgrounds"].items():
         old = backgrounds.get(run, {})
-        if entry["status"] == "failed" and old.get("status") in ("done", "unchanged"):
+        there = old.get("status") == "done"
+        if there and entry["status"] == "failed":
             entry = {**old, "failed_since": {name: entry[name] for name in ("job", "reason")}}
+        elif there and entry["status"] == "unchanged":
+            entry = {name: value for name, value in old.items() if name != "failed_since"}
         backgrounds[run] = entry
     used = {job for b in backgrounds.values() for job in (b.get("job"), b.get("failed_since", {}).get("job"))}
     jobs = {name: job for name, job in earlier.get("jobs", {}).items() if name in used}

@@ -300,7 +300,9 @@ def _compute(
                 return
             bar.update(len(graph.parts[i]))
             done = _died(done, graph.parts[i]) if isinstance(done, BaseException) else done
-            results.extend(replace(made[r.obs_id].result, status=r.status) if r.status == "unchanged" else r for r in done)
+            results.extend(
+                replace(made[r.obs_id].result, status=r.status) if r.status == "unchanged" else r for r in done
+            )
 
         compute_each([*graph.writes, *graph.tables], client, config.config.n_workers, take)
 

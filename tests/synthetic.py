@@ -87,7 +87,9 @@ def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
         "excluded": np.zeros(n, bool),
     }
     names = [f"data/run_{i:06d}.fits.gz" for i in numbers.tolist()]
-    targets = [Target(i, f"{archive}/{name}", f"{out}/{name}") for i, name in zip(numbers.tolist(), names, strict=True)]
+    targets = [
+        Target(i, f"{archive}/{name}", f"{out}/{name}") for i, name in zip(numbers.tolist(), names, strict=True)
+    ]
     edges = Edges(config.binning.energy_edges, config.binning.offset_edges)
     plan = Plan(config, edges, concat_regions([]), rate_settings(config), None, targets)
     store = SimpleNamespace(store=SimpleNamespace(path=f"{out}/runs.zarr"), view="")
@@ -104,7 +106,7 @@ def lazy_array(name: str, array: np.ndarray, block: int) -> da.Array:
 
 
 def blocks_of(numbers: np.ndarray, size: int) -> list[np.ndarray]:
-    return [numbers[a:b] for a, b in pairwise([*range(0, len(numbers), size), len(numbers)])]
+    return [numbers[a:b] for a, b in pairwise([*range(0, max(len(numbers), 1), size), len(numbers)])]
 
 
 def refuse(*args, **kwargs):

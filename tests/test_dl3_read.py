@@ -386,7 +386,8 @@ def test_a_cut_file_gives_all_events_or_an_error(run, tmp_path, suffix):
                 messages.append(str(error))
                 outcomes.add("error")
     assert all("run 64001" in text and str(path) in text and "copy it again" in text for text in messages)
-    assert outcomes == {events, "error"}
+    # a packed file has a check sum at its end, of a plain one all that is needed may be there
+    assert outcomes == ({events, "error"} if suffix == ".fits" else {"error"})
 
 
 def test_conditions_of_a_file_that_cannot_be_read_are_nan(run, tmp_path):

@@ -94,7 +94,7 @@ def test_variables_of_blocks_are_dask_arrays():
 def test_archives_make_batches_of_tens_of_event_files():
     assert [batch_size(n) for n in (0, 1, 500, 2000, 20_000)] == [10, 10, 10, 20, 50]
     assert batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-    assert batches([], 2) == []
+    assert batches([], 2) == [[]]
 
 
 def test_twenty_blocks_or_fewer_where_runs_meet_runs():

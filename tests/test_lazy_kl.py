@@ -14,10 +14,9 @@ import dask_bkg
 from dask_bkg import schema, similarity
 from dask_bkg.dl3 import reduce
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.flat_bins import flat_bins
 from dask_bkg.lazy.kl import kl_matrix
 from dask_bkg.lazy.runs import reduce_runs
-from dask_bkg.similarity import ShapeSettings
+from dask_bkg.similarity import ShapeSettings, flat_bins
 
 DOCUMENT, SHAPE = ShapeSettings("document"), ShapeSettings()
 N = 23
@@ -122,7 +121,9 @@ def test_a_run_without_events_is_far_from_all_and_never_nan(runs):
 
 def test_the_same_bits_on_threads_and_in_one(runs):
     lazy = kl_matrix(runs, block=4)
-    assert lazy.compute(scheduler="threads").values.tobytes() == lazy.compute(scheduler="synchronous").values.tobytes()
+    assert (
+        lazy.compute(scheduler="threads").values.tobytes() == lazy.compute(scheduler="synchronous").values.tobytes()
+    )
 
 
 # -- the graph -------------------------------------------------------------------------------------------------

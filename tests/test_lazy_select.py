@@ -12,11 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from synthetic import FIRST, dataset, keys_of, make_runs, n_bytes, refuse, settings, watched
 
 from dask_bkg import schema, selection, similarity
-from dask_bkg.flat_bins import flat_bins
 from dask_bkg.fov import separation
 from dask_bkg.lazy.kl import kl_matrix
 from dask_bkg.lazy.select import select_runs
-from dask_bkg.similarity import ShapeSettings
+from dask_bkg.similarity import ShapeSettings, flat_bins
 
 RANKS = ("none", "elevation", "kl", "conditions", "kl-conditions")
 CUTS = {

@@ -30,7 +30,9 @@ BLOCKS = [(1, 1, 2), (7, 2, 2), (7, 5, 8), (25, 3, 3), (60, 5, 8)]
 
 def blocked(runs, block):
     histograms = {name: runs[name].values for name in schema.HISTOGRAMS}
-    return dataset(histograms, {name: runs[name].values for name in ("obs_id", "livetime")}, schema.edges_of(runs), block)
+    return dataset(
+        histograms, {name: runs[name].values for name in ("obs_id", "livetime")}, schema.edges_of(runs), block
+    )
 
 
 def selections(runs, lists=LISTS, size=5, weights=None):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.dl3.cards import number
-from dask_bkg.dl3.stream import Hdu
+from dask_bkg.dl3.hdus import Hdu
+from dask_bkg.dl3.headers import number
 
 OFFSET = 0.5
 """Where in the field the area is taken [deg]: usual distance of a source from the pointing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from dask_bkg.dl3.stream import Hdu
+from dask_bkg.dl3.hdus import Hdu
 
 IGNORED = frozenset(
     (

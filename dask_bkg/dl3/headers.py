@@ -13,7 +13,6 @@ from astropy.time import Time
 
 from dask_bkg import fov
 from dask_bkg.dl3 import horizon
-from dask_bkg.dl3.cards import number, text
 
 SECONDS_PER_DAY = 86400.0
 
@@ -122,3 +121,18 @@ def date_mjd(header: Mapping[str, Any]) -> float:
         except ValueError:
             continue
     return float("nan")
+
+
+def number(header: Mapping[str, Any], key: str, default: float = np.nan) -> float:
+    """A card as a number; the default where it is missing, masked or no number."""
+    value = header.get(key)
+    try:
+        return default if value is None or value is np.ma.masked else float(value)
+    except (TypeError, ValueError):
+        return default
+
+
+def text(header: Mapping[str, Any], key: str) -> str:
+    """A card as a text; empty where it is missing or masked."""
+    value = header.get(key)
+    return "" if value is None or value is np.ma.masked else str(value).strip()

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.dl3 import area
-from dask_bkg.dl3.cards import number, text
 from dask_bkg.dl3.fingerprint import fingerprint
-from dask_bkg.dl3.headers import SECONDS_PER_DAY, conditions, mission_mjd, parallactic
-from dask_bkg.dl3.stream import BROKEN, Hdu, Hdus, find_hdu, open_fits
+from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, open_fits
+from dask_bkg.dl3.headers import SECONDS_PER_DAY, conditions, mission_mjd, number, parallactic, text
 from dask_bkg.errors import RunError
 from dask_bkg.schema import RUN_NUMBERS
 
@@ -263,10 +262,10 @@ def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
     """
     with open_fits(path, obs_id) as hdus:
         aeff = find_hdu(hdus, hdu, "EFF_AREA", obs_id, path)
-    declared = area.declared_threshold(aeff.header)
-    if declared > 0:
-        return declared
-    try:
-        return area.area_threshold(area.area_curve(aeff))
-    except ValueError as error:
-        raise RunError(f"run {obs_id}: the effective area of {path} {error}") from error
+        declared = area.declared_threshold(aeff.header)
+        if declared > 0:
+            return declared
+        try:
+            return area.area_threshold(area.area_curve(aeff))
+        except ValueError as error:
+            raise RunError(f"run {obs_id}: the effective area of {path} {error}") from error

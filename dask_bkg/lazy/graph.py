@@ -37,8 +37,8 @@ def block_size(n_runs: int) -> int:
 
 
 def batches(items: Any, size: int) -> list:
-    """Consecutive pieces of ``size`` of a sequence or an array, the last one shorter."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    """Consecutive pieces of ``size`` of a sequence or an array, the last one shorter; of nothing one empty piece."""
+    return [items[i : i + size] for i in range(0, len(items), size)] or [items]
 
 
 class Layers:

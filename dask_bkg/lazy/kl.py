@@ -12,9 +12,8 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from dask_bkg import schema, similarity
-from dask_bkg.flat_bins import flat_bins
 from dask_bkg.lazy.graph import Layers, block_size, each
-from dask_bkg.similarity import ShapeSettings
+from dask_bkg.similarity import ShapeSettings, flat_bins
 
 
 class Shapes(NamedTuple):

@@ -48,13 +48,13 @@ def select_runs(
     """
     shapes = shapes or ShapeSettings()
     layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS))
-    conditions = layers.add("conditions", lambda name: _tables(name, targets, runs))
     numbers = [targets["obs_id"].values[a:b].tolist() for a, b in bounds(targets)]
     won = [{obs_id: given[obs_id] for obs_id in part if obs_id in given} if given else {} for part in numbers]
     # where every selection is given, none is made
     open_ = [i for i, part in enumerate(numbers) if len(won[i]) < len(part)]
-    merged, below = "", list[str]()
+    conditions, merged, below = "", "", list[str]()
     if open_:
+        conditions = layers.add("conditions", lambda name: _tables(name, targets, runs))
         chosen = _add_choice(layers, targets, runs, settings, shapes, conditions, open_)
         leaves = [[(chosen, i, j) for j in range(len(bounds(runs)))] for i in open_]
         merged = layers.tree("merge-runs", partial(_merge, settings=settings), leaves, split_every, chosen)
@@ -73,7 +73,11 @@ def select_runs(
 
 
 def _tables(name: str, targets: xr.Dataset, runs: xr.Dataset) -> dict:
-    """The conditions of the runs, a block a task: small, and wanted by many."""
+    """The conditions of the runs, a block a task: small, and wanted by many.
+
+    Those of a target are apart from those of a run even where both are the same: through shared ones schedulers go
+    from block to block of runs, and hold the candidates of all pairs at once.
+    """
     found: dict = {}
     for role, part in {"run": runs, "target": targets}.items():
         columns = {column: part[column].values for column in selection.COLUMNS if column in part.coords}

@@ -1,4 +1,4 @@
-"""Files read forwards: cards and columns as astropy has them, whatever the packing; and what a run is known by."""
+"""A run is the same whatever its packing, damaged files are told, and what a run is known by."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from astropy.io import fits
 from numpy.testing import assert_array_equal
 
 from dask_bkg.dl3.attach import attach_background
-from dask_bkg.dl3.cards import number, parse_cards, text
+from dask_bkg.dl3.headers import number, text
 from dask_bkg.dl3.read import RunFile, read_run
-from dask_bkg.dl3.stream import find_hdu, open_fits
 from dask_bkg.errors import RunError
 
 
@@ -22,121 +21,11 @@ def run(four_runs, run_path):
     return RunFile(64001, str(run_path(four_runs, 64001)))
 
 
-def cards_of(header: fits.Header) -> dict:
-    """What astropy makes of the cards that have a value."""
-    said = {card.keyword.upper(): card.value for card in reversed(header.cards)}
-    nothing = ("COMMENT", "HISTORY", "")
-    return {
-        key: None if isinstance(value, fits.card.Undefined) else value
-        for key, value in said.items()
-        if key not in nothing
-    }
-
-
-def parsed(header: fits.Header) -> dict:
-    return parse_cards(header.tostring(padding=True).encode("latin-1"))
-
-
-# --- cards -------------------------------------------------------------------------------------------------
-
-
-def test_cards_are_those_of_astropy():
-    header = fits.Header()
-    header["OBJECT"] = ("Barnard's star", "a quote / and a slash")
-    header["SLASH"] = ("off / on", "both")
-    header["EMPTY"] = ""
-    header["NOTHING"] = (None, "no value")
-    header["YES"], header["NO"] = True, False
-    header["WHOLE"], header["NEGATIVE"], header["REAL"], header["TINY"] = 53402, -3, 0.1, 1e-300
-    header["LONG"] = ("x" * 150 + "'" + "y" * 30, "goes on")
-    header["HIERARCH SAFE_ENERGY_LO"] = (0.32, "TeV")
-    header["COMMENT"] = "KEY = 'value'"
-    header["HISTORY"] = "attached"
-    header["LAST"] = 1
-    assert parsed(header) == cards_of(header)
-    assert list(parsed(header)["LONG"]) == list("x" * 150 + "'" + "y" * 30)
-
-
-@pytest.mark.parametrize(
-    ("card", "value"),
-    [
-        ("KEY     =           1.0D3 / double", 1000.0),
-        ("KEY     =           101962602. / MET", 101962602.0),
-        ("KEY     = 'no end", "'no end"),
-        ("KEY     =1", 1),
-        ("KEY     =    (1.0, 2.0)", "(1.0, 2.0)"),
-        ("KEY     =", None),
-    ],
-)
-def test_a_card_of_unusual_writing(card, value):
-    assert parse_cards(f"{card:80}".encode()) == {"KEY": value}
-
-
-def test_of_a_keyword_that_is_there_twice_the_first_counts():
-    raw = "".join(f"{card:80}" for card in ("KEY     = 1", "KEY     = 2")).encode()
-    assert parse_cards(raw)["KEY"] == fits.Header.fromstring(raw.decode())["KEY"] == 1
-
-
 def test_numbers_and_texts_of_whatever_a_file_says():
     cards = {"A": "12.5", "B": None, "C": "unknown", "D": True, "E": np.ma.masked}
     assert (number(cards, "A"), number(cards, "D")) == (12.5, 1.0)
     assert [number(cards, key, -1.0) for key in "BCEF"] == [-1.0] * 4
     assert [text(cards, key) for key in "ABCEF"] == ["12.5", "", "unknown", "", ""]
-
-
-def check_file(path: Path) -> int:
-    """All cards and all columns of numbers of a file against astropy; the number of columns."""
-    n = 0
-    with fits.open(path, memmap=False) as expected, open_fits(str(path), 1) as hdus:
-        for ours, theirs in zip(hdus, expected, strict=True):
-            assert ours.header == cards_of(theirs.header)
-            assert len(ours.data) == theirs.size
-            for column in getattr(theirs, "columns", ()):
-                if column.format[-1] not in "AL":
-                    values = theirs.data[column.name]
-                    shape = values.shape if values.ndim == 1 else (len(values), -1)
-                    assert_array_equal(ours.column(column.name.upper()), values.reshape(shape))
-                    assert ours.unit(column.name.upper()) == (column.unit or "")
-                    n += 1
-    return n
-
-
-def test_a_simulated_run_is_read_as_astropy_reads_it(run):
-    assert check_file(Path(run.path)) > 30
-
-
-@pytest.mark.realdata
-def test_a_real_run_is_read_as_astropy_reads_it(gammapy_data):
-    assert check_file(next(iter(sorted(gammapy_data.glob("hess-dl3-dr1/data/*.fits.gz"))))) > 30
-
-
-# --- columns -----------------------------------------------------------------------------------------------
-
-
-def test_columns_of_every_kind(tmp_path):
-    rng, n = np.random.default_rng(1), 7
-    columns = [
-        fits.Column("FLAG", "L", array=rng.random(n) < 0.5),
-        fits.Column("BITS", "11X", array=rng.random((n, 11)) < 0.5),
-        fits.Column("NAME", "5A", array=["Crab"] * n),
-        fits.Column("BYTE", "B", array=rng.integers(0, 200, n)),
-        fits.Column("SHORT", "I", array=rng.integers(-99, 99, n)),
-        fits.Column("LONG", "K", array=rng.integers(-(2**40), 2**40, n)),
-        fits.Column("UNSIGNED", "I", bzero=32768, array=rng.integers(0, 65000, n).astype(np.uint16)),
-        fits.Column("PAIR", "2E", array=rng.random((n, 2)).astype(np.float32), unit="deg"),
-        fits.Column("SCALED", "E", bscale=0.5, bzero=3.0, array=np.arange(n) / 2 + 3),
-        fits.Column("LAST", "D", array=rng.random(n)),
-    ]
-    path = tmp_path / "kinds.fits"
-    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns, name="ALL")]).writeto(path)
-    with fits.open(path) as expected, open_fits(str(path), 1) as hdus:
-        ours, theirs = find_hdu(hdus, "all", "", 1, str(path)), expected["ALL"].data
-        for name in ("BYTE", "SHORT", "LONG", "UNSIGNED", "PAIR", "SCALED", "LAST"):
-            assert_array_equal(ours.column(name), theirs[name], err_msg=name)
-        assert (ours.rows, ours.unit("PAIR"), ours.unit("LAST")) == (n, "deg", "")
-        for name in ("FLAG", "BITS", "NAME"):
-            with pytest.raises(ValueError, match=f"{name} is no number"):
-                ours.column(name)
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -167,23 +56,12 @@ def test_the_packing_of_a_file_changes_nothing(run, tmp_path, kind):
     assert same_events(run, path)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_what_stands_behind_the_last_table_that_is_needed_is_not_read(run, tmp_path, packed):
-    data = gzip.decompress(Path(run.path).read_bytes())
-    start = data.index(b"EXTNAME = 'ENERGY DISPERSION'") // 2880 * 2880
-    rest = bytes(np.random.default_rng(1).integers(0, 256, 400_000, dtype=np.uint8))
-    whole = data[:start] + b"this is no FITS" + rest
-    path = tmp_path / "run.fits"
-    path.write_bytes(gzip.compress(whole)[:-200_000] if packed else whole)
-    assert same_events(run, path)
-
-
 def test_a_header_that_asks_for_more_than_memory_holds(run, tmp_path):
     data = gzip.decompress(Path(run.path).read_bytes())
     at = data.index(b"NAXIS2  =", data.index(b"XTENSION"))
     path = tmp_path / "run.fits"
     path.write_bytes(data[:at] + b"NAXIS2  =       99999999999999" + data[at + 30 :])
-    with pytest.raises(RunError, match=r"run 64001: .*bytes of EVENTS are missing.*copy it again"):
+    with pytest.raises(RunError, match=r"run 64001: .* is not a whole FITS file .*copy it again"):
         read_run(run._replace(path=str(path)))
 
 

@@ -1,0 +1,125 @@
+"""The HDUs of a FITS file through astropy: few columns, each byte of a packed file unpacked once.
+
+astropy unpacks a .gz again from its beginning for each table that is read; here it gets the unpacked bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from dask_bkg.errors import RunError
+
+GZIP = b"\x1f\x8b"
+
+BROKEN = (OSError, EOFError, zlib.error, TypeError, IndexError, KeyError, ValueError, fits.VerifyError)
+"""What a file that is damaged can raise."""
+
+
+class Hdu:
+    """One HDU of an open file.
+
+    Parameters
+    ----------
+    hdu
+        The HDU of astropy.
+    raw
+        All bytes of the file.
+    """
+
+    def __init__(self, hdu: Any, raw: bytes) -> None:
+        self._hdu, self._raw = hdu, raw
+
+    @cached_property
+    def header(self) -> Mapping[str, Any]:
+        """Values of the cards by their keyword; of one that is there twice, the first."""
+        values: dict[str, Any] = {}
+        for card in self._hdu.header.cards:
+            if card.keyword not in ("", "COMMENT", "HISTORY"):
+                value = card.value
+                values.setdefault(card.keyword, None if isinstance(value, fits.card.Undefined) else value)
+        return values
+
+    @property
+    def name(self) -> str:
+        """EXTNAME in capitals, empty where there is none."""
+        return str(self._hdu.header.get("EXTNAME", "")).strip().upper()
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Names of the columns of a table as the file writes them, by their name in capitals."""
+        return {name.upper(): name for name in getattr(getattr(self._hdu, "columns", None), "names", ())}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a table."""
+        return int(self._hdu.header.get("NAXIS2", 0))
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the data, without filling."""
+        info, header = self._hdu.fileinfo(), self._hdu.header
+        size = header.get("NAXIS1", 0) * header.get("NAXIS2", 0) + header.get("PCOUNT", 0)
+        data = self._raw[info["datLoc"] : info["datLoc"] + size]
+        if len(data) < size:
+            raise EOFError(f"{size - len(data)} bytes of {self.name} are missing")
+        return data
+
+    def unit(self, name: str) -> str:
+        """Unit of a column, empty where it has none."""
+        return str(self._hdu.columns[self.columns[name]].unit or "").strip()
+
+    def column(self, name: str) -> NDArray:
+        """A column of numbers, shape ``(rows,)`` or ``(rows, ...)``, float."""
+        return np.asarray(self._hdu.data[self.columns[name]], dtype=float)
+
+
+class Hdus:
+    """The HDUs of an open file, looked at as far as they were asked for."""
+
+    def __init__(self, hdus: fits.HDUList, raw: bytes) -> None:
+        self._hdus, self._raw = hdus, raw
+        self._seen: dict[int, Hdu] = {}
+
+    def __iter__(self) -> Iterator[Hdu]:
+        for i, hdu in enumerate(self._hdus):
+            yield self._seen.setdefault(i, Hdu(hdu, self._raw))
+
+
+@contextmanager
+def open_fits(path: str, obs_id: int) -> Iterator[Hdus]:
+    """A FITS file (gzipped or not), with `RunError` for everything that can be wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+        if raw.startswith(GZIP):
+            raw = gzip.decompress(raw)
+        with fits.open(io.BytesIO(raw), memmap=False) as hdus:
+            yield Hdus(hdus, raw)
+    except FileNotFoundError:
+        raise RunError(
+            f"run {obs_id}: the index names {path}, which does not exist: restore it or repair the index"
+        ) from None
+    except BROKEN as error:
+        raise RunError(f"run {obs_id}: {path} is not a whole FITS file ({error}): copy it again") from error
+
+
+def find_hdu(hdus: Hdus, name: str, hdu_class: str, obs_id: int, path: str) -> Hdu:
+    """The HDU of a name, or the first of a class (``EVENTS``, ``GTI``, ``EFF_AREA``)."""
+    for hdu in hdus:
+        classes = (hdu.header.get("HDUCLAS1"), hdu.header.get("HDUCLAS2"), hdu.name)
+        if (hdu.name == name.strip().upper()) if name else (hdu_class in classes):
+            return hdu
+    raise RunError(
+        f"run {obs_id}: {path} has no {name or hdu_class} HDU (it has {', '.join(h.name for h in hdus)}); "
+        "a DL3 file needs EVENTS and GTI: if it was cut short or damaged, copy it again"
+    )
