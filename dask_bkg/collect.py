@@ -20,6 +20,7 @@ from dask_bkg.cluster import open_client
 from dask_bkg.config import Config
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.plan import Plan, plan_archive
+from dask_bkg.schema import View
 
 
 @dataclass
@@ -66,28 +67,36 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
     view = store.view_for(plan.edges, config.model.exposure, config.exclusion.reach)
     views = list({v.name: v for v in (store.fine, view)}.values())
     done = Stored(store, view.name)
-    with store.writing():
-        work = store.plan_update(plan.runs, views, plan.regions, bookkeeping.catalog_hashes(config))
-        regions = delayed(plan.regions, name=f"exclusion-{uuid.uuid4().hex[:8]}", pure=False)
-        tasks = [
-            delayed(update_block, pure=False)(
-                str(store.path), part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
-            )
-            for i, part in enumerate(work)
-        ]
-        with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
-
-            def record(i: int, result: Any) -> None:
-                bar.update(len(work[i].runs))
-                if isinstance(result, BaseException):
-                    done.failed |= {run.obs_id: _died(run.obs_id, result) for run in work[i].runs}
-                    return
-                store.record(result)
-                done.read += sum(run.status == "read" for run in result.runs)
-
-            compute_each(tasks, client, config.config.n_workers, record)
+    # a store that is up to date needs no lock: it may be read-only, or another job may be writing into it
+    if store.outdated(plan.runs, views, plan.regions):
+        with store.writing():
+            _read_runs(done, plan, views, client, progress)
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
+
+
+def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | None, progress: bool) -> None:
+    """Read what is missing, a block of runs a task, and take it into the store as it comes."""
+    store, config = done.store, plan.config
+    work = store.plan_update(plan.runs, views, plan.regions, bookkeeping.catalog_hashes(config))
+    regions = delayed(plan.regions, name=f"exclusion-{uuid.uuid4().hex[:8]}", pure=False)
+    tasks = [
+        delayed(update_block, pure=False)(
+            str(store.path), part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
+        )
+        for i, part in enumerate(work)
+    ]
+    with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
+
+        def record(i: int, result: Any) -> None:
+            bar.update(len(work[i].runs))
+            if isinstance(result, BaseException):
+                done.failed |= {run.obs_id: _died(run.obs_id, result) for run in work[i].runs}
+                return
+            store.record(result)
+            done.read += sum(run.status == "read" for run in result.runs)
+
+        compute_each(tasks, client, config.config.n_workers, record)
 
 
 def _died(obs_id: int, error: BaseException) -> str:

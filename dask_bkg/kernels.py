@@ -7,6 +7,8 @@ solid angles sr, times s.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
@@ -149,7 +151,7 @@ def stack(weights: csr_array, histograms: NDArray) -> NDArray:
     >>> stack(weights, np.array([3.0, 4.0])).tolist()
     [3.0, 7.0]
     """
-    flat = np.asarray(histograms, dtype=float).reshape(histograms.shape[0], -1)
+    flat = np.asarray(histograms, dtype=float).reshape(len(histograms), math.prod(histograms.shape[1:]))
     return (weights @ flat).reshape(weights.shape[0], *histograms.shape[1:])
 
 

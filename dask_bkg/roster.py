@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dask_bkg import selection
 from dask_bkg.archive.store import RunStore
+from dask_bkg.errors import ArchiveError
 from dask_bkg.fov import separation
 from dask_bkg.plan import Plan
 
@@ -54,6 +55,8 @@ def call_the_roll(plan: Plan, store: RunStore, view: str) -> Roster:
 
     Raises
     ------
+    ArchiveError
+        If no run can contribute.
     ConfigError
         If a cut is set although no run has what it needs.
     """
@@ -71,6 +74,9 @@ def call_the_roll(plan: Plan, store: RunStore, view: str) -> Roster:
     if plan.config.io.from_run:
         itself = {obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}
         return Roster(targets, targets, target_rows, target_rows, selection.given(itself, targets))
+    if not run_rows.size:
+        reasons = "\n".join(f"  {reason}" for reason in list(plan.unusable.values())[:20])
+        raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
     runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     selection.check_conditions(runs, settings)

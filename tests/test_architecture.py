@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "dl3": {"dl3", "kernels", "schema", "fov", "exclusion", "errors"},
     "irf": {"schema", "rate"},
     "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "rate", "schema", "similarity", "errors"},
-    "roster": {"archive", "fov", "plan", "selection"},
+    "roster": {"archive", "fov", "plan", "selection", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
     "products": {"dl3", "plan", "rate", "schema", "selection", "irf", "errors"},
