@@ -3,8 +3,8 @@
     python benchmarks/bench_scaling.py [--runs N] [--events N] [--job-workers W ...] [--archive-runs N]
                                        [--workers W ...] [--batch B ...] [--archive DIR] [--json FILE]
 
-1. The whole job on a simulated archive (as in ``bench_archive.py``), on 1 and on 2 worker processes.  What a run costs
-   to read and a target to write is taken from there.
+1. The whole job on a simulated archive (as in ``bench_archive.py``), on 1 and on 2 worker processes.  What a run
+   costs to read and a target to write is taken from there.
 2. The graph from the run store to the files for a synthetic archive of 20,000 runs; its divergences, selections and
    stacks are computed once on 2 workers, and the seconds of each kind of task noted.
 3. The same two graphs (the reading of 20,000 runs, in batches of several sizes; and from the store to the files) with
@@ -20,7 +20,6 @@ A scheduler that needs c seconds a task can feed d / c workers with tasks of d s
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import subprocess
 import sys
@@ -40,9 +39,8 @@ from bench_archive import find_archive, job
 from common import doze, layer_name, local_cluster, machine_line, task_seconds, write_json
 from dask._task_spec import Task, TaskRef, convert_legacy_graph
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, Worker, get_task_stream
+from distributed import Client, get_task_stream
 from distributed.deploy import SubprocessCluster
-from numpy.typing import NDArray
 
 from dask_bkg import pipeline
 from dask_bkg.archive.store import RunStore
@@ -162,10 +160,10 @@ def sleeping_cluster(workers: int) -> Iterator[tuple[Client, list[psutil.Process
             Client(cluster, set_as_default=False) as client,
         ):
             for first in range(0, workers, HOSTED):
-                number = str(min(HOSTED, workers - first))
-                command = [sys.executable, __file__, "--host", cluster.scheduler_address, number]
-                hosts.append(subprocess.Popen(command, env=os.environ | QUIET))
-            client.wait_for_workers(workers, timeout=300)
+                number = min(HOSTED, workers - first)
+                work = f"import common; common.host_workers({cluster.scheduler_address!r}, {number})"
+                hosts.append(subprocess.Popen([sys.executable, "-c", work], env=os.environ | QUIET))
+            client.wait_for_workers(workers, timeout=120)
             yield client, [psutil.Process(host.pid) for host in hosts]
             for host in hosts:
                 host.kill()
@@ -174,17 +172,6 @@ def sleeping_cluster(workers: int) -> Iterator[tuple[Client, list[psutil.Process
             host.kill()
             host.wait()
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-
-
-async def host_workers(address: str, number: int) -> None:
-    """Run workers in this process until it is killed."""
-    workers: list[Worker] = []
-    while len(workers) < number:
-        few = [
-            Worker(address, nthreads=1, memory_limit=0, dashboard=False) for _ in range(min(8, number - len(workers)))
-        ]
-        workers += await asyncio.gather(*few)
-    await asyncio.gather(*(worker.finished() for worker in workers))
 
 
 def sleep_through(
@@ -240,10 +227,10 @@ def show(measured: Measured, rows: list[dict[str, Any]], options: argparse.Names
     print(format_table(["workers", "seconds", "times faster"], lines))
     print(f"a run is read in {measured.a_run * 1e3:.0f} ms, a target written in {measured.a_target * 1e3:.0f} ms")
     print(f"\nan archive of {options.archive_runs} runs, tasks that sleep as long as they took")
-    print(format_table(
-        ["workers", "graph", "tasks", "s a task", "ideal s", "took s", "scheduler CPU s", "worker CPU s"],
-        [[r["workers"], r["graph"], r["tasks"], f"{r['a task']:.3f}", *(f"{r[name]:.1f}" for name in TIMES)] for r in rows],
-    ))  # fmt: skip
+    header = ["workers", "graph", "tasks", "s a task", *TIMES]
+    numbers = [[f"{row['a task']:.3f}", *(f"{row[name]:.1f}" for name in TIMES)] for row in rows]
+    named = [[row[name] for name in header[:3]] for row in rows]
+    print(format_table(header, [a + b for a, b in zip(named, numbers, strict=True)]))
     cost = scheduling_cost(rows)
     print(f"\nthe scheduler needs {cost * 1e3:.2f} ms a task:")
     for workers in options.workers:
@@ -256,7 +243,7 @@ TIMES = ("ideal", "wall", "scheduler CPU", "worker CPU")
 
 
 def scheduling_cost(rows: list[dict[str, Any]]) -> float:
-    """CPU seconds of the scheduler for one task: from the graph with the most tasks, where start and end matter least."""
+    """CPU seconds of the scheduler for one task: of the graph with the most, where start and end matter least."""
     most = max(rows, key=lambda row: row["tasks"])
     return most["scheduler CPU"] / most["tasks"]
 
@@ -273,11 +260,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 10, 50], help="runs that one task reads")
     parser.add_argument("--archive", type=Path, help="where simulated archives are kept; nowhere by default")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--host", nargs=2, metavar=("ADDRESS", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.host:
-        asyncio.run(host_workers(options.host[0], int(options.host[1])))
-        return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         measured = measure_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 from dask.utils import key_split
-from distributed import Client
+from distributed import Client, Worker
 from distributed.deploy import SubprocessCluster
 from numpy.typing import NDArray
 
@@ -120,6 +121,20 @@ def task_seconds(stream: list[dict[str, Any]]) -> dict[str, NDArray]:
 def layer_name(key: Any) -> str:
     """Name of a task's layer without its token: ``("reduce-runs-1a2b3c4d", 0)`` is ``reduce-runs``."""
     return str(key_split(key))
+
+
+def host_workers(address: str, number: int) -> None:
+    """Run many workers of one thread in this process, until it is killed."""
+
+    async def run() -> None:
+        workers: list[Worker] = []
+        while len(workers) < number:
+            # all at once would keep the scheduler from answering the first of them
+            few = range(min(8, number - len(workers)))
+            workers += await asyncio.gather(*(Worker(address, nthreads=1, memory_limit=0) for _ in few))
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+    asyncio.run(run())
 
 
 def doze(seconds: float, *inputs: Any) -> None:

@@ -234,8 +234,9 @@ def _write_text(target: Path, text: str) -> None:
 def provenance(plan: Plan, results: Iterable[Result]) -> dict:
     """What the backgrounds were made of and with, for the side file.
 
-    Versions, configuration and exclusion are those of the latest job; ``jobs`` has those of each, and each of the
-    ``backgrounds`` names its ``job``. Equal jobs have equal names.
+    Versions, configuration, exclusion and the runs of the archive that cannot be used are those of the latest job;
+    ``jobs`` has the first three of each, and each of the ``backgrounds`` names its ``job``. Equal jobs have equal
+    names.
     """
     job = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -249,7 +250,12 @@ def provenance(plan: Plan, results: Iterable[Result]) -> dict:
     }
     job_id = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
     made_by = {"job": job_id, "config_hash": job["config_hash"]}
-    return {**job, "jobs": {job_id: job}, "backgrounds": {str(r.obs_id): {**made_by, **_told(r)} for r in results}}
+    return {
+        **job,
+        "unusable_runs": {str(run): reason for run, reason in plan.unusable.items()},
+        "jobs": {job_id: job},
+        "backgrounds": {str(r.obs_id): {**made_by, **_told(r)} for r in results},
+    }
 
 
 def _told(result: Result) -> dict:

@@ -21,7 +21,10 @@ from dask_bkg.simulate import Truth, simulate_archive
 
 RUNS, EVENTS, SEED = 30, 10_000, 1
 HOURS = 3.0
-"""Hours that are stacked for each run: the seven runs nearest in elevation."""
+"""Hours that are stacked for each run: the eight runs most alike."""
+
+STORE = "runs.zarr"
+"""Run store of both jobs, beside their datastores: the second one reads no event."""
 
 OFFSET_MAX = 2.0
 ENERGY_MAX = 10.0
@@ -57,7 +60,8 @@ def run_demo(
     Parameters
     ----------
     out_dir
-        Where everything goes: ``archive``, ``runwise``, ``stacked`` (datastores), configurations, ``demo.png``.
+        Where everything goes: ``archive``, ``runwise``, ``stacked`` (datastores), ``runs.zarr`` (the run store of
+        both jobs), configurations, ``demo.png``.
     n_workers
         Local worker processes.
     echo
@@ -85,6 +89,8 @@ def run_demo(
     _draw(out_dir / "demo.png", truth, comparison, summaries, load_config(out_dir / "stacked.yaml"))
     echo(_table(truth, comparison, summaries))
     echo(f"\npicture      {out_dir / 'demo.png'}\ndatastores   {out_dir / 'runwise'}, {out_dir / 'stacked'}")
+    echo(f"run store    dask-bkg info {out_dir / STORE}")
+    echo(f"who is like  dask-bkg kl {out_dir / 'stacked.yaml'}")
     echo(f"do it again  dask-bkg run {out_dir / 'stacked.yaml'}")
     return comparison
 
@@ -99,21 +105,24 @@ def demo_config(out_dir: Path, name: str) -> dict:
             "out_dir": str(out_dir / name),
             "from_run": name == "runwise",
         },
+        "run_store": {"path": str(out_dir / STORE)},
         "exclusion": {
             "catalogs": [],
             "star_cat": f"{archive}/stars.dat",
             "exclude_region_files": [f"{archive}/sources.reg"],
         },
-        "background_selection": {"time_request": HOURS},
+        "background_selection": {"time_request": HOURS, "rank": "kl"},
     }
 
 
 def _job(out_dir: Path, name: str, echo: Callable[[str], None], progress: bool) -> pipeline.Summary:
     path = out_dir / f"{name}.yaml"
     path.write_text(dump_yaml(demo_config(out_dir.resolve(), name)))
-    what = "of the run itself" if name == "runwise" else f"of the nearest runs in elevation, {HOURS:g} h"
+    what = "of the run itself" if name == "runwise" else f"of {HOURS:g} h of the runs most like it"
     echo(f"{name} backgrounds: each {what}")
-    return pipeline.run(prepare_runs(load_config(path)), progress=progress)
+    done = pipeline.run(prepare_runs(load_config(path)), progress=progress)
+    echo(f"events of {done.runs_read} runs read" + ("" if done.runs_read else f": {STORE} has them all"))
+    return done
 
 
 # -- comparison with the truth -------------------------------------------------------------------------------
@@ -135,7 +144,7 @@ def _grid(threshold: float) -> tuple[NDArray, NDArray]:
 
 def _ratio(truth: Truth, result) -> float:
     """Integral over energy and solid angle of the background as gammapy interpolates it, over the truth's."""
-    if result.status != "done":
+    if not result.done:
         return float("nan")
     energy, offset = _grid(result.threshold)
     weight = energy * np.sin(np.deg2rad(offset))

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 MANY = 200
 """Runs that are read for a single background without a word."""
 
+MOST_CHOSEN = 2_000_000
+"""Contributing runs that the selections of a block of targets may hold: 80 MB."""
+
 WRITE_BATCH = 25
 """Targets that one task writes: whole files of a megabyte take 50 ms each."""
 
@@ -118,9 +121,19 @@ def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, 
     """Run histograms of targets and of candidates on the axes of the job, lazily."""
     place, block = (str(stored.store.path), stored.view), plan.config.config.block
     runs = load_runs(*place, roster.run_rows, roster.runs, plan.edges, block=block)
-    if roster.targets is roster.runs:
+    few = _targets_at_once(plan, roster.run_rows.size, max((b - a for a, b in bounds(runs)), default=1))
+    if roster.targets is roster.runs and few is None:
         return runs, runs
-    return load_runs(*place, roster.target_rows, roster.targets, plan.edges, block=block), runs
+    return load_runs(*place, roster.target_rows, roster.targets, plan.edges, block=few or block), runs
+
+
+def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
+    """Targets a block where a selection may hold every run, and so the whole matrix; None: as many as runs."""
+    limited = np.isfinite(plan.config.background_selection.hours_wanted)
+    if plan.config.io.from_run or (limited and plan.config.background_selection.ranking != "none"):
+        return None
+    few = max(MOST_CHOSEN // max(n_runs, 1), 1)
+    return few if few < block else None
 
 
 def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] | None = None) -> Graph:

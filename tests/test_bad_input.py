@@ -15,14 +15,16 @@ import pytest
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
 
+from dask_bkg.archive.store import RunStore
 from dask_bkg.compat import prepare_dataset, run_make_background
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, BackgroundError
+from dask_bkg.simulate import simulate_archive
 
 GOOD, BAD = [64001, 64003, 64004], 64002
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _quiet():
     """What astropy says about files that are cut short is not ours to say."""
     with warnings.catch_warnings():
@@ -101,7 +103,7 @@ def cut_plain(path):
 
 FILE_FAULTS = {
     "missing": (Path.unlink, "does not exist"),
-    "a directory": (lambda path: (path.unlink(), path.mkdir()), "run_064002"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
     "empty": (lambda path: path.write_bytes(b""), "FITS"),
     "not FITS": (lambda path: path.write_text("<html>404 Not found</html>" * 200), "FITS"),
     "cut gzip": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "copy it again"),
@@ -113,7 +115,7 @@ HDU_FAULTS = {
     "no RA": (drop_column("RA"), "no column RA"),
     "no DEC": (drop_column("DEC"), "no column DEC"),
     "no ENERGY": (drop_column("ENERGY"), "no column ENERGY"),
-    "text for ENERGY": (text_for_energy, "run_064002"),
+    "text for ENERGY": (text_for_energy, "ENERGY"),
     "NaN energies": (set_column("ENERGY", np.nan), r"none of the \d+ events .* energy > 0"),
     "negative energies": (set_column("ENERGY", -1.0), r"none of the \d+ events .* energy > 0"),
     "NaN positions": (set_column("RA", np.nan), r"none of the \d+ events"),
@@ -126,7 +128,7 @@ HDU_FAULTS = {
     "no GTI stop": (gti_without_stop, "no good time interval"),
     "GTI backwards": (set_column("STOP", 0.0, "GTI"), "add up to no time"),
     "NaN in GTI": (set_column("STOP", np.nan, "GTI"), "add up to no time"),
-    "GTI is an image": (gti_is_an_image, "64002"),
+    "GTI is an image": (gti_is_an_image, "GTI"),
     "EVENTS are an image": (events_are_an_image, "no column RA, DEC, ENERGY"),
     "unknown unit": (lambda hdus: events(hdus).columns.change_unit("ENERGY", "furlong"), "'furlong'.*TeV, GeV, MeV"),
 }
@@ -154,18 +156,56 @@ def check_one_failed(job, archive, tmp_path, match):
     assert not [path.name for path in (tmp_path / "out").rglob(".*")]
 
 
-@pytest.mark.parametrize("fault", FILE_FAULTS)
-def test_a_broken_file(job, four_runs, run_path, tmp_path, fault):
-    damage, match = FILE_FAULTS[fault]
-    damage(run_path(four_runs, BAD))
-    check_one_failed(job, four_runs, tmp_path, match)
+def rewrite(path: Path, change) -> None:
+    with fits.open(path, memmap=False) as opened:
+        hdus = fits.HDUList([hdu.copy() for hdu in opened])
+    change(hdus)
+    hdus.writeto(path, overwrite=True)
 
 
-@pytest.mark.parametrize("fault", HDU_FAULTS)
-def test_a_broken_run(job, four_runs, run_path, edit_run, tmp_path, fault):
-    change, match = HDU_FAULTS[fault]
-    edit_run(run_path(four_runs, BAD), change)
-    check_one_failed(job, four_runs, tmp_path, match)
+FAULTS = {**FILE_FAULTS, **{name: (None, match) for name, (_, match) in HDU_FAULTS.items()}}
+BROKEN = dict(zip(FAULTS, range(64003, 64100), strict=False))
+"""An archive in which each run is broken in a way of its own, between two that are whole."""
+
+
+@pytest.fixture(scope="module")
+def many_faults(tmp_path_factory):
+    """That archive and what became of it: ``(directory of the output, failed_runs, results of a second job)``."""
+    base = tmp_path_factory.mktemp("faults")
+    simulate_archive(base / "in", runs=2 + len(FAULTS), events=300, seed=5, sources=False, stars=False)
+    for fault, obs_id in BROKEN.items():
+        path = base / "in" / "data" / f"run_{obs_id:06d}.fits.gz"
+        if fault in FILE_FAULTS:
+            FILE_FAULTS[fault][0](path)
+        else:
+            rewrite(path, HDU_FAULTS[fault][0])
+    (base / "stars.dat").write_text("10.0 -80.0 1 4.0 0.1\n")
+    io = dict.fromkeys(("search_datastore", "in_dir"), str(base / "in"))
+    config = {
+        "cluster": "threads", "exclusion": {"catalogs": [], "star_cat": str(base / "stars.dat")},
+        "io": {**io, "out_dir": str(base / "out"), "from_run": True},
+    }  # fmt: skip
+    once, again = (run_make_background(config, progress=False)["run_selection"] for _ in range(2))
+    return base / "out", once["failed_runs"], again["failed_runs"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_run_among_others(many_faults, fault):
+    """Its reason is told, with its number."""
+    _, failed, _ = many_faults
+    reason = failed[BROKEN[fault]]
+    assert f"{BROKEN[fault]}" in reason
+    assert pytest.raises(AssertionError, match=FAULTS[fault][1]).matches(AssertionError(reason)), reason
+
+
+def test_the_whole_runs_among_broken_ones_are_done(many_faults):
+    out, failed, again = many_faults
+    assert sorted(failed) == sorted(BROKEN.values())
+    assert finished_runs(out) == [64001, 64002]
+    assert not [path.name for path in out.rglob(".*")]
+    # kept with their reasons, which are told again
+    assert again == failed
+    assert RunStore.open(out / "results/runs.zarr").errors(sorted(failed)) == failed
 
 
 @pytest.mark.parametrize("fault", ["missing", "cut gzip"])
@@ -175,10 +215,28 @@ def test_a_broken_contributing_run(job, four_runs, run_path, tmp_path, fault):
     finished = run_make_background(job(four_runs, io={"from_run": False}))
     assert list(finished["run_selection"]["failed_runs"]) == [BAD]
     assert finished_runs(tmp_path / "out") == GOOD
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    assert told["unusable_runs"] == {str(BAD): finished["run_selection"]["failed_runs"][BAD]}
+    others = [sorted(told["backgrounds"][str(run)]["contributing_runs"]) for run in GOOD]
+    assert others == [[run for run in GOOD if run != target] for target in GOOD]
+
+
+def test_a_broken_run_of_a_list_by_hand(job, four_runs, run_path, tmp_path):
+    """It was asked for: the target says that it is not there."""
+    run_path(four_runs, BAD).unlink()
+    lists = {64001: [BAD, 64003], 64003: [BAD], 64004: [64001, 5]}
+    finished = run_make_background(job(four_runs, io={"from_run": False}, background_selection={"bkg_runlist": lists}))
+    failed = finished["run_selection"]["failed_runs"]
+    assert "none of the runs of its background_selection.bkg_runlist" in failed[64003]
+    assert "restore it" in failed[64003]
     told = json.loads((tmp_path / "out/results/provenance.json").read_text())["backgrounds"]
-    assert [list(told[str(run)]["failed_runs"]) for run in GOOD] == [[str(BAD)]] * 3
-    assert [len(told[str(run)]["contributing_runs"]) for run in GOOD] == [2, 2, 2]
-    assert all("1 contributing runs could not be used" in told[str(run)]["reason"] for run in GOOD)
+    assert told["64001"]["contributing_runs"] == [64003]
+    assert list(told["64001"]["failed_runs"]) == [str(BAD)]
+    assert "1 contributing runs could not be used" in told["64001"]["reason"]
+    assert "not in io.search_datastore" in told["64004"]["failed_runs"]["5"]
+    assert finished["background_selection"]["bkg_runlist"] == {BAD: [], **lists} or set(
+        finished["background_selection"]["bkg_runlist"]
+    ) == set(lists)
 
 
 def test_a_contributing_run_that_the_plan_leaves_out(job, four_runs):
@@ -202,29 +260,32 @@ def test_a_broken_file_through_preparation(job, four_runs, run_path, tmp_path, f
     assert list(reported) == [BAD]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda table: table["ENERGY"].__setitem__(slice(0, 50), np.nan),
-        lambda table: table["ENERGY"].__setitem__(slice(0, 50), -2.0),
-        lambda table: table["ENERGY"].__setitem__(slice(0, 50), 0.0),
-        lambda table: table["DEC"].__setitem__(slice(0, 50), np.inf),
-        lambda table: table["DEC"].__setitem__(slice(0, 50), table["DEC"][:50] - 40),
-    ],
-    ids=["NaN energy", "negative energy", "zero energy", "no position", "40 deg away"],
-)
-def test_a_few_bad_events_are_left_out(job, four_runs, run_path, edit_run, tmp_path, change):
+BAD_EVENTS = {
+    "NaN energy": lambda table: table["ENERGY"].__setitem__(slice(0, 50), np.nan),
+    "negative energy": lambda table: table["ENERGY"].__setitem__(slice(0, 50), -2.0),
+    "zero energy": lambda table: table["ENERGY"].__setitem__(slice(0, 50), 0.0),
+    "no position": lambda table: table["DEC"].__setitem__(slice(0, 50), np.inf),
+    "40 deg away": lambda table: table["DEC"].__setitem__(slice(0, 50), table["DEC"][:50] - 40),
+}
+
+
+def test_a_few_bad_events_are_left_out(job, four_runs, run_path, tmp_path):
     """The same background, bit for bit, as without these events."""
-
-    def background(out):
-        config = job(four_runs, io={"out_dir": str(tmp_path / out)}, run_selection={"runlist": [BAD]})
-        assert run_make_background(config)["run_selection"]["failed_runs"] == {}
-        return fits.getdata(tmp_path / out / "data" / "run_064002.fits.gz", "BACKGROUND")["BKG"].tobytes()
-
-    edit_run(run_path(four_runs, BAD), lambda hdus: change(events(hdus).data))
-    with_bad_events = background("with")
-    edit_run(run_path(four_runs, BAD), lambda hdus: setattr(events(hdus), "data", events(hdus).data[50:]))
-    assert with_bad_events == background("without")
+    archives = {name: tmp_path / name for name in ("with", "without")}
+    simulate_archive(archives["with"], len(BAD_EVENTS), 500, seed=3, sources=False, stars=False)
+    shutil.copytree(archives["with"], archives["without"])
+    for obs_id, change in enumerate(BAD_EVENTS.values(), start=64001):
+        rewrite(run_path(archives["with"], obs_id), lambda hdus, change=change: change(events(hdus).data))
+        rewrite(
+            run_path(archives["without"], obs_id), lambda hdus: setattr(events(hdus), "data", events(hdus).data[50:])
+        )
+    found = {}
+    for name, archive in archives.items():
+        out = tmp_path / f"out-{name}"
+        assert run_make_background(job(archive, io={"out_dir": str(out)}))["run_selection"]["failed_runs"] == {}
+        found[name] = [fits.getdata(path, "BACKGROUND")["BKG"].tobytes() for path in sorted(out.glob("data/*"))]
+    assert len(found["with"]) == len(set(found["with"])) == len(BAD_EVENTS)
+    assert found["with"] == found["without"]
 
 
 # --- directories and indices -------------------------------------------------------------------------------

@@ -130,37 +130,66 @@ def test_flat_solid_angle_is_nearly_the_sphere():
     assert_allclose(kernels.flat_solid_angle(edges), -2 * np.pi * np.diff(np.cos(np.deg2rad(edges))), rtol=1e-3)
 
 
+def sparse(weights):
+    """A matrix without its zeros."""
+    row, column = np.nonzero(weights)
+    return kernels.sparse(row, column, weights[row, column], weights.shape)
+
+
+def test_a_sparse_matrix_is_its_entries_and_adds_up_those_given_twice():
+    row, column = np.array([1, 0, 1, 1]), np.array([3, 0, 1, 3])
+    matrix = kernels.sparse(row, column, np.array([1.0, 2.0, 4.0, 8.0]), (3, 4))
+    assert_array_equal(matrix.toarray(), [[2, 0, 0, 0], [0, 4, 0, 9], [0, 0, 0, 0]])
+
+
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
 def test_stack_is_the_weighted_sum_over_runs(shape):
     rng = np.random.default_rng(4)
     weights, histograms = rng.random((4, 5)), rng.random(shape)
-    assert_allclose(kernels.stack(weights, histograms), np.einsum("tr,r...->t...", weights, histograms), rtol=1e-13)
+    expected = np.einsum("tr,r...->t...", weights, histograms)
+    assert_allclose(kernels.stack(sparse(weights), histograms), expected, rtol=1e-13)
 
 
 def test_stack_of_counts_with_weights_of_0_and_1_is_exact():
     rng = np.random.default_rng(5)
     weights, counts = rng.integers(0, 2, (6, 20)).astype(float), rng.integers(0, 10**6, (20, 7, 3)).astype(float)
     expected = np.stack([counts[row > 0].sum(axis=0) for row in weights])
-    assert_array_equal(kernels.stack(weights, counts), expected)
+    assert_array_equal(kernels.stack(sparse(weights), counts), expected)
+    assert_array_equal(kernels.stack(sparse(weights), counts.astype(np.uint32)), expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_run_of_weight_zero_may_hold_anything(bad):
+def test_a_run_without_an_entry_may_hold_anything(bad):
     histograms = np.array([[1.0, 2.0], [bad, bad], [3.0, 4.0]])
-    result = kernels.stack(np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), histograms)
+    result = kernels.stack(sparse(np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])), histograms)
     assert_array_equal(result, [[4.0, 6.0], [0.0, 0.0]])
 
 
 def test_a_bad_run_that_is_used_is_not_hidden():
-    assert np.isnan(kernels.stack(np.array([[1.0, 1.0]]), np.array([1.0, np.nan]))[0])
+    assert np.isnan(kernels.stack(sparse(np.array([[1.0, 1.0]])), np.array([1.0, np.nan]))[0])
 
 
 def test_stack_of_one_target_is_the_same_bits_as_that_of_many():
     rng = np.random.default_rng(6)
     weights, exposure = rng.random((9, 30)), rng.lognormal(5, 3, (30, 6, 4))
-    together = kernels.stack(weights, exposure)
+    together = kernels.stack(sparse(weights), exposure)
     for target in range(9):
-        assert_array_equal(kernels.stack(weights[target : target + 1], exposure)[0], together[target])
+        assert_array_equal(kernels.stack(sparse(weights[target : target + 1]), exposure)[0], together[target])
+
+
+def test_the_order_in_which_entries_are_given_changes_no_bit():
+    rng = np.random.default_rng(7)
+    run, value, exposure = np.arange(30), rng.random(30), rng.lognormal(5, 3, (30, 4))
+    order, row = rng.permutation(30), np.zeros(30, dtype=int)
+    first, second = (
+        kernels.stack(kernels.sparse(row, run[i], value[i], (1, 30)), exposure) for i in (slice(None), order)
+    )
+    assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (0,)])
+def test_a_stack_of_no_runs_is_zero(shape):
+    assert_array_equal(kernels.stack(sparse(np.zeros((4, 0))), np.zeros(shape)), np.zeros((4, *shape[1:])))
 
 
 def probabilities(shape, floor=1e-6):

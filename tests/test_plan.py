@@ -1,4 +1,4 @@
-"""What a job will do: which runs contribute to which, what is left out and why, where each file goes."""
+"""What a job will do: which runs it reads, which receive a background, what is left out and why, where files go."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from astropy.table import Table
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, ConfigError
-from dask_bkg.pipeline import read_header_batch
-from dask_bkg.plan import plan_job
+from dask_bkg.plan import check_job, plan_archive, plan_job, shape_settings
 
 OBS_IDS = [64001, 64002, 64003, 64004]
+OTHERS = {"io": {"from_run": False}}
 
 
 @pytest.fixture
 def plan(job, four_runs):
     """Plan of a job on the four runs; the sections given are added to the configuration."""
 
-    def make(read_headers=read_header_batch, archive=four_runs, **sections):
-        return plan_job(parse_config(job(archive, **sections)), read_headers)
+    def make(archive=four_runs, **sections):
+        return plan_job(parse_config(job(archive, **sections)))
 
     return make
 
 
-def others(**selection):
-    """Sections of a job with other runs, whatever hours they have."""
-    return {"io": {"from_run": False}, "background_selection": {"time_request": "all", **selection}}
+def targets(plan) -> list[int]:
+    return [target.obs_id for target in plan.targets]
 
 
-def contributing(plan) -> dict[int, tuple[int, ...]]:
-    return {target.obs_id: target.contributing for target in plan.targets}
+def read(plan) -> list[int]:
+    return [run.obs_id for run in plan.runs]
 
 
 def index_column(archive: Path, change) -> None:
@@ -44,43 +43,35 @@ def index_column(archive: Path, change) -> None:
     write_index(archive, store.hdu, store.obs)
 
 
-# --- who contributes ---------------------------------------------------------------------------------------
+def without_rows(archive: Path, obs_id: int, kind: str) -> None:
+    """Take the rows of one kind of HDU of a run out of the index."""
+    store = read_datastore(archive)
+    gone = (store.hdu["OBS_ID"] == obs_id) & (store.hdu["HDU_TYPE"] == kind)
+    assert gone.any()
+    write_index(archive, store.hdu[~gone], store.obs)
 
 
-def test_from_run_each_run_makes_its_own(plan):
-    planned = plan()
-    assert contributing(planned) == {obs_id: (obs_id,) for obs_id in OBS_IDS}
-    assert [run.obs_id for run in planned.runs] == OBS_IDS
+# --- which runs --------------------------------------------------------------------------------------------
 
 
-def test_other_runs_never_the_run_itself(plan):
-    planned = plan(**others())
-    assert {target: set(runs) for target, runs in contributing(planned).items()} == {
-        target: set(OBS_IDS) - {target} for target in OBS_IDS
-    }
-    assert [run.obs_id for run in planned.runs] == OBS_IDS  # each once
+def test_from_run_the_targets_alone_are_read(plan):
+    planned = plan(run_selection={"runlist": [64003, 64001]})
+    assert targets(planned) == [64001, 64003]
+    assert sorted(read(planned)) == [64001, 64003]
+    assert planned.candidates == set()
 
 
-def test_nearest_in_elevation_until_the_hours_are_reached(plan, four_runs):
-    planned = plan(**others(time_request=0.6))
-    obs = read_datastore(four_runs).obs
-    airmass = dict(zip(obs["OBS_ID"].tolist(), 1 / np.sin(np.deg2rad(obs["ALT_PNT"])), strict=True))
-    hours = dict(zip(obs["OBS_ID"].tolist(), np.asarray(obs["LIVETIME"]) / 3600, strict=True))
-    for target, runs in contributing(planned).items():
-        by_distance = sorted(set(OBS_IDS) - {target}, key=lambda i: abs(airmass[i] - airmass[target]))
-        assert runs == tuple(by_distance[: len(runs)])
-        assert sum(hours[i] for i in runs) >= 0.6 > sum(hours[i] for i in runs[:-1])
+def test_other_runs_are_all_of_the_archive_each_once(plan):
+    planned = plan(**OTHERS, run_selection={"runlist": [64003]})
+    assert targets(planned) == [64003]
+    assert sorted(read(planned)) == OBS_IDS
+    assert planned.candidates == set(OBS_IDS)
 
 
-def test_too_few_hours_are_marked(plan):
-    assert [target.enough for target in plan(**others(time_request=100)).targets] == [False] * 4
-    assert [target.enough for target in plan(**others(time_request=0.5)).targets] == [True] * 4
-
-
-def test_targets_are_restricted_to_the_runlist_and_contributors_are_not(plan, caplog):
-    planned = plan(run_selection={"runlist": [64003, 99, 64001]}, **others())
-    assert contributing(planned).keys() == {64001, 64003}
-    assert set(contributing(planned)[64003]) == {64001, 64002, 64004}
+def test_runs_of_the_runlist_that_are_not_there_are_told(plan, caplog):
+    planned = plan(run_selection={"runlist": [64003, 99, 64001, 64003]}, **OTHERS)
+    assert targets(planned) == [64001, 64003]
+    assert planned.missing == [99]
     assert "99" in caplog.text
 
 
@@ -89,109 +80,97 @@ def test_none_of_the_runlist_is_there(plan):
         plan(run_selection={"runlist": [99]})
 
 
-def test_the_users_own_list_wins(plan, caplog):
-    by_hand = {64001: [64004, 77, 64002], 64002: [77]}
-    planned = plan(**others(el_min=89.9, bkg_runlist=by_hand))
-    assert contributing(planned) == {64001: (64004, 64002)}
-    assert "77" in caplog.text
-    assert "none of the runs of its background_selection.bkg_runlist" in planned.failed[64002]
-    assert "el_min 89.9 deg: 0" in planned.failed[64003]
+@pytest.fixture
+def apart(job, four_runs, tmp_path):
+    """A job whose one target, 64001, lies in a datastore of its own."""
+
+    def make(keep_in_archive=True):
+        store = read_datastore(four_runs)
+        mine = Path(shutil.copytree(four_runs, tmp_path / "mine"))
+        write_index(mine, store.rows([64001]), store.observations([64001]))
+        if not keep_in_archive:
+            write_index(four_runs, store.rows(OBS_IDS[1:]), store.observations(OBS_IDS[1:]))
+        config = job(four_runs, **OTHERS)
+        config["io"]["in_dir"] = str(mine)
+        return plan_job(parse_config(config))
+
+    return make
 
 
-def test_runs_near_a_position_do_not_contribute(plan, four_runs):
-    row = read_datastore(four_runs).observations([64002])[0]
-    circle = [row["RA_PNT"], row["DEC_PNT"], 0.1]
-    planned = plan(exclusion={"exclude_source_run": [circle]}, **others())
-    assert all(64002 not in runs for runs in contributing(planned).values())
-    assert 64002 in contributing(planned)  # it still receives a background
-
-
-def test_contributing_runs_come_from_the_search_datastore(job, four_runs, tmp_path):
-    store = read_datastore(four_runs)
-    mine = Path(shutil.copytree(four_runs, tmp_path / "mine"))
-    write_index(mine, store.rows([64001]), store.observations([64001]))
-    config = job(four_runs, **others())
-    config["io"]["in_dir"] = str(mine)
-    planned = plan_job(parse_config(config), read_header_batch)
-    assert {target: set(runs) for target, runs in contributing(planned).items()} == {64001: {64002, 64003, 64004}}
+def test_contributing_runs_come_from_the_search_datastore(apart, four_runs):
+    planned = apart()
+    assert sorted(read(planned)) == OBS_IDS
     assert all(run.path.startswith(str(four_runs)) for run in planned.runs)
-    assert planned.targets[0].source.startswith(str(mine))
+    assert "mine" in planned.targets[0].source
 
 
-# --- cuts --------------------------------------------------------------------------------------------------
+def test_a_target_that_is_not_in_the_archive_is_read_and_contributes_to_nobody(apart):
+    planned = apart(keep_in_archive=False)
+    assert sorted(read(planned)) == OBS_IDS
+    assert planned.candidates == set(OBS_IDS[1:])
+    assert [run.path for run in planned.runs if run.obs_id == 64001] == [planned.targets[0].source]
 
 
-def test_no_run_passes_and_the_message_counts(plan):
-    planned = plan(**others(el_min=1, nsb_diff=1e-6, n_tels=3))
-    assert planned.targets == []
-    assert planned.failed.keys() == set(OBS_IDS)
-    for reason in planned.failed.values():
-        assert "other runs: 3, el_min 1 deg: 3, n_tels 3: 3" in reason
-        assert "nsb_diff 1e-06: 0" in reason
+def test_the_plan_of_an_archive_has_all_runs_and_no_target(job, four_runs):
+    config = job(four_runs)
+    for place in ("search_datastore", "in_dir"):
+        planned = plan_archive(parse_config({**config, "io": {"out_dir": "out", place: str(four_runs)}}))
+        assert (targets(planned), read(planned)) == ([], OBS_IDS)
+        assert planned.candidates == set(OBS_IDS)
+    with pytest.raises(ConfigError, match=r"io\.search_datastore is not set"):
+        plan_archive(parse_config({**config, "io": {"out_dir": "out"}}))
 
 
-def without_nsb(hdus):
-    hdus["EVENTS"].header.pop("NSBLEVEL")
+# --- runs that cannot be used ------------------------------------------------------------------------------
 
 
-def test_a_cut_whose_column_nobody_has_is_an_error_that_names_it(plan, four_runs, run_path, edit_run):
-    index_column(four_runs, lambda obs: obs.remove_column("NSBLEVEL"))
-    for obs_id in OBS_IDS:
-        edit_run(run_path(four_runs, obs_id), without_nsb)
-    with pytest.raises(ConfigError, match=r"nsb_diff.*NSBLEVEL"):
-        plan(**others(nsb_diff=5))
-    assert len(plan(**others()).targets) == 4
+def test_a_run_without_events_in_the_index_fails_alone(plan, four_runs):
+    without_rows(four_runs, 64001, "events")
+    planned = plan()
+    assert "no row of type 'events'" in planned.failed[64001]
+    assert targets(planned) == OBS_IDS[1:]
+    planned = plan(**OTHERS)
+    assert planned.failed.keys() == planned.unusable.keys() == {64001}
+    assert planned.candidates == set(read(planned)) == set(OBS_IDS[1:])
 
 
-def test_a_column_that_the_index_lacks_is_taken_from_the_headers(plan, four_runs):
-    complete = contributing(plan(**others(nsb_diff=0.5)))
-    asked = []
-
-    def read_headers(files):
-        asked.append([file.obs_id for file in files])
-        return read_header_batch(files)
-
-    assert contributing(plan(read_headers, **others(nsb_diff=0.5))) == complete
-    assert asked == []  # the index had it
-    index_column(four_runs, lambda obs: obs.remove_column("NSBLEVEL"))
-    assert contributing(plan(read_headers, **others(nsb_diff=0.5))) == complete
-    assert OBS_IDS in asked
-    asked.clear()
-    plan(read_headers, **others())  # no cut needs it
-    assert asked == []
+def test_an_archive_without_any_events_is_told(plan, four_runs):
+    store = read_datastore(four_runs)
+    write_index(four_runs, store.hdu[store.hdu["HDU_TYPE"] != "events"], store.obs)
+    with pytest.raises(ArchiveError, match=r"io\.search_datastore: no run of .* has events"):
+        plan(**OTHERS)
 
 
-def test_a_target_without_the_quantity_fails_alone(plan, four_runs, run_path, edit_run):
-    index_column(four_runs, lambda obs: obs["NSBLEVEL"].__setitem__(1, np.nan))
-    edit_run(run_path(four_runs, 64002), without_nsb)
-    planned = plan(**others(nsb_diff=50))
-    assert planned.failed.keys() == {64002}
-    assert "nsb_diff needs NSBLEVEL" in planned.failed[64002]
-    assert all(64002 not in runs for runs in contributing(planned).values())
+def test_a_path_that_leads_outside_fails_alone(plan, four_runs, run_path, tmp_path):
+    shutil.copy(run_path(four_runs, 64002), tmp_path / "elsewhere.fits.gz")
+    store = read_datastore(four_runs)
+    mine = store.hdu["OBS_ID"] == 64002
+    names = np.where(mine, "elsewhere.fits.gz", store.hdu["FILE_NAME"])
+    store.hdu["FILE_NAME"], store.hdu["FILE_DIR"] = names, np.where(mine, "..", store.hdu["FILE_DIR"])
+    write_index(four_runs, store.hdu, store.obs)
+    planned = plan()
+    assert targets(planned) == [64001, 64003, 64004]
+    assert "outside" in planned.failed[64002]
+    assert "io.data_dirs" in planned.failed[64002]
+    assert targets(plan(io={"data_dirs": [str(tmp_path)]})) == OBS_IDS
+    assert plan(**OTHERS).candidates == {64001, 64003, 64004}
 
 
-def test_kl_is_not_there_yet_and_says_so(plan, caplog):
-    plan(**others(KL_DIV=True))
-    assert "KL" in caplog.text
-    assert "observing conditions alone" in caplog.text
+def test_no_run_is_lost_for_the_want_of_an_effective_area(plan, four_runs):
+    without_rows(four_runs, 64002, "aeff")
+    planned = plan()
+    assert targets(planned) == OBS_IDS
+    assert [run.aeff_hdu for run in planned.runs] == ["EFFECTIVE AREA", "", "EFFECTIVE AREA", "EFFECTIVE AREA"]
 
 
-def test_kl_under_the_preset_asks_for_hours(job, four_runs):
-    def runs_of(**selection):
-        config = job(four_runs, preset="gammapy-tools", **others(time_request=0.2, **selection))
-        return contributing(plan_job(parse_config(config), read_header_batch))
-
-    assert {len(runs) for runs in runs_of().values()} == {3}  # whatever passes
-    assert {len(runs) for runs in runs_of(KL_DIV=True).values()} == {1}
-
-
-def test_smoothing_through_3d_needs_rings_from_zero(plan):
-    with pytest.raises(ConfigError, match="off_min"):
-        plan(
-            binning={"off_min": 0.5},
-            background_selection={"smooth": True},
-            model={"smooth_method": "to_3d"},
-        )
+def test_hdus_of_other_files_are_named_and_those_of_the_same_file_are_not_opened_again(plan, four_runs, run_path):
+    shutil.copy(run_path(four_runs, 64003), four_runs / "data" / "responses.fits.gz")
+    store = read_datastore(four_runs)
+    moved = (store.hdu["OBS_ID"] == 64003) & (store.hdu["HDU_TYPE"] == "aeff")
+    store.hdu["FILE_NAME"] = np.where(moved, "responses.fits.gz", store.hdu["FILE_NAME"])
+    write_index(four_runs, store.hdu, store.obs)
+    paths = {run.obs_id: (run.gti_path, Path(run.aeff_path).name) for run in plan().runs}
+    assert paths == {64001: ("", ""), 64002: ("", ""), 64003: ("", "responses.fits.gz"), 64004: ("", "")}
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -200,7 +179,6 @@ def test_smoothing_through_3d_needs_rings_from_zero(plan):
 def test_outputs_lie_below_out_dir_as_the_sources_below_in_dir(plan, tmp_path):
     planned = plan()
     assert planned.targets[0].output == str(tmp_path / "out" / "data" / "run_064001.fits.gz")
-    assert planned.targets[0].aeff.hdu == "EFFECTIVE AREA"
     assert planned.attach_copy
 
 
@@ -226,30 +204,6 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(plan, four_runs, run_
     assert [Path(run.path).parent.name for run in planned.runs] == ["a", "b", "data", "data"]
 
 
-def test_a_path_that_leads_outside_fails_alone(plan, four_runs, run_path, tmp_path):
-    shutil.copy(run_path(four_runs, 64002), tmp_path / "elsewhere.fits.gz")
-    store = read_datastore(four_runs)
-    mine = store.hdu["OBS_ID"] == 64002
-    names = np.where(mine, "elsewhere.fits.gz", store.hdu["FILE_NAME"])
-    store.hdu["FILE_NAME"], store.hdu["FILE_DIR"] = names, np.where(mine, "..", store.hdu["FILE_DIR"])
-    write_index(four_runs, store.hdu, store.obs)
-    planned = plan()
-    assert contributing(planned).keys() == {64001, 64003, 64004}
-    assert "outside" in planned.failed[64002]
-    assert "io.data_dirs" in planned.failed[64002]
-    assert len(plan(io={"data_dirs": [str(tmp_path)]}).targets) == 4
-    assert set(contributing(plan(**others()))[64001]) == {64003, 64004}
-
-
-def test_a_run_without_events_in_the_index_fails_alone(plan, four_runs):
-    store = read_datastore(four_runs)
-    gone = (store.hdu["OBS_ID"] == 64001) & (store.hdu["HDU_TYPE"] == "events")
-    write_index(four_runs, store.hdu[~gone], store.obs)
-    planned = plan()
-    assert "no row of type 'events'" in planned.failed[64001]
-    assert len(planned.targets) == 3
-
-
 def test_threshold_of_the_index_is_taken_along(plan, four_runs):
     def add(obs: Table):
         obs["SAFE_ENERGY_LO"] = [0.5, np.nan, 0.25, 0.0]
@@ -258,8 +212,40 @@ def test_threshold_of_the_index_is_taken_along(plan, four_runs):
     assert [target.threshold for target in plan().targets] == pytest.approx([0.5, np.nan, 0.25, 0.0], nan_ok=True)
 
 
-@pytest.mark.parametrize("sections", [{}, others(el_diff=1, az_diff=180, nsb_diff=5, n_tels=2, time_max=1000)])
+@pytest.mark.parametrize("sections", [{}, OTHERS, OTHERS | {"background_selection": {"nsb_diff": 5, "rank": "kl"}}])
 def test_planning_reads_index_files_only(plan, four_runs, sections):
-    """The files of the runs may be gone, as long as the index has what the cuts need."""
+    """The files of the runs may be gone: what is asked of them is known when the run store is up to date."""
     shutil.rmtree(four_runs / "data")
-    assert len(plan(**sections).targets) == 4
+    assert targets(plan(**sections)) == OBS_IDS
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def test_smoothing_through_3d_needs_rings_from_zero(plan, job, four_runs):
+    sections = {
+        "binning": {"off_min": 0.5},
+        "background_selection": {"smooth": True},
+        "model": {"smooth_method": "to_3d"},
+    }
+    with pytest.raises(ConfigError, match="off_min"):
+        plan(**sections)
+    with pytest.raises(ConfigError, match="off_min"):
+        check_job(parse_config(job(four_runs, **sections)))
+
+
+def test_what_is_not_set_is_told_before_anything_is_read(job, four_runs):
+    config = job(four_runs, **OTHERS)
+    check_job(parse_config(config))
+    for name in ("search_datastore", "in_dir", "out_dir"):
+        with pytest.raises(ConfigError, match=rf"io\.{name} is not set"):
+            check_job(parse_config({**config, "io": {**config["io"], name: None}}))
+
+
+def test_shapes_are_compared_as_the_configuration_says(job, four_runs):
+    def of(**sections):
+        return shape_settings(parse_config(job(four_runs, **sections)))
+
+    assert (of().method, of().prior) == ("shape", 3000)
+    assert of(model={"divergence_prior": 500}).prior == 500
+    assert of(preset="gammapy-tools").method == "document"

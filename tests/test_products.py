@@ -16,14 +16,14 @@ from gammapy.irf import Background2D
 from gammapy.makers import MapDatasetMaker
 from gammapy.maps import MapAxis, WcsGeom
 
-from dask_bkg import bookkeeping, products
+from dask_bkg import bookkeeping, selection
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.errors import RunError
 from dask_bkg.irf import rate_to_background
-from dask_bkg.pipeline import read_header_batch
 from dask_bkg.plan import plan_job
-from dask_bkg.products import Result, summarize_flags, write_block
+from dask_bkg.products import Block, Made, Result, digest_of, stacked_background, summarize_flags, write_block
 from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 
 mpl.use("Agg")
@@ -31,21 +31,33 @@ mpl.use("Agg")
 
 @pytest.fixture
 def plan(job, four_runs):
-    return plan_job(parse_config(job(four_runs)), read_header_batch)
+    return plan_job(parse_config(job(four_runs)))
 
 
 @pytest.fixture
-def write(plan):
-    """Write the backgrounds of a plan, each run its own; ``targets`` may be changed."""
+def stacks(plan):
+    """Counts, exposure and livetime of four targets, each from itself."""
+    runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
+    return runs.counts.values, runs.exposure.values, runs.livetime.values
 
-    def do(targets=plan.targets, errors=None, copy=True):
-        runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
-        n = len(targets)
-        errors = errors or [{}] * n
-        return write_block(
-            targets, runs.counts.values, runs.exposure.values, runs.livetime.values, np.ones(n, dtype=int), errors,
-            [{}] * n, plan.edges, plan.rate, copy, bookkeeping.common_cards(plan),
-        )  # fmt: skip
+
+def selected(plan, **changes):
+    """Each run from itself; ``changes`` are entries of the first selection."""
+    numbers = np.array([target.obs_id for target in plan.targets])
+    table = {"obs_id": numbers, "livetime": np.full(numbers.size, 1800.0)}
+    first, *others = selection.given({number: [number] for number in numbers.tolist()}, table).values()
+    return selection.pack([first._replace(**changes), *others])
+
+
+@pytest.fixture
+def write(plan, stacks):
+    """Write the backgrounds of a plan, each run its own; targets, selections, ... may be changed."""
+
+    def do(targets=plan.targets, chosen=None, copy=True, marks=None, state=None, first=0, made_by="settings"):
+        block = Block(plan.edges, plan.rate, copy, bookkeeping.common_cards(plan), made_by)
+        targets = list(zip(targets, marks or [None] * len(targets), strict=True))
+        state = np.arange(4, dtype=np.uint64) if state is None else state
+        return write_block(targets, first, chosen or selected(plan), *stacks, state, block)
 
     return do
 
@@ -129,15 +141,26 @@ def test_cards_of_the_background(finished):
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_the_rate(plan, write):
+def test_what_is_written_is_the_rate(plan, write, stacks):
     results = write()
     assert [result.status for result in results] == ["done"] * 4
-    runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
-    expected, _ = rate_to_background(runs.counts.values[2], runs.exposure.values[2], plan.edges, plan.rate)
+    expected, _ = rate_to_background(stacks[0][2], stacks[1][2], plan.edges, plan.rate)
     written = Background2D.read(results[2].output, hdu=results[2].hdu)
     assert written.quantity.to_value("s-1 TeV-1 sr-1") == pytest.approx(expected.quantity.value, rel=1e-6)
-    assert results[2].n_events == runs.counts.values[2].sum()
-    assert results[2].hours == pytest.approx(float(runs.livetime[2]) / 3600, abs=1e-6)
+    assert results[2].n_events == stacks[0][2].sum()
+    assert results[2].hours == pytest.approx(stacks[2][2] / 3600, abs=1e-6)
+    assert (results[2].contributing, results[2].weights) == ((64003,), ())
+
+
+def test_a_part_of_a_block_takes_its_own_rows(plan, write):
+    """Blocks of hundreds of targets are written by several tasks."""
+    whole = write()
+    events = [result.n_events for result in whole]
+    assert len(set(events)) == 4
+    part = write(plan.targets[2:], first=2)
+    assert [result.n_events for result in part] == events[2:]
+    assert [result.contributing for result in part] == [(64003,), (64004,)]
+    assert [result.digest for result in part] == [result.digest for result in whole[2:]]
 
 
 def test_a_background_alone(plan, write):
@@ -148,55 +171,118 @@ def test_a_background_alone(plan, write):
     assert Background2D.read(result.output, hdu=result.hdu).data.shape == plan.edges.shape
 
 
-def test_a_target_that_fails_does_not_take_the_others(plan, write, monkeypatch):
+def test_a_target_that_fails_does_not_take_the_others(plan, write, stacks):
     source = Path(plan.targets[1].source)
     source.write_bytes(source.read_bytes()[:-500])
-
-    def surprise(path, *args):
-        if path == plan.targets[2].source:
-            raise KeyError("what nobody thought of")
-        return np.nan
-
-    monkeypatch.setattr(products, "read_threshold", surprise)
-    results = write()
-    assert [result.status for result in results] == ["done", "failed", "failed", "done"]
+    stacks[0][3] = 0
+    results = write([*plan.targets[:2], plan.targets[2]._replace(source=64003), plan.targets[3]])
+    assert [result.status for result in results] == ["done", "failed", "failed", "failed"]
     assert str(source) in results[1].reason
-    assert "unexpected KeyError" in results[2].reason
-    assert "64003" in results[2].reason
+    assert results[2].reason.startswith("run 64003: unexpected ")
+    assert "no event of its contributing runs" in results[3].reason
+    assert "binning.e_min" in results[3].reason
     assert not Path(plan.targets[1].output).exists()
 
 
-def test_a_target_whose_runs_all_failed_says_why(plan, write):
-    empty = write_block(
-        [plan.targets[0], plan.targets[1]._replace(contributing=(7, 8))],
-        *np.zeros((2, 2, *plan.edges.shape)), np.zeros(2), np.zeros(2, dtype=int),
-        [{64001: "run 64001: no GTI"}, {7: "run 7: gone", 8: "run 8: broken"}], [{}, {}],
-        plan.edges, plan.rate, True, {},
-    )  # fmt: skip
-    assert [result.status for result in empty] == ["failed", "failed"]
-    assert empty[0].reason == "run 64001: no GTI"
-    assert "run 7: gone; run 8: broken" in empty[1].reason
-    assert empty[1].failed_runs == {7: "run 7: gone", 8: "run 8: broken"}
+def test_a_target_without_a_selection_says_why(plan, write):
+    results = write(chosen=selected(plan, reason="run 64001: no run of the archive passes"))
+    assert (results[0].status, results[0].reason) == ("failed", "run 64001: no run of the archive passes")
+    assert [result.status for result in results[1:]] == ["done"] * 3
 
 
 def test_what_is_worth_knowing_is_remarked(plan, write):
-    targets = [t._replace(enough=t.obs_id != 64001, contributing=(t.obs_id, 7)) for t in plan.targets]
-    results = write(targets, errors=[{}, {7: "run 7: gone"}, {}, {}])
-    assert "fewer hours" in results[0].reason
-    assert results[1].reason == "1 contributing runs could not be used"
-    assert results[1].contributing == (64002,)
-    assert results[2].reason == ""
+    few = write(chosen=selected(plan, enough=False, hours=0.5))[0]
+    assert few.reason == "0.5 hours found, fewer than background_selection.time_request"
+    poor = write(chosen=selected(plan, flagged=True))[0]
+    assert poor.reason == "some contributing runs cover less than 80 % of its expected counts"
+    wide = write(chosen=selected(plan, widened=1.3))
+    assert wide[0].reason == "kernel widened 1.30 times: few runs are alike"
+    assert wide[1].reason == ""
 
 
-def test_threshold_of_the_index_then_of_the_file_then_none(plan, write):
-    first, second, third, fourth = plan.targets
-    gone = second.aeff._replace(hdu="NOT THERE")
-    targets = [first._replace(threshold=0.7), second._replace(aeff=gone), third._replace(aeff=None), fourth]
-    results = write(targets)
-    lo_thres = fits.getheader(fourth.source, "EFFECTIVE AREA")["LO_THRES"]
-    assert [r.threshold for r in results] == pytest.approx([0.7, np.nan, np.nan, lo_thres], nan_ok=True)
+def test_weights_and_scores_are_told(plan, write):
+    result = write(chosen=selected(plan, weight=np.array([1 / 3]), score=np.array([0.123456789012])))[0]
+    assert result.weights == (0.333333,)
+    assert result.scores == (0.123456789,)
+
+
+def test_the_threshold_is_in_the_header_where_it_is_known(plan, write):
+    first, *others = plan.targets
+    results = write([first._replace(threshold=0.7), *others])
+    assert [r.threshold for r in results] == pytest.approx([0.7, np.nan, np.nan, np.nan], nan_ok=True)
     assert fits.getheader(results[0].output, "BACKGROUND")["E_THRES"] == 0.7
     assert "E_THRES" not in fits.getheader(results[2].output, "BACKGROUND")
+
+
+def test_a_stack_without_events_has_no_background(plan, stacks):
+    with pytest.raises(RunError, match=r"run 7: no event .* within 0\.1-100 TeV"):
+        stacked_background(7, 0 * stacks[0][0], stacks[1][0], plan.edges, plan.rate)
+
+
+# --- what need not be made again ---------------------------------------------------------------------------
+
+
+def marks_of(results):
+    return [Made(result.digest, result.files, result).mark for result in results]
+
+
+def written(results) -> list[tuple[int, bytes]]:
+    paths = [Path(result.output) for result in results]
+    return [(path.stat().st_mtime_ns, path.read_bytes()) for path in paths]
+
+
+def test_what_would_come_out_the_same_is_left_alone(write):
+    first = write()
+    before = written(first)
+    again = write(marks=marks_of(first))
+    assert [result.status for result in again] == ["unchanged"] * 4
+    assert all(result.done for result in again)
+    assert written(first) == before
+
+
+def test_without_a_mark_it_is_made_again_and_is_the_same_bytes(write):
+    first = write()
+    before = written(first)
+    assert [result.status for result in write()] == ["done"] * 4
+    after = written(first)
+    assert [data for _, data in after] == [data for _, data in before]
+    assert all(new[0] != old[0] for new, old in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("change", ["events", "weight", "runs", "settings", "source", "output", "gone"])
+def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
+    first = write()
+    how, state = {}, np.arange(4, dtype=np.uint64)
+    if change == "events":
+        state[0] = 99
+    elif change == "weight":
+        how["chosen"] = selected(plan, weight=np.array([0.5]))
+    elif change == "runs":
+        how["chosen"] = selected(plan, run=np.array([0, 1]), obs_id=np.array([64001, 64002]), weight=np.ones(2))
+    elif change == "settings":
+        how["made_by"] = "other settings"
+    elif change == "gone":
+        Path(first[0].output).unlink()
+    else:
+        Path(getattr(plan.targets[0], change)).touch()
+    again = write(marks=marks_of(first), state=state, **how)
+    rest = "done" if change == "settings" else "unchanged"
+    assert [result.status for result in again] == ["done", rest, rest, rest]
+
+
+def test_the_digest_is_of_the_runs_and_not_of_their_order():
+    table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
+    state = np.array([5, 6, 7], dtype=np.uint64)
+    forth, back, other = (selection.by_hand(1, index, table) for index in ([0, 2], [2, 0], [0, 1]))
+    assert digest_of("x", forth, state) == digest_of("x", back, state)
+    assert digest_of("x", forth, state) != digest_of("x", other, state)
+    assert digest_of("x", forth, state) != digest_of("x", forth, state[::-1])
+    assert digest_of("x", forth, state) != digest_of("y", forth, state)
+    # what it was ranked by is not in the background
+    assert digest_of("x", forth._replace(score=np.array([3.0, 4.0])), state) == digest_of("x", forth, state)
+
+
+# --- words -------------------------------------------------------------------------------------------------
 
 
 def test_flags_are_counted_in_words_and_filled_bins_listed():
@@ -211,3 +297,4 @@ def test_flags_are_counted_in_words_and_filled_bins_listed():
 def test_a_result_without_anything_is_empty():
     assert Result(1, "failed", "why").failed_runs == {}
     assert np.isnan(Result(1, "failed").threshold)
+    assert [Result(1, status).done for status in ("done", "unchanged", "failed")] == [True, True, False]
