@@ -18,7 +18,9 @@ from dask_bkg.archive.store import RunStore
 from dask_bkg.archive.update import update_block
 from dask_bkg.cluster import open_client
 from dask_bkg.config import Config
+from dask_bkg.errors import ArchiveError
 from dask_bkg.lazy.execute import compute_each
+from dask_bkg.lazy.graph import batch_size
 from dask_bkg.plan import Plan, plan_archive
 from dask_bkg.schema import View
 
@@ -63,7 +65,7 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
     fine = schema.fine_view(
         config.run_store.bins_per_decade, config.run_store.pixel, config.run_store.ring, config.binning.off_max
     )
-    store = RunStore.open_or_create(path, fine, block=config.run_store.block)
+    store = RunStore.open_or_create(path, fine, block=config.run_store.block or batch_size(len(plan.runs)))
     view = store.view_for(plan.edges, config.model.exposure, config.exclusion.reach)
     views = list({v.name: v for v in (store.fine, view)}.values())
     done = Stored(store, view.name)
@@ -89,6 +91,8 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
 
         def record(i: int, result: Any) -> None:
+            if isinstance(result, ArchiveError):
+                raise result
             bar.update(len(work[i].runs))
             if isinstance(result, BaseException):
                 done.failed |= {run.obs_id: _died(run.obs_id, result) for run in work[i].runs}

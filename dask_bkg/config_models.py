@@ -139,13 +139,13 @@ class Execution(Section):
 
 
 class RunStoreSettings(Section):
-    """Where the histograms of the runs are kept, and how fine they are."""
+    """Where the histograms of the runs are kept; how fine those of a new store are (one that is there keeps its)."""
 
     path: PathText | None = option(None, "a zarr directory, may be shared; null is runs.zarr in io.results_dir")
     bins_per_decade: Whole = option(10, "energy bins of the fine histogram", ge=1, le=100)
     pixel: Deg = option(0.2, "field pixels of the fine histogram", gt=0)
     ring: Deg = option(0.05, "offset rings of the fine histogram", gt=0)
-    block: Whole = option(50, "runs that one task reads and writes", ge=1)
+    block: Whole | None = option(None, "runs that one task reads and writes; null goes by the archive", ge=1)
 
 
 class Exclusion(Section):
@@ -205,10 +205,12 @@ class BackgroundSelection(Section):
     )
     exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
     rank: Literal["elevation", "kl", "conditions", "kl-conditions", "none"] = option(
-        "elevation", "which runs come first until time_request; none: every run that passes"
+        "elevation", "what puts runs first, until time_request; conditions weights them too; none: all that pass"
     )
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
-    store_KL: StrictBool = option(False, "write the table of divergences")  # noqa: N815 - gammapy-tools' key
+    store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
+        False, "write the divergences of all runs from each target to io.results_dir/kl"
+    )
     bkg_runlist: Annotated[dict[int, list[int]], BeforeValidator(values.to_run_table)] | None = option(
         None, "contributing runs given by hand, {run: [run, ...]}"
     )
@@ -358,6 +360,10 @@ class Config(Section):
     def store_path(self) -> Path:
         """Where the histograms of the runs are kept."""
         path = self.run_store.path
+        if path is None and self.io.results_dir is None:
+            raise ConfigError(
+                "there is no place for the run store: set run_store.path, or io.out_dir (it is results/runs.zarr there)"
+            )
         return Path(path) if path is not None else self.directory("results_dir") / "runs.zarr"
 
     def with_cluster(self, cluster: str) -> Self:

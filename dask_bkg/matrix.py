@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dask.delayed import Delayed
 from distributed import Client
 
 from dask_bkg import bookkeeping
+from dask_bkg.archive import layout
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import progress_bar, update_store
 from dask_bkg.config import Config
@@ -32,6 +34,8 @@ from dask_bkg.similarity import ShapeSettings
 
 PICTURE_RUNS = 2000
 """Most runs of a picture: a screen has no more lines."""
+
+DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     ArchiveError
         If fewer than two runs of the archive can be used.
     """
+    target = config.directory("results_dir") / "kl.zarr"
     with open_client(config.cluster, config.config.n_workers) as client:
         plan = plan_archive(config)
         bookkeeping.check_writable(config)
@@ -64,18 +69,19 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
         )
         kl = kl_matrix(runs, settings=shape_settings(config))
         kl = kl.assign_coords(zenith=("obs_id", roster.runs["zenith"]))
-        target = Path(config.directory("results_dir")) / "kl.zarr"
         _write(kl.to_dataset(), target, client, config.config.n_workers, progress)
     return Matrix(target, stored.failed)
 
 
 def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int, progress: bool) -> None:
+    _remove_leftovers(target)
     beside = target.with_name(f".dask_bkg-{os.getpid()}-{uuid.uuid4().hex[:16]}-{target.name}")
     try:
         lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
         with progress_bar("matrix", matrix.sizes["obs_id"], progress) as bar:
             compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
             bar.update(matrix.sizes["obs_id"])
+        layout.consolidate(beside)
         old = beside.with_suffix(".old")
         if target.exists():
             os.replace(target, old)
@@ -85,6 +91,13 @@ def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: i
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Clear away what killed jobs left, gigabytes perhaps; what was begun today may be another job's at work."""
+    for left in target.parent.glob(f".dask_bkg-*-{target.name}*"):
+        if left.stat().st_mtime < time.time() - DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _raise(done: object) -> None:
     if isinstance(done, BaseException):
         raise done
@@ -92,7 +105,7 @@ def _raise(done: object) -> None:
 
 def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
     """The matrix of a file, of evenly spread runs where there are more than a picture can show; in memory."""
-    kl = xr.open_zarr(path, consolidated=False)["kl"]
+    kl = xr.open_zarr(path)["kl"]
     chosen = np.unique(np.linspace(0, kl.sizes["obs_id"] - 1, min(most, kl.sizes["obs_id"])).round().astype(int))
     with dask.config.set(scheduler="threads"):
         return kl.isel(obs_id=chosen, obs_id_ref=chosen).load()

@@ -28,7 +28,7 @@ from dask_bkg.archive.store import RunStore
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import Stored, progress_bar, update_store
 from dask_bkg.config import Config
-from dask_bkg.errors import BackgroundError, RunError
+from dask_bkg.errors import ArchiveError, BackgroundError, RunError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, literal
 from dask_bkg.lazy.kl import bounds
@@ -157,7 +157,7 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     writes, parts = _writes(plan, roster, selected, stacks, made or {})
     graph = Graph(targets, runs, selected, stacks, writes, parts)
     if settings.store_KL:
-        directory = str(plan.config.directory("results_dir"))
+        directory = str(plan.config.directory("results_dir") / "kl")
         graph.tables = kl_tables(targets, runs, selected, shape_settings(plan.config), directory)
     return graph
 
@@ -311,6 +311,9 @@ def _compute(
                 if isinstance(done, BaseException):
                     log.warning("a table of divergences could not be written: %s", done)
                 return
+            if isinstance(done, ArchiveError):
+                # the run store is damaged: as on threads, that is the end of all, and no want of memory
+                raise done
             bar.update(len(graph.parts[i]))
             done = _died(done, graph.parts[i]) if isinstance(done, BaseException) else done
             results.extend(

@@ -17,9 +17,10 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import DataStore
+from kept_store import keep_store
 
 from dask_bkg import pipeline
-from dask_bkg.bookkeeping import config_hash, summary_table
+from dask_bkg.bookkeeping import config_hash, merge_provenance, summary_table
 from dask_bkg.compat import prepare_dataset, run_make_background
 from dask_bkg.config import load_config, parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
@@ -27,6 +28,12 @@ from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.products import Result
 
 OBS_IDS = [64001, 64002, 64003, 64004]
+
+
+@pytest.fixture
+def job(job, _four_runs, tmp_path, tmp_path_factory):
+    """The shared fixture, with a run store that has the four runs already."""
+    return keep_store(job, _four_runs, tmp_path, tmp_path_factory.getbasetemp())
 
 
 def broken_rows(directory: Path) -> list[str]:
@@ -157,6 +164,12 @@ def test_attach_index_names_its_own_background_and_leaves_the_old(job, four_runs
     assert run_path(four_runs, 64001).read_bytes() == before
 
 
+def not_of_the_store(out: Path) -> dict[Path, bytes]:
+    """Bytes of all files but those of the run store."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if "runs.zarr" not in str(path.relative_to(out))}
+
+
 # --- what goes wrong with the index ------------------------------------------------------------------------
 
 
@@ -191,11 +204,11 @@ def test_an_index_that_cannot_be_read_is_told_before_any_work(job, four_runs, tm
     out = tmp_path / "out"
     run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
     (out / name).write_bytes((out / name).read_bytes()[:200])
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = not_of_the_store(out)
     monkeypatch.setattr(pipeline, "_compute", lambda *args: pytest.fail("work was done"))
     with pytest.raises(ArchiveError, match=f"{name}.*would be lost"):
         run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not_of_the_store(out) == before
 
 
 def test_an_index_that_does_not_fit_is_told_before_any_work(job, four_runs, tmp_path, monkeypatch):
@@ -415,7 +428,7 @@ def test_provenance_tells_what_it_was_made_of(job, four_runs, run_path, tmp_path
     done, failed = told["backgrounds"]["64001"], told["backgrounds"]["64004"]
     assert done["status"] == "done"
     assert sorted(done["contributing_runs"]) == [64002, 64003]
-    assert list(done["failed_runs"]) == ["64004"]
+    assert list(told["unusable_runs"]) == ["64004"]
     header = fits.getheader(done["file"], "BACKGROUND")
     assert (header["N_RUNS"], header["N_EVENTS"]) == (2, done["events"])
     assert header["LIVETIME"] / 3600 == pytest.approx(done["livetime_hours"], abs=1e-5)
@@ -458,6 +471,136 @@ def test_a_second_job_keeps_what_the_first_told(job, four_runs, tmp_path):
     assert Table.read(results / "summary.ecsv")["OBS_ID"].tolist() == [64001, 64002, 64003]
     run_make_background(second)
     assert json.loads((results / "provenance.json").read_text()) == told
+    assert Table.read(results / "summary.ecsv")["STATUS"].tolist() == ["done", "unchanged", "unchanged"]
+
+
+def test_provenance_tells_what_runs_were_ranked_by_and_how_they_weigh(job, four_runs, tmp_path):
+    """Nearest first; weights only where there are some; and a mark that is the same for the same background."""
+    told = {}
+    for rank in ("none", "elevation", "kl", "conditions", "kl-conditions"):
+        out = tmp_path / rank
+        config = job(
+            four_runs, io={"from_run": False, "out_dir": str(out)}, run_selection={"runlist": [64002]},
+            run_store={"path": str(tmp_path / "runs.zarr")}, background_selection={"rank": rank},
+        )  # fmt: skip
+        run_make_background(config)
+        told[rank] = json.loads((out / "results/provenance.json").read_text())["backgrounds"]["64002"]
+    for rank, entry in told.items():
+        assert sorted(entry["contributing_runs"]) == [64001, 64003, 64004]
+        assert ("scores" in entry) == (rank != "none")
+        assert entry.get("scores", []) == sorted(entry.get("scores", []))
+        assert ("weights" in entry) == ("conditions" in rank)
+    zenith = {i: 90 - fits.getheader(four_runs / f"data/run_0{i}.fits.gz", "EVENTS")["ALT_PNT"] for i in OBS_IDS}
+    gap = [abs(1 / np.cos(np.deg2rad(zenith[i])) - 1 / np.cos(np.deg2rad(zenith[64002]))) for i in OBS_IDS]
+    assert told["elevation"]["scores"] == pytest.approx(sorted(gap)[1:], abs=1e-8)
+    weighted = told["conditions"]
+    assert all(0 < weight <= 1 for weight in weighted["weights"])
+    assert weighted["weights"] == sorted(weighted["weights"], reverse=True)
+    # without the weights: it tells of the runs, not of the stack
+    assert weighted["livetime_hours"] == told["none"]["livetime_hours"]
+    assert weighted["events"] < told["none"]["events"]
+    # weighted by the same kernel, in another order: another configuration, hence another mark
+    by_run = [dict(zip(told[k]["contributing_runs"], told[k]["weights"], strict=True)) for k in list(told)[3:]]
+    assert by_run[0] == by_run[1]
+    assert len({entry["digest"] for entry in told.values()}) == 5
+
+
+def entry_of(status: str, **changes) -> dict:
+    return {"status": status, "reason": "", "digest": "d1", "job": "j1", "contributing_runs": [1], **changes}
+
+
+def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
+    """Made anew: the new entry; unchanged or failed: the old one, as the background is the old one."""
+    earlier = {
+        "jobs": {"j1": {"a": 1}, "j0": {"a": 0}},
+        "backgrounds": {
+            "1": entry_of("done"),
+            "2": entry_of("done"),
+            "3": entry_of("done", job="j0"),
+            "4": entry_of("failed", reason="run 4: gone"),
+            "5": entry_of("done", failed_since={"job": "j0", "reason": "run 5: gone"}),
+            "6": entry_of("done", failed_since={"job": "j0", "reason": "run 6: gone"}),
+        },
+    }
+    new = {
+        "1": entry_of("done", job="j2", digest="d2"),
+        "2": entry_of("unchanged", job="j2"),
+        "4": entry_of("failed", job="j2", reason="run 4: still gone"),
+        "5": entry_of("failed", job="j2", reason="run 5: still gone"),
+        "6": entry_of("unchanged", job="j2"),
+        "7": entry_of("done", job="j2"),
+    }
+    told = merge_provenance(earlier, {"jobs": {"j2": {"a": 2}}, "versions": {"x": "2"}, "backgrounds": new})
+    since = {"job": "j2", "reason": "run 5: still gone"}
+    assert told["backgrounds"] == {
+        "1": new["1"],
+        "2": entry_of("done"),
+        "3": entry_of("done", job="j0"),
+        "4": new["4"],
+        "5": entry_of("done", failed_since=since),
+        "6": entry_of("done"),
+        "7": new["7"],
+    }
+    assert set(told["jobs"]) == {"j0", "j1", "j2"}
+    assert told["versions"] == {"x": "2"}
+
+
+def test_unchanged_backgrounds_are_those_of_the_job_that_made_them(job, four_runs, tmp_path):
+    """Another cluster and another runlist are another job, but not another background."""
+    results = tmp_path / "out" / "results"
+    run_make_background(job(four_runs, run_selection={"runlist": [64001, 64002]}))
+    before = json.loads((results / "provenance.json").read_text())
+    stamps = {i: (tmp_path / f"out/data/run_0{i}.fits.gz").stat().st_mtime_ns for i in OBS_IDS[:2]}
+    run_make_background(job(four_runs, config={"njobs": 2}))
+    told = json.loads((results / "provenance.json").read_text())
+    for obs_id, stamp in stamps.items():
+        assert told["backgrounds"][str(obs_id)] == before["backgrounds"][str(obs_id)]
+        assert (tmp_path / f"out/data/run_0{obs_id}.fits.gz").stat().st_mtime_ns == stamp
+    assert len(told["jobs"]) == 2
+    assert {told["backgrounds"][str(i)]["job"] for i in OBS_IDS[2:]} == set(told["jobs"]) - set(before["jobs"])
+    assert Table.read(results / "summary.ecsv")["STATUS"].tolist() == ["unchanged", "unchanged", "done", "done"]
+    assert set(backgrounds(tmp_path / "out")) == set(OBS_IDS)
+
+
+def test_what_is_no_more_as_it_was_left_is_made_again(job, four_runs, run_path, tmp_path):
+    """A file that is gone, one that somebody changed, a side file that nobody can read; else nothing is written."""
+    out = tmp_path / "out"
+
+    def written() -> list[int]:
+        before = {i: path.stat().st_mtime_ns if (path := run_path(out, i)).exists() else 0 for i in OBS_IDS}
+        run_make_background(job(four_runs))
+        assert {i: fits.getdata(run_path(out, i), "BACKGROUND")["BKG"].tobytes() for i in OBS_IDS} == first
+        return [i for i in OBS_IDS if run_path(out, i).stat().st_mtime_ns != before[i]]
+
+    run_make_background(job(four_runs))
+    first = {i: fits.getdata(run_path(out, i), "BACKGROUND")["BKG"].tobytes() for i in OBS_IDS}
+    assert written() == []
+    run_path(out, 64001).unlink()
+    with run_path(out, 64003).open("ab") as file:
+        file.write(b"more")
+    os.utime(run_path(four_runs, 64004))
+    assert written() == [64001, 64003, 64004]
+    (out / "results/provenance.json").write_text("{}")
+    assert written() == OBS_IDS
+    # an index that is lost is written again, the backgrounds are not
+    (out / "hdu-index.fits.gz").unlink()
+    assert written() == []
+    assert set(backgrounds(out)) == set(OBS_IDS)
+
+
+def test_a_run_that_failed_and_is_whole_again(job, four_runs, run_path, tmp_path):
+    """Its background is still the one that it would get: nothing to do, and nothing to say."""
+    run_make_background(job(four_runs))
+    whole, state = run_path(four_runs, 64002).read_bytes(), run_path(four_runs, 64002).stat()
+    before = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    run_path(four_runs, 64002).write_bytes(b"lost")
+    assert list(run_make_background(job(four_runs))["run_selection"]["failed_runs"]) == [64002]
+    run_path(four_runs, 64002).write_bytes(whole)
+    os.utime(run_path(four_runs, 64002), ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert run_make_background(job(four_runs))["run_selection"]["failed_runs"] == {}
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())
+    assert told["backgrounds"] == before["backgrounds"]
+    assert backgrounds(tmp_path / "out").keys() == set(OBS_IDS)
 
 
 def test_a_run_that_fails_later_keeps_the_provenance_of_its_background(job, four_runs, run_path, tmp_path):

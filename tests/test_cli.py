@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 import subprocess
+import warnings
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from astropy.io import fits
 from astropy.table import Table
 from click.testing import CliRunner
 from gammapy.data import DataStore
+from kept_store import keep_store
+from matplotlib.image import imread
 
 from dask_bkg import __version__, cluster
 from dask_bkg.cli import main
 from dask_bkg.config import load_config, parse_config
 from dask_bkg.config_io import dump_yaml, parse_yaml
+from dask_bkg.simulate import simulate_archive
 
 ALL_DONE, NOTHING_DONE, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
-COMMANDS = ("demo", "config", "run", "simulate")
+COMMANDS = ("demo", "config", "run", "reduce", "info", "kl", "simulate")
 PROGRAM = Path(sysconfig.get_path("scripts"), "dask-bkg")
-ROW = re.compile(r"^ *(\d+)  +(done|failed)  +(\d+)  +([\d.]+)  +(\d+)  +(\S+)$", re.MULTILINE)
+ROW = re.compile(r"^ *(\d+)  +(done|unchanged|failed)  +(\d+)  +([\d.]+)  +(\d+)  +(\S+)$", re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +56,26 @@ def shell(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.fixture
-def yaml_file(job, four_runs, tmp_path):
-    """A configuration file for the four runs: ``yaml_file(binning={...}, ...)``."""
-
+def writer(job, four_runs, path):
     def write(archive=four_runs, **sections):
-        path = tmp_path / "config.yaml"
         path.write_text(dump_yaml(job(archive, **sections)))
         return path
 
     return write
+
+
+@pytest.fixture
+def yaml_file(job, four_runs, _four_runs, tmp_path, tmp_path_factory):
+    """A configuration file for the four runs, which a run store has already: ``yaml_file(binning={...}, ...)``."""
+    kept = keep_store(job, _four_runs, tmp_path, tmp_path_factory.getbasetemp())
+    return writer(kept, four_runs, tmp_path / "config.yaml")
+
+
+@pytest.fixture
+def new_file(job, four_runs, tmp_path):
+    """The same before anything was done, and for stacks."""
+    write = writer(job, four_runs, tmp_path / "config.yaml")
+    return lambda **sections: write(**{**sections, "io": {"from_run": False, **sections.get("io", {})}})
 
 
 def cut(path: Path) -> None:
@@ -101,7 +119,7 @@ def test_a_job_tells_its_effective_configuration(yaml_file, tmp_path):
 
 
 def test_bars_only_where_they_are_wanted(yaml_file):
-    assert "backgrounds written: 100%" in call("run", yaml_file()).stderr
+    assert "backgrounds: 100%" in call("run", yaml_file()).stderr
     assert call("run", yaml_file(), "--no-progress").stderr == ""
 
 
@@ -148,6 +166,190 @@ def test_a_whole_stack_as_a_command(yaml_file, tmp_path):
     assert done.returncode == ALL_DONE, done.stderr
     assert [row[:3] for row in ROW.findall(done.stdout)] == [(str(run), "done", "3") for run in range(64001, 64005)]
     assert backgrounds(tmp_path / "out") == [64001, 64002, 64003, 64004]
+
+
+# --- only what is new --------------------------------------------------------------------------------------
+
+
+def told(result) -> str:
+    """What a job says of its reading and writing."""
+    return re.search(r"^events of .*", result.stdout, re.MULTILINE)[0]
+
+
+def test_what_a_job_read_and_wrote(new_file, tmp_path):
+    """Once everything; then nothing, whatever the cuts are; with --refresh the backgrounds, and no event."""
+    path = new_file()
+    assert told(call("run", path)) == "events of 4 runs read; 4 backgrounds written, 0 unchanged"
+    first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/data").iterdir()}
+    again = call("run", path)
+    assert again.exit_code == ALL_DONE
+    assert told(again) == "events of 0 runs read; 0 backgrounds written, 4 unchanged"
+    assert [row[1] for row in ROW.findall(again.stdout)] == ["unchanged"] * 4
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/data").iterdir()} == first
+    assert told(call("run", path, "--refresh")) == "events of 0 runs read; 4 backgrounds written, 0 unchanged"
+    assert all(p.stat().st_mtime_ns != first[p.name] for p in (tmp_path / "out/data").iterdir())
+    # a cut that changes who contributes, and one that does not: made of the same runs, yet told another way
+    path = new_file(background_selection={"rank": "kl", "time_request": 0.1})
+    assert told(call("run", path)) == "events of 0 runs read; 4 backgrounds written, 0 unchanged"
+
+
+def test_a_night_of_new_runs(job, tmp_path):
+    """Five runs, and two more: their events alone are read, and the backgrounds that they change are written."""
+    simulate_archive(tmp_path / "all", 7, 500, seed=3, sources=False, stars=False)
+    simulate_archive(tmp_path / "some", 5, 500, seed=3, sources=False, stars=False)
+    path = tmp_path / "config.yaml"
+    near = {"rank": "elevation", "time_request": 0.4}
+    path.write_text(dump_yaml(job(tmp_path / "some", io={"from_run": False}, background_selection=near)))
+    before = {row[0]: row for row in ROW.findall(call("run", path).stdout)}
+    for source in sorted((tmp_path / "all").rglob("*.gz")):
+        shutil.copy2(source, tmp_path / "some" / source.relative_to(tmp_path / "all"))
+    opened = count_reads(tmp_path / "some/data")
+    result = call("run", path)
+    after = {row[0]: row for row in ROW.findall(result.stdout)}
+    written = [run for run, row in after.items() if row[1] == "done"]
+    assert told(result) == f"events of 2 runs read; {len(written)} backgrounds written, {7 - len(written)} unchanged"
+    assert {"64006", "64007"} <= set(written)
+    assert len(written) < 7
+    assert {run: row[2:] for run, row in after.items() if run not in written} == {
+        run: row[2:] for run, row in before.items() if run not in written
+    }
+    assert backgrounds(tmp_path / "out") == list(range(64001, 64008))
+    assert opened() == ["run_064006.fits.gz", "run_064007.fits.gz"]
+
+
+def count_reads(directory: Path):
+    """Files of a directory that are read from now on, by their time of last access where that is kept."""
+    old = 1e9
+    for path in directory.iterdir():
+        os.utime(path, (old, path.stat().st_mtime))
+    return lambda: sorted(path.name for path in directory.iterdir() if path.stat().st_atime != old)
+
+
+# --- reduce, info, kl --------------------------------------------------------------------------------------
+
+
+def test_reduce_reads_once_and_the_job_nothing(new_file, tmp_path):
+    path = new_file()
+    first = call("reduce", path)
+    assert first.exit_code == ALL_DONE
+    assert "events of 4 runs read" in first.stdout
+    assert "runs read: 100%" in first.stderr
+    assert re.search(r"^runs +4 usable, 0 failed$", first.stdout, re.MULTILINE)
+    assert not (tmp_path / "out/data").exists()
+    again = call("reduce", path, "--no-progress")
+    assert (again.exit_code, again.stderr) == (ALL_DONE, "")
+    assert "events of 0 runs read" in again.stdout
+    assert told(call("run", path)).startswith("events of 0 runs read; 4 backgrounds written")
+
+
+def test_reduce_needs_no_place_for_backgrounds(job, four_runs, tmp_path):
+    """An archive and a place for the store are enough; one of them alone is not."""
+    path, place = tmp_path / "config.yaml", {"path": str(tmp_path / "shared.zarr")}
+    config = {**job(four_runs, run_store=place), "io": {"search_datastore": str(four_runs)}}
+    path.write_text(dump_yaml(config))
+    assert call("reduce", path).exit_code == ALL_DONE
+    assert sorted(p.name for p in tmp_path.iterdir() if "shared" in p.name) == ["shared.zarr", "shared.zarr.hints.json"]
+    assert "4 usable" in call("info", place["path"]).stdout
+    assert not (tmp_path / "out").exists()
+    for left_out, words in (("run_store", "no place for the run store: set run_store.path"), ("io", "io.")):
+        path.write_text(dump_yaml({name: section for name, section in config.items() if name != left_out}))
+        result = call("reduce", path)
+        assert result.exit_code == NOTHING_DONE
+        assert words in result.stderr
+
+
+def test_reduce_with_a_broken_run(new_file, four_runs, run_path, tmp_path):
+    cut(run_path(four_runs, 64002))
+    for read in (3, 0):
+        result = call("reduce", new_file())
+        assert result.exit_code == SOME_FAILED
+        assert f"events of {read} runs read" in result.stdout
+        assert re.search(r"^runs +3 usable, 1 failed$", result.stdout, re.MULTILINE)
+        assert "1 runs could not be used:\n  run 64002" in result.stderr
+    # copied again it is as good as any other
+    whole = tmp_path / "whole"
+    simulate_archive(whole, 4, 500, seed=3, sources=False, stars=False)
+    shutil.copy(run_path(whole, 64002), run_path(four_runs, 64002))
+    result = call("reduce", new_file())
+    assert result.exit_code == ALL_DONE
+    assert "events of 1 runs read" in result.stdout
+
+
+def test_reduce_of_nothing(new_file, four_runs, run_path, tmp_path):
+    result = call("reduce", new_file(io={"search_datastore": str(tmp_path / "nowhere")}))
+    assert result.exit_code == NOTHING_DONE
+    assert str(tmp_path / "nowhere") in result.stderr
+
+
+def test_info_tells_what_is_in_a_store(new_file, tmp_path, monkeypatch):
+    call("reduce", new_file())
+    monkeypatch.chdir(tmp_path / "out")
+    result = call("info", "results/runs.zarr")
+    assert result.exit_code == ALL_DONE
+    assert result.stderr == ""
+    lines = dict(re.split("  +", line.strip(), maxsplit=1) for line in result.stdout.splitlines())
+    assert lines["runs"] == "4 usable, 0 failed"
+    assert lines["run numbers"] == "64001 to 64004"
+    assert str(tmp_path / "out/results/runs.zarr") in lines["store"]
+    assert {"hours", "events", "dates", "zenith", "fine axes", "exclusion", "size", "written"} <= lines.keys()
+
+
+@pytest.mark.parametrize("place", ["nowhere", "four", "file", "kl.zarr", ""])
+def test_info_of_what_is_no_store(four_runs, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    xr.Dataset({"kl": ("x", [1.0])}).to_zarr(tmp_path / "kl.zarr", consolidated=False)
+    before = sorted(tmp_path.rglob("*"))
+    result = call("info", place)
+    assert result.exit_code == NOTHING_DONE
+    assert "no store of run histograms" in result.stderr
+    assert str(tmp_path / place) in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_kl_writes_matrix_and_picture(new_file, tmp_path):
+    """Twice in a row; the second one is in the place of the first."""
+    path, results = new_file(), tmp_path / "out" / "results"
+    found = []
+    for _ in range(2):
+        result = call("kl", path)
+        assert result.exit_code == ALL_DONE
+        assert f"matrix:  {results / 'kl.zarr'}\npicture: {results / 'kl.png'}\n" in result.stdout
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found.append(xr.open_zarr(results / "kl.zarr").load())
+        assert imread(results / "kl.png").std() > 0.01
+        assert not [p.name for p in results.iterdir() if p.name.startswith(".")]
+    assert found[0].identical(found[1])
+    assert found[0].obs_id.values.tolist() == found[0].obs_id_ref.values.tolist() == [64001, 64002, 64003, 64004]
+    assert np.isfinite(found[0].kl.values).all()
+    assert not (tmp_path / "out/data").exists()
+
+
+def test_kl_without_a_broken_run(new_file, four_runs, run_path, tmp_path):
+    cut(run_path(four_runs, 64002))
+    result = call("kl", new_file())
+    assert result.exit_code == SOME_FAILED
+    assert "1 runs could not be used:\n  run 64002" in result.stderr
+    assert xr.open_zarr(tmp_path / "out/results/kl.zarr").obs_id.values.tolist() == [64001, 64003, 64004]
+    for obs_id in (64001, 64003):
+        cut(run_path(four_runs, obs_id))
+    result = call("kl", new_file())
+    assert result.exit_code == NOTHING_DONE
+    assert "a matrix needs two" in result.stderr
+    # the earlier one is still there
+    assert xr.open_zarr(tmp_path / "out/results/kl.zarr").sizes["obs_id"] == 3
+
+
+def test_kl_needs_a_place(job, four_runs, tmp_path):
+    """Said before anything is read."""
+    path = tmp_path / "config.yaml"
+    config = {**job(four_runs, run_store={"path": str(tmp_path / "a.zarr")}), "io": {"search_datastore": str(four_runs)}}
+    path.write_text(dump_yaml(config))
+    result = call("kl", path)
+    assert result.exit_code == NOTHING_DONE
+    assert "io.results_dir is not set" in result.stderr
+    assert not (tmp_path / "a.zarr").exists()
 
 
 # --- 1: nothing could be done ------------------------------------------------------------------------------
@@ -238,6 +440,10 @@ def test_no_scheduler_answers(yaml_file, monkeypatch):
         (["run", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
         (["run", "."], "is a directory"),
         (["run", "--clutser", "threads"], "--clutser"),
+        (["reduce"], "Missing argument 'CONFIG_FILE'"),
+        (["reduce", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
+        (["kl", "."], "is a directory"),
+        (["info"], "Missing argument 'STORE'"),
         (["config", "extra"], "unexpected extra argument"),
         (["simulate"], "Missing argument 'DIRECTORY'"),
         (["simulate", "a", "--runs", "many"], "'many' is not a valid integer"),

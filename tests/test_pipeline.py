@@ -1,229 +1,213 @@
-"""The steps on Dask: nothing is computed before its time, lazy equals eager, and the same bits everywhere."""
+"""A job from its configuration to its files: the same bytes wherever it runs, each run read once, what it says."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
-import xarray as xr
 from astropy.io import fits
+from dask.callbacks import Callback
 from dask.utils import key_split
 from distributed import Client, LocalCluster, wait
+from numpy.testing import assert_array_equal
+from synthetic import keys_of, make_job, refuse
 
-from dask_bkg import cluster, pipeline, schema
+from dask_bkg import bookkeeping, cluster, pipeline
+from dask_bkg.archive import update
+from dask_bkg.collect import update_store
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3 import reduce
-from dask_bkg.dl3.index import read_datastore, write_index
-from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_block
-from dask_bkg.errors import BackgroundError
-from dask_bkg.exclusion import make_regions
-from dask_bkg.plan import Target, plan_job
+from dask_bkg.errors import ArchiveError, BackgroundError, RunError
+from dask_bkg.irf import rate_to_background
+from dask_bkg.plan import plan_job
 from dask_bkg.products import Result
+from dask_bkg.roster import call_the_roll
 
-EDGES = schema.as_edges({"energy": np.geomspace(0.1, 10, 7), "offset": np.linspace(0, 2.5, 6)})
-SOME = make_regions([83.633, 150.0], [22.0145, 38.0], 0.5, ["a", "b"], "own")
-
-
-@pytest.fixture(scope="module")
-def files(archive):
-    """The twelve runs of the archive, and a thirteenth in the middle that is not there."""
-    directory, truth = archive
-    found = [RunFile(r.obs_id, str(directory / "data" / f"run_{r.obs_id:06d}.fits.gz")) for r in truth.runs]
-    return [*found[:5], RunFile(99, str(directory / "nowhere.fits")), *found[5:]]
-
-
-@pytest.fixture(scope="module")
-def eager(files):
-    return reduce_block(files, EDGES, SOME, "geometry", "disc")
+OTHERS = {"from_run": False}
+OBS_IDS = [64001, 64002, 64003, 64004]
 
 
 @pytest.fixture(scope="module")
 def scheduler():
     """A scheduler that runs already, with two workers (threads of this process, but reached by TCP)."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
     ) as running:
         yield running
 
 
-def targets_of(contributing: dict[int, tuple[int, ...]]) -> list[Target]:
-    return [Target(obs_id, "", "", None, np.nan, runs) for obs_id, runs in contributing.items()]
-
-
-def keys_of(collection) -> list[str]:
-    return [str(key[0] if isinstance(key, tuple) else key) for key in dict(collection.__dask_graph__())]
-
-
-# --- the graph ---------------------------------------------------------------------------------------------
-
-
-def refuse(*args, **kwargs):
-    raise AssertionError("something was computed")
-
-
-def test_building_the_graph_computes_nothing(job, four_runs, tmp_path):
-    plan = plan_job(parse_config(job(four_runs, io={"from_run": False})), pipeline.read_header_batch)
-    with dask.config.set(scheduler=refuse):
-        _, stacks, writes = pipeline.build(plan)
-        with pytest.raises(AssertionError, match="something was computed"):
-            stacks.compute()
-    assert len(writes) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_names_on_the_dashboard(job, four_runs):
-    plan = plan_job(parse_config(job(four_runs, io={"from_run": False})), pipeline.read_header_batch)
-    _, _, writes = pipeline.build(plan)
-    keys = keys_of(writes[0])
-    assert {"reduce-runs", "stack-runs"} <= {key_split(key) for key in keys}
-    # the dashboard cuts a name before a word with a digit: there it is "write"
-    assert any(key.startswith("write-dl3") for key in keys)
-
-
-@pytest.mark.parametrize("contributing", [1, 20])
-def test_number_of_tasks_grows_with_the_number_of_runs(contributing):
-    """A handful of tasks a run, although runs meet runs; twice the runs, twice the tasks."""
-
-    def tasks(n):
-        runs = pipeline.reduce_runs([RunFile(i, f"{i}.fits") for i in range(n)], EDGES)
-        near = {i: tuple((i + k) % n for k in range(contributing)) for i in range(n)}
-        return len(keys_of(pipeline.stack_runs(runs, targets_of(near))))
-
-    few, many = tasks(200), tasks(400)
-    assert many < 4 * 400
-    assert many < 2.1 * few
-
-
-def test_archives_make_batches_of_tens_of_runs():
-    assert [pipeline.batch_size(n) for n in (1, 500, 2000, 20_000)] == [10, 10, 20, 50]
-    assert pipeline.batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-
-
-# --- lazy equals eager -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [1, 3, 12, 13, None])
-def test_reduce_is_the_eager_one_whatever_the_batch(files, eager, batch):
-    lazy = pipeline.reduce_runs(files, EDGES, SOME, batch=batch)
-    assert all(dask.is_dask_collection(lazy[name].data) for name in (*schema.HISTOGRAMS, "ontime", "error"))
-    assert {max(lazy[name].data.chunks[0]) for name in schema.HISTOGRAMS} == {batch or 10}
-    computed = lazy.compute(scheduler="synchronous")
-    assert computed.identical(eager)
-    assert bool(computed.error.sel(obs_id=99).item())
-
-
-def test_reduce_takes_method_and_reach(files):
-    lazy = pipeline.reduce_runs(files[:2], EDGES, SOME, method="event_ratio", reach="centre")
-    expected = reduce_block(files[:2], EDGES, SOME, "event_ratio", "centre")
-    assert lazy.compute(scheduler="synchronous").identical(expected)
-
-
-CONTRIBUTING = {
-    64001: (64001,),
-    64002: (64012, 64003, 64005),
-    64003: tuple(range(64001, 64013)),
-    64004: (64006, 99),
-    64005: (99,),
-}
-
-
-@pytest.fixture(scope="module")
-def stacked(eager):
-    """The sums without a tree, by xarray."""
-    good = eager.reset_coords("livetime")[["counts", "exposure", "livetime"]]
-    runs = [[i for i in contributing if i != 99] for contributing in CONTRIBUTING.values()]
-    return xr.concat([good.sel(obs_id=ids).sum("obs_id") for ids in runs], "target")
-
-
-@pytest.mark.parametrize(("batch", "block", "split_every"), [(1, 1, 2), (1, 5, 8), (3, 2, 2), (3, 5, 8), (13, 2, 8)])
-def test_stacks_do_not_depend_on_the_blocks(files, stacked, batch, block, split_every):
-    runs = pipeline.reduce_runs(files, EDGES, SOME, batch=batch)
-    lazy = pipeline.stack_runs(runs, targets_of(CONTRIBUTING), block=block, split_every=split_every)
-    stacks = lazy.compute(scheduler="synchronous")
-    assert (stacks.counts.values == stacked.counts.values).all()
-    assert stacks.exposure.values == pytest.approx(stacked.exposure.values, rel=1e-12)
-    assert stacks.livetime.values == pytest.approx(stacked.livetime.values, rel=1e-12)
-    assert stacks.n_runs.values.tolist() == [1, 3, 12, 1, 0]
-    assert [set(errors) for errors in stacks.errors.values] == [set(), set(), set(), {99}, {99}]
-    assert stacks.obs_id.values.tolist() == list(CONTRIBUTING)
-    assert schema.check(stacks) is stacks
-    assert stacks.exposure.attrs["units"] == "s TeV sr"
-
-
-def test_a_contributing_run_that_was_not_reduced_is_no_other_run(files):
-    """Below, between and above the run numbers that are there: an error, or nothing added."""
-    runs = pipeline.reduce_runs(files, EDGES, SOME)
-    alone = pipeline.stack_runs(runs, targets_of({1: (64002,)})).compute(scheduler="synchronous")
-    for absent in (7, 100, 70_000):
-        try:
-            stack = pipeline.stack_runs(runs, targets_of({1: (64002, absent)})).compute(scheduler="synchronous")
-        except (IndexError, KeyError, ValueError):
-            continue
-        assert stack.n_runs.values.tolist() == [1]
-        assert (stack.counts.values == alone.counts.values).all()
-
-
-# --- a job, wherever it runs -------------------------------------------------------------------------------
+def written_rate(path: Path) -> np.ndarray:
+    return fits.getdata(path, "BACKGROUND")["BKG"][0]
 
 
 def outputs(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("data/*.fits.gz")}
 
 
-@pytest.fixture(scope="module")
-def selected():
-    return {"background_selection": {"time_request": 1.5}, "binning": {"e_max": 10}}
+# --- the graph ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def on_threads(job, archive, selected, tmp_path):
+def graph(job, four_runs):
+    """Graph of a job on the four runs, its run store up to date; what it was built of beside it."""
+
+    def make(**sections):
+        plan = plan_job(parse_config(job(four_runs, **{"io": OTHERS, **sections})))
+        stored = update_store(plan, None, plan.config.store_path, progress=False)
+        roster = call_the_roll(plan, stored.store, stored.view)
+        with dask.config.set(scheduler=refuse):
+            return pipeline.build(plan, roster, stored), plan
+
+    return make
+
+
+@pytest.mark.parametrize("rank", ["elevation", "kl", "conditions"])
+def test_building_the_graph_computes_nothing(graph, rank, tmp_path):
+    built, _ = graph(background_selection={"rank": rank, "store_KL": True})
+    with dask.config.set(scheduler=refuse), pytest.raises(AssertionError, match="something was computed"):
+        built.stacks.compute()
+    assert (len(built.writes), len(built.tables)) == (1, 1)
+    assert not list((tmp_path / "out").glob("**/*.fits*"))
+
+
+def test_names_on_the_dashboard(graph):
+    built, _ = graph(background_selection={"rank": "kl"})
+    keys = keys_of(*built.writes)
+    names = {key_split(key) for key in keys}
+    assert {"load-runs", "shape-of-runs", "kl-divergence", "select-runs", "stack-runs"} <= names
+    # the dashboard cuts a name before a word with a digit: there it is "write"
+    assert any(key.startswith("write-dl3") for key in keys)
+
+
+def test_the_graph_is_the_eager_way_step_by_step(graph):
+    """Selection, sum and rate of each target, without a graph."""
+    built, plan = graph(background_selection={"rank": "elevation", "time_request": 0.6}, config={"block": 2})
+    runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
+    airmass = 1 / np.cos(np.deg2rad(runs.zenith.values))
+    (results,) = dask.compute(*built.writes[:1], scheduler="synchronous")
+    stacks = built.stacks.compute(scheduler="synchronous")
+    for i, obs_id in enumerate(OBS_IDS):
+        near = [j for j in np.argsort(np.abs(airmass - airmass[i]), kind="stable").tolist() if j != i]
+        hours = np.cumsum(runs.livetime.values[near]) / 3600
+        used = near[: int(np.searchsorted(hours, 0.6)) + 1]
+        assert_array_equal(stacks.counts[i], runs.counts.values[used].sum(axis=0))
+        assert stacks.livetime.values[i] == pytest.approx(runs.livetime.values[used].sum())
+        if i < len(results):
+            assert results[i].contributing == tuple(OBS_IDS[j] for j in used)
+            rate, _ = rate_to_background(stacks.counts.values[i], stacks.exposure.values[i], plan.edges, plan.rate)
+            written = fits.getdata(results[i].output, results[i].hdu)["BKG"][0]
+            assert rate.quantity.to_value("s-1 MeV-1 sr-1") == pytest.approx(written.T, rel=1e-6)
+        assert obs_id == plan.targets[i].obs_id
+
+
+def test_state_of_runs_is_another_one_where_the_histograms_are_others():
+    _, roster, _ = make_job(5)
+    before = pipeline.state_of_runs(roster)
+    assert np.unique(before).size == 5
+    for name in ("fingerprint", "exclusion"):
+        old = roster.runs[name][2]
+        roster.runs[name][2] = "something else"
+        assert (pipeline.state_of_runs(roster) != before).tolist() == [False, False, True, False, False]
+        roster.runs[name][2] = old
+
+
+class Alive(Callback):
+    """How many blocks of each layer are held at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.most: dict[str, int] = {}
+
+    def _posttask(self, key, result, dsk, state, worker_id):
+        names = [str(k[0] if isinstance(k, tuple) else k).rsplit("-", 1)[0] for k in state["cache"]]
+        for name in set(names):
+            self.most[name] = max(self.most.get(name, 0), names.count(name))
+
+
+def test_a_job_goes_from_target_to_target(job, archive, tmp_path):
+    """Candidates and stacks of one block of targets at a time, and its files before those of the next."""
+    sections = {"config": {"block": 2, "split_every": 2}, "background_selection": {"rank": "kl", "time_request": 0.8}}
+    plan = plan_job(parse_config(job(archive[0], io=OTHERS, **sections)))
+    stored = update_store(plan, None, plan.config.store_path, progress=False)
+    built = pipeline.build(plan, call_the_roll(plan, stored.store, stored.view), stored)
+    with Alive() as alive:
+        results = dask.compute(*built.writes, scheduler="synchronous")
+    assert [result.status for part in results for result in part] == ["done"] * 12
+    assert alive.most["load-runs"] <= 6
+    # of 36 pairs of blocks
+    assert alive.most["kl-divergence"] <= 12
+    assert alive.most["stack-blocks"] <= 12
+
+
+# --- a job, wherever it runs -------------------------------------------------------------------------------
+
+
+SELECTED = {
+    "background_selection": {"time_request": 1.5, "rank": "kl-conditions"},
+    "binning": {"e_max": 10},
+    "config": {"block": 5, "split_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def once():
+    """What lasts as long as this module."""
+    return {}
+
+
+@pytest.fixture
+def on_threads(job, archive, once, tmp_path):
     """What a job on two threads writes: the comparison for all other ways to run it."""
-    places = {"from_run": False, "out_dir": str(tmp_path / "threads")}
-    run_make_background(job(archive[0], io=places, config={"njobs": 2}, **selected))
-    written = outputs(tmp_path / "threads")
-    assert len(written) == 12
-    return written
+    if not once:
+        places = {**OTHERS, "out_dir": str(tmp_path / "threads")}
+        run_make_background(
+            job(archive[0], **SELECTED | {"io": places, "config": {**SELECTED["config"], "njobs": 2}})
+        )
+        once.update(outputs(tmp_path / "threads"))
+        assert len(once) == 12
+    return once
 
 
-def test_one_thread_or_two(job, archive, selected, on_threads, tmp_path):
-    run_make_background(job(archive[0], io={"from_run": False}, config={"njobs": 1}, **selected))
+def test_one_thread_or_two(job, archive, on_threads, tmp_path):
+    run_make_background(job(archive[0], io=OTHERS, **SELECTED))
     assert outputs(tmp_path / "out") == on_threads
 
 
-def test_the_address_of_a_scheduler(job, archive, selected, on_threads, scheduler, tmp_path, monkeypatch):
+def test_the_address_of_a_scheduler(job, archive, on_threads, scheduler, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_local_cluster", refuse)
-    config = job(archive[0], io={"from_run": False}, cluster=scheduler.scheduler_address, **selected)
+    config = job(archive[0], io=OTHERS, cluster=scheduler.scheduler_address, **SELECTED)
     assert scheduler.scheduler_address.startswith("tcp://")
     run_make_background(config)
     assert outputs(tmp_path / "out") == on_threads
 
 
-def test_a_local_cluster(job, archive, selected, on_threads, tmp_path):
+def test_a_local_cluster(job, archive, on_threads, tmp_path):
     """Worker processes, the default; the rates are the same bit by bit, as is everything else."""
-    config = job(archive[0], io={"from_run": False}, cluster="local", config={"njobs": 1}, **selected)
+    config = job(archive[0], io=OTHERS, cluster="local", **SELECTED)
     run_make_background(config)
     assert outputs(tmp_path / "out") == on_threads
     assert cluster.active_client() is None  # nothing is left running
 
 
 def test_an_active_client_is_used_and_left_open(job, four_runs, scheduler, tmp_path, monkeypatch):
-    """Also for what the plan needs: the index lacks a column, and the headers have it."""
-    store = read_datastore(four_runs)
-    store.obs.remove_column("NSBLEVEL")
-    write_index(four_runs, store.hdu, store.obs)
     monkeypatch.setattr(cluster, "_local_cluster", refuse)
-    config = job(four_runs, cluster="local", io={"from_run": False}, background_selection={"nsb_diff": 5})
+    config = job(four_runs, cluster="local", io=OTHERS, background_selection={"rank": "kl"})
     with Client(scheduler) as client:
         run_make_background(config)
         assert client.status == "running"
         names = {key_split(str(name)) for name in client.run_on_scheduler(_prefixes)}
-    assert {"reduce-runs", "stack-runs"} <= names
+    assert {"reduce-runs", "load-runs", "kl-divergence", "select-runs", "stack-runs"} <= names
     assert len(outputs(tmp_path / "out")) == 4
+
+
+def _prefixes(dask_scheduler):
+    return list(dask_scheduler.task_prefixes)
 
 
 @pytest.mark.parametrize("where", ["threads", "scheduler"])
@@ -243,12 +227,25 @@ def test_each_run_is_read_once(job, archive, scheduler, monkeypatch, where):
     monkeypatch.setattr(reduce, "read_run", note)
     monkeypatch.setattr(Client, "compute", compute_slowly)
     address = scheduler.scheduler_address if where == "scheduler" else "threads"
-    run_make_background(job(archive[0], cluster=address, io={"from_run": False}))
+    config = job(archive[0], cluster=address, io=OTHERS, run_store={"block": 5})
+    run_make_background(config)
     assert sorted(read) == list(range(64001, 64013))
+    config["run_store"]["path"] = config["io"]["out_dir"] + "/results/runs.zarr"
+    config["io"]["out_dir"] += "-2"
+    run_make_background(config)
+    assert len(read) == 12
 
 
-def _prefixes(dask_scheduler):
-    return list(dask_scheduler.task_prefixes)
+@pytest.mark.parametrize("block", [1, 3])
+def test_blocks_change_no_rate(job, four_runs, block, tmp_path):
+    for name, section in (("whole", {}), ("blocks", {"block": block, "split_every": 2})):
+        places = {**OTHERS, "out_dir": str(tmp_path / name)}
+        run_make_background(job(four_runs, io=places, config=section, background_selection={"rank": "kl"}))
+    for obs_id in OBS_IDS:
+        whole, blocks = (
+            written_rate(tmp_path / d / "data" / f"run_{obs_id:06d}.fits.gz") for d in ("whole", "blocks")
+        )
+        assert blocks == pytest.approx(whole, rel=1e-6)
 
 
 def test_all_stars_to_magnitude_8_are_no_large_graph(job, four_runs, scheduler, tmp_path):
@@ -261,6 +258,7 @@ def test_all_stars_to_magnitude_8_are_no_large_graph(job, four_runs, scheduler, 
     config = job(four_runs, exclusion={"star_cat": str(stars), "star_mag": 8, "star_radius": 0.1})
     with Client(scheduler):
         run_make_background(config)
+        config["io"]["out_dir"] += "-2"
         with (
             dask.config.set({"distributed.admin.large-graph-warning-threshold": "1MB"}),
             pytest.raises(UserWarning, match="Sending large graph"),
@@ -268,15 +266,88 @@ def test_all_stars_to_magnitude_8_are_no_large_graph(job, four_runs, scheduler, 
             run_make_background(config)
 
 
-# --- what a job says ---------------------------------------------------------------------------------------
+# --- what goes wrong ---------------------------------------------------------------------------------------
 
 
 def test_a_job_without_any_result_is_an_error(job, four_runs, run_path):
-    for obs_id in (64001, 64002, 64003, 64004):
+    for obs_id in OBS_IDS:
         run_path(four_runs, obs_id).write_bytes(b"not FITS")
     with pytest.raises(BackgroundError, match="no background could be made") as caught:
         run_make_background(job(four_runs))
-    assert all(f"run {obs_id}" in str(caught.value) for obs_id in (64001, 64002, 64003, 64004))
+    assert all(f"run {obs_id}" in str(caught.value) for obs_id in OBS_IDS)
+    with pytest.raises(ArchiveError, match="none of its runs can be used"):
+        run_make_background(job(four_runs, io=OTHERS))
+
+
+@pytest.mark.parametrize("rank", ["elevation", "kl"])
+def test_a_bad_run_is_reported_and_the_others_go_on(job, four_runs, run_path, rank):
+    run_path(four_runs, 64002).write_bytes(b"not FITS")
+    summary = pipeline.run(
+        parse_config(job(four_runs, io=OTHERS, background_selection={"rank": rank})), progress=False
+    )
+    assert [result.status for result in summary.results] == ["done", "failed", "done", "done"]
+    assert summary.failed.keys() == summary.unusable.keys() == {64002}
+    assert "run_064002" in summary.failed[64002]
+    assert all(64002 not in result.contributing for result in summary.results)
+    assert summary.runs_read == 3
+
+
+def test_a_task_that_dies_fails_its_targets_only(job, archive, scheduler, monkeypatch, tmp_path):
+    """A worker that is killed is an error of its tasks, as is this one; two targets a task here."""
+    write_block = pipeline.write_block
+
+    def die(targets, *args):
+        if any(target.obs_id == 64004 for target, _ in targets):
+            raise MemoryError("too much")
+        return write_block(targets, *args)
+
+    monkeypatch.setattr(pipeline, "WRITE_BATCH", 2)
+    monkeypatch.setattr(pipeline, "write_block", die)
+    config = parse_config(job(archive[0], io=OTHERS, cluster=scheduler.scheduler_address))
+    summary = pipeline.run(config, progress=False)
+    failed = {result.obs_id: result.reason for result in summary.results if result.status == "failed"}
+    assert failed.keys() == {64003, 64004}
+    assert "run 64004: its task failed on the cluster (MemoryError: too much)" in failed[64004]
+    assert "run 64003: " in failed[64003]
+    assert len(outputs(tmp_path / "out")) == 10
+
+
+@pytest.mark.parametrize("where", ["threads", "scheduler"])
+def test_a_run_store_that_is_damaged_is_the_end_of_all(job, four_runs, scheduler, monkeypatch, where):
+    """Its message is what is told, and not that a task ended."""
+
+    def damaged(*args):
+        raise ArchiveError("chunk 0 is damaged: move the store away")
+
+    monkeypatch.setattr(pipeline, "write_block", damaged)
+    address = scheduler.scheduler_address if where == "scheduler" else "threads"
+    with pytest.raises(ArchiveError, match="^chunk 0 is damaged: move the store away$"):
+        pipeline.run(parse_config(job(four_runs, io=OTHERS, cluster=address)), progress=False)
+
+
+def test_an_interrupt_keeps_what_is_done(job, four_runs, monkeypatch, tmp_path):
+    """The rows of finished runs are in the index, and the next job goes on from there."""
+    write_block = pipeline.write_block
+
+    def interrupt(targets, *args):
+        if targets[0][0].obs_id == 64003:
+            raise KeyboardInterrupt
+        return write_block(targets, *args)
+
+    monkeypatch.setattr(pipeline, "WRITE_BATCH", 1)
+    monkeypatch.setattr(pipeline, "write_block", interrupt)
+    config = parse_config(job(four_runs, io=OTHERS))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, progress=False)
+    monkeypatch.setattr(pipeline, "write_block", write_block)
+    done = set(outputs(tmp_path / "out"))
+    assert done < {f"run_{obs_id:06d}.fits.gz" for obs_id in OBS_IDS}
+    summary = pipeline.run(config, progress=False)
+    assert [result.status for result in summary.results] == ["done"] * 4
+    assert summary.runs_read == 0
+
+
+# --- what a job says ---------------------------------------------------------------------------------------
 
 
 def test_the_summary_lists_targets_and_contributing_runs_that_failed():
@@ -287,17 +358,132 @@ def test_the_summary_lists_targets_and_contributing_runs_that_failed():
     assert pipeline.Summary(results, Path()).failed == {2: "run 2: no file", 3: "run 3: no pointing"}
 
 
+def test_runs_of_a_list_that_cannot_be_used_are_told_of_where_they_matter(job, four_runs, run_path):
+    run_path(four_runs, 64002).write_bytes(b"not FITS")
+    lists = {64001: [64002, 64003], 64003: [64001, 64004]}
+    config = job(four_runs, io=OTHERS, background_selection={"bkg_runlist": lists})
+    results = {r.obs_id: r for r in pipeline.run(parse_config(config), progress=False).results}
+    assert results[64001].failed_runs.keys() == {64002}
+    assert results[64001].reason == "1 contributing runs could not be used"
+    assert (results[64003].failed_runs, results[64003].reason) == ({}, "")
+    assert results[64001].contributing == (64003,)
+
+
+def test_what_was_remarkable_about_a_run_is_told_with_those_it_contributes_to(job, four_runs, run_path, edit_run):
+    def spoil(hdus):
+        hdus["EVENTS"].data["ENERGY"][:40] = np.nan
+
+    edit_run(run_path(four_runs, 64002), spoil)
+    lists = {64001: [64002], 64002: [64002], 64003: [64004], 64004: [64003]}
+    config = job(four_runs, io=OTHERS, background_selection={"bkg_runlist": lists})
+    first, second, third, _ = pipeline.run(parse_config(config), progress=False).results
+    assert first.reason.startswith("contributing run 64002: 40 of ")
+    assert second.reason.startswith("40 of ")
+    assert first.notes.keys() == second.notes.keys() == {64002}
+    assert (third.notes, third.reason) == ({}, "")
+
+
 def test_progress_counts_runs_and_backgrounds(job, four_runs, capsys, caplog):
     with caplog.at_level(logging.WARNING):
         config = parse_config(job(four_runs))
         summary = pipeline.run(config, progress=True)
     shown = capsys.readouterr().err
     assert "runs read: 100%" in shown
-    assert "backgrounds written: 100%" in shown
+    assert "backgrounds: 100%" in shown
     assert "4/4" in shown
     assert [result.status for result in summary.results] == ["done"] * 4
     pipeline.run(config, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_the_dashboard_is_told(job, four_runs, scheduler, capsys):
+    pipeline.run(parse_config(job(four_runs, cluster=scheduler.scheduler_address)), progress=True)
+    assert "dashboard: http" in capsys.readouterr().out
+
+
+# --- one background alone ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Numbers of the runs whose files are read."""
+    numbers, reduce_views = [], reduce.reduce_views
+
+    def note(run, *args):
+        numbers.append(run.obs_id)
+        return reduce_views(run, *args)
+
+    monkeypatch.setattr(update.reduce, "reduce_views", note)
+    return numbers
+
+
+def one(job, archive, obs_id=64002, **sections):
+    return pipeline.make_one(plan_job(parse_config(job(archive, run_selection={"runlist": [obs_id]}, **sections))))
+
+
+@pytest.mark.parametrize("sections", [{}, {"io": OTHERS}, {"io": OTHERS, "background_selection": {"rank": "kl"}}])
+def test_one_background_is_that_of_the_job(job, four_runs, sections, tmp_path):
+    before = one(job, four_runs, **sections)
+    assert not (tmp_path / "out").exists()
+    run_make_background(job(four_runs, **sections))
+    after = one(job, four_runs, **sections)
+    written = written_rate(tmp_path / "out" / "data" / "run_064002.fits.gz")
+    for background in (before, after):
+        assert background.quantity.to_value("s-1 MeV-1 sr-1") == pytest.approx(written.T, rel=1e-6)
+
+
+def test_one_background_reads_what_the_run_store_does_not_have(job, four_runs, opened, tmp_path):
+    one(job, four_runs, io=OTHERS)
+    assert sorted(opened) == OBS_IDS
+    one(job, four_runs)
+    assert opened[4:] == [64002]
+    run_make_background(job(four_runs, io=OTHERS))
+    opened.clear()
+    one(job, four_runs, io=OTHERS)
+    assert opened == []
+    shared = {"path": str(tmp_path / "out" / "results" / "runs.zarr")}
+    one(job, four_runs, io={**OTHERS, "out_dir": str(tmp_path / "another")}, run_store=shared)
+    assert opened == []
+    assert not (tmp_path / "another").exists()
+
+
+def test_several_at_once_share_a_run_store(job, four_runs):
+    """As on a cluster, where each is a task of somebody's own."""
+    run_make_background(job(four_runs, io=OTHERS))
+    plans = [plan_job(parse_config(job(four_runs, io=OTHERS, run_selection={"runlist": [i]}))) for i in OBS_IDS]
+    found: dict[int, bytes] = {}
+
+    def make(plan):
+        found[plan.targets[0].obs_id] = pipeline.make_one(plan).quantity.value.tobytes()
+
+    threads = [threading.Thread(target=make, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: one(job, four_runs, i, io=OTHERS).quantity.value.tobytes() for i in OBS_IDS}
+
+
+def test_one_background_that_cannot_be_made_says_why(job, four_runs, run_path):
+    with pytest.raises(RunError, match="run 64002: no run of the archive passes"):
+        one(job, four_runs, io=OTHERS, background_selection={"nsb_diff": 1e-9})
+    with pytest.raises(RunError, match="none of the runs of its background_selection"):
+        one(job, four_runs, io=OTHERS, background_selection={"bkg_runlist": {64002: [7]}})
+    run_path(four_runs, 64002).write_bytes(b"not FITS")
+    for places in ({}, OTHERS):
+        with pytest.raises(RunError, match="run_064002"):
+            one(job, four_runs, io=places)
+
+
+def test_a_large_archive_that_is_read_for_one_background_is_told(job, four_runs, monkeypatch, caplog):
+    monkeypatch.setattr(pipeline, "MANY", 3)
+    one(job, four_runs, io=OTHERS)
+    assert "all 4 runs of the archive are read, and not kept: `dask-bkg reduce` keeps them" in caplog.text
+    caplog.clear()
+    one(job, four_runs)
+    run_make_background(job(four_runs, io=OTHERS))
+    one(job, four_runs, io=OTHERS)
+    assert "not kept" not in caplog.text
 
 
 # --- exclusion, to the very file ---------------------------------------------------------------------------
@@ -311,7 +497,7 @@ def test_a_source_inside_an_exclusion_leaves_the_written_background(job, four_ru
         config = job(four_runs, io={"out_dir": str(tmp_path / out)}, run_selection={"runlist": [64001]}, **sections)
         config["exclusion"]["exclude_regions"] = [circle]
         run_make_background(config)
-        return fits.getdata(tmp_path / out / "data" / "run_064001.fits.gz", "BACKGROUND")["BKG"][0]
+        return written_rate(tmp_path / out / "data" / "run_064001.fits.gz")
 
     def inject(hdus):
         old = hdus["EVENTS"].data
@@ -326,3 +512,10 @@ def test_a_source_inside_an_exclusion_leaves_the_written_background(job, four_ru
     edit_run(run_path(four_runs, 64001), inject)
     assert background("c").tobytes() == before["geometry"].tobytes()
     assert (background("d", **ratio)[:4] > 1.3 * before["event_ratio"][:4]).any()
+
+
+def test_settings_of_the_provenance_are_those_of_the_job(job, four_runs, tmp_path):
+    config = parse_config(job(four_runs))
+    pipeline.run(config, progress=False)
+    header = fits.getheader(tmp_path / "out" / "data" / "run_064001.fits.gz", "BACKGROUND")
+    assert header["CONFHASH"] == bookkeeping.config_hash(config)
