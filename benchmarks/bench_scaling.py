@@ -36,7 +36,7 @@ import bench_kl
 import numpy as np
 import psutil
 from bench_archive import find_archive, job
-from common import doze, layer_name, local_cluster, machine_line, task_seconds, write_json
+from common import doze, environment, layer_name, local_cluster, machine_line, task_seconds, write_json
 from dask._task_spec import Task, TaskRef, convert_legacy_graph
 from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, get_task_stream
@@ -151,27 +151,23 @@ def ideal_seconds(graph: Mapping[Any, Task], seconds: Mapping[str, float], worke
 def sleeping_cluster(workers: int) -> Iterator[tuple[Client, list[psutil.Process]]]:
     """A scheduler in a process of its own and workers of one thread, many to a process; and these processes."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = path  # scheduler and workers must know `doze`
-    hosts: list[subprocess.Popen] = []
-    try:
-        with (
-            SubprocessCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
+    with (
+        environment(PYTHONPATH=path),  # scheduler and workers must know `doze`
+        SubprocessCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        hosts: list[subprocess.Popen] = []
+        try:
             for first in range(0, workers, HOSTED):
                 number = min(HOSTED, workers - first)
                 work = f"import common; common.host_workers({cluster.scheduler_address!r}, {number})"
                 hosts.append(subprocess.Popen([sys.executable, "-c", work], env=os.environ | QUIET))
             client.wait_for_workers(workers, timeout=120)
             yield client, [psutil.Process(host.pid) for host in hosts]
+        finally:
             for host in hosts:
                 host.kill()
-    finally:
-        for host in hosts:
-            host.kill()
-            host.wait()
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+                host.wait()
 
 
 def sleep_through(

@@ -24,14 +24,19 @@ from dask_bkg.dl3.copies import copy_file
 from dask_bkg.dl3.index import existing_store, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
+from dask_bkg.journal import read_journals, remove_old_journals
 from dask_bkg.plan import Plan
 from dask_bkg.products import Made, Result
+from dask_bkg.runlists import own_lists
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 BKG_CLASS = "bkg_2d"
+INDENTED = 1000
+"""Backgrounds up to which the provenance is written for reading."""
+
 PACKAGES = ("dask_bkg", "gammapy", "astropy", "numpy", "scipy", "xarray", "dask", "distributed")
 
 
@@ -193,16 +198,24 @@ def write_results(plan: Plan, results: list[Result]) -> Path:
     directory = Path(plan.config.directory("results_dir"))
     told, summary = provenance(plan, results), summary_table(results)
     with locked(directory):
-        told = _merged(
-            directory / "provenance.json", lambda p: merge_provenance(json.loads(p.read_text()), told), told
-        )
-        _write_text(directory / "provenance.json", json.dumps(told, indent=1, sort_keys=True))
+        told = _merged(directory / "provenance.json", lambda p: merge_provenance(_with_journals(p), told), told)
+        # a line a number makes a file of 20,000 runs twice as long
+        indent = 1 if len(told["backgrounds"]) < INDENTED else None
+        _write_text(directory / "provenance.json", json.dumps(told, indent=indent, sort_keys=True))
+        remove_old_journals(directory)
         _write_text(directory / "effective-config.yaml", dump_yaml(_saved(plan.config)))
         table = directory / "summary.ecsv"
         summary = _merged(table, lambda p: merge_index(Table.read(p, format="ascii.ecsv"), summary), summary)
         with atomic_path(table) as path:
             summary.write(path, format="ascii.ecsv", overwrite=True)
     return directory
+
+
+def _with_journals(path: Path) -> dict:
+    """A side file, and what jobs that were killed have made since."""
+    earlier = json.loads(path.read_text())
+    backgrounds = {**earlier.get("backgrounds", {}), **read_journals(path.parent)}
+    return {**earlier, "backgrounds": backgrounds}
 
 
 def _merged(path: Path, merge: Callable[[Path], T], new: T) -> T:
@@ -222,8 +235,14 @@ def _merged(path: Path, merge: Callable[[Path], T], new: T) -> T:
 
 
 def _saved(config: Config) -> dict:
-    """The effective configuration as it can be used from another directory."""
-    return with_absolute_paths(config.effective(), config.base_dir)
+    """The effective configuration as it can be used from another directory; of lists of runs those of the user."""
+    values = config.effective()
+    # what a job has selected is told of each background, and twenty thousand lists are long
+    values["background_selection"] |= {
+        "bkg_runlist": own_lists(config.background_selection) or None,
+        "bkg_runlist_digest": None,
+    }
+    return with_absolute_paths(values, config.base_dir)
 
 
 def _write_text(target: Path, text: str) -> None:
@@ -254,11 +273,11 @@ def provenance(plan: Plan, results: Iterable[Result]) -> dict:
         **job,
         "unusable_runs": {str(run): reason for run, reason in plan.unusable.items()},
         "jobs": {job_id: job},
-        "backgrounds": {str(r.obs_id): {**made_by, **_told(r)} for r in results},
+        "backgrounds": {str(r.obs_id): {**made_by, **told(r)} for r in results},
     }
 
 
-def _told(result: Result) -> dict:
+def told(result: Result) -> dict:
     """What the side file says of one background."""
     return {
         "status": result.status,
@@ -283,19 +302,27 @@ def made_before(plan: Plan) -> dict[int, Made]:
     """What earlier jobs made of the targets of a plan, by their provenance; nothing where it cannot be read."""
     path = Path(plan.config.directory("results_dir")) / "provenance.json"
     try:
-        told = json.loads(path.read_text())["backgrounds"]
+        entries = {**_backgrounds(path), **read_journals(path.parent)}
         wanted = {str(target.obs_id): target for target in plan.targets}
         return {
-            target.obs_id: _made(target.obs_id, told[run])
+            target.obs_id: _made(target.obs_id, entries[run])
             for run, target in wanted.items()
-            if run in told and told[run].get("digest") and told[run].get("file") == target.output
+            if run in entries and entries[run].get("digest") and entries[run].get("file") == target.output
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # an older version's, or somebody edited it: everything is made again
 
 
+def _backgrounds(provenance: Path) -> dict[str, dict]:
+    """What a side file tells of backgrounds; nothing where there is none."""
+    try:
+        return dict(json.loads(provenance.read_text())["backgrounds"])
+    except FileNotFoundError:
+        return {}
+
+
 def _made(obs_id: int, entry: dict) -> Made:
-    """What the side file tells of one background; the inverse of `_told`."""
+    """What the side file tells of one background; the inverse of `told`."""
     threshold = entry["threshold_TeV"]
     result = Result(
         obs_id,

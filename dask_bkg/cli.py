@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,6 +16,9 @@ from dask_bkg import __version__
 from dask_bkg.errors import BackgroundError
 
 NOTHING_DONE, SOME_FAILED = 1, 3
+
+MOST_LINES = 200
+"""Lines of a table that are printed."""
 
 
 class _Group(click.Group):
@@ -49,6 +53,17 @@ def main(verbose: bool) -> None:
     logging.captureWarnings(True)
 
 
+def _job_options(command: Callable) -> Callable:
+    """The configuration of a job and where it runs: the same for all commands that read one."""
+    for add in (
+        click.option("--progress/--no-progress", default=True, help="Show bars."),
+        click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration."),
+        click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+    ):
+        command = add(command)
+    return command
+
+
 def _quiet_distributed() -> None:
     """Dask's own log tells of every comm that opens and closes; importing it sets its levels."""
     import distributed  # noqa: F401
@@ -79,14 +94,12 @@ def config() -> None:
 
 
 @main.command()
-@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
+@_job_options
 @click.option("--overwrite", is_flag=True, help="Copy runs to io.in_dir again that are there already.")
 @click.option("--refresh", is_flag=True, help="Also write backgrounds that would come out as they are there.")
-@click.option("--progress/--no-progress", default=True, help="Show bars.")
 def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, progress: bool) -> None:
     """Make the background of every run that CONFIG_FILE names."""
-    from dask_bkg import pipeline, report
+    from dask_bkg import pipeline
     from dask_bkg.config_io import dump_yaml
     from dask_bkg.plan import check_job
     from dask_bkg.prepare import prepare_runs
@@ -96,12 +109,10 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     check_job(settings)
     prepared = prepare_runs(settings, overwrite)
     done = pipeline.run(prepared, progress=progress, refresh=refresh)
-    click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(done.results)))
-    for result in done.results:
-        if result.reason and result.status == "done":
-            click.echo(f"run {result.obs_id}: {result.reason}")
+    _tell_results(done.results)
     unchanged, written = (sum(r.status == word for r in done.results) for word in ("unchanged", "done"))
-    click.echo(f"\nevents of {done.runs_read} runs read; {written} backgrounds written, {unchanged} unchanged")
+    opened = f"{done.runs_opened} event files opened, events of {done.runs_read} runs counted"
+    click.echo(f"\n{opened}; {written} backgrounds written, {unchanged} unchanged")
     missing = prepared.run_selection.missing_runs
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
@@ -110,6 +121,18 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     _tell_failed(failed)
     if failed or missing:
         sys.exit(SOME_FAILED)
+
+
+def _tell_results(results: list) -> None:
+    """The table of a job, and what is worth knowing of single backgrounds; of a large one the first lines."""
+    from dask_bkg import report
+
+    click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(results[:MOST_LINES])))
+    remarks = [f"run {result.obs_id}: {result.reason}" for result in results if result.reason and result.done]
+    for line in remarks[:MOST_LINES]:
+        click.echo(line)
+    if max(len(results), len(remarks)) > MOST_LINES:
+        click.echo(f"... all {len(results)} runs, and {len(remarks)} remarks, are in summary.ecsv")
 
 
 def _settings(config_file: Path, cluster: str | None):
@@ -129,16 +152,14 @@ def _tell_failed(failed: dict[int, str]) -> None:
 
 
 @main.command()
-@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
-@click.option("--progress/--no-progress", default=True, help="Show bars.")
+@_job_options
 def reduce(config_file: Path, cluster: str | None, progress: bool) -> None:
     """Bring the run store of CONFIG_FILE up to date: the runs of its archive that are new or have changed."""
     from dask_bkg.archive.info import describe
     from dask_bkg.collect import reduce_archive
 
     done = reduce_archive(_settings(config_file, cluster), progress=progress)
-    click.echo(f"events of {done.read} runs read\n\n{describe(done.store.path)}")
+    click.echo(f"{done.opened} event files opened, events of {done.read} runs counted\n\n{describe(done.store.path)}")
     _tell_failed(done.failed)
     if done.failed:
         sys.exit(SOME_FAILED)
@@ -154,9 +175,7 @@ def info(store: Path) -> None:
 
 
 @main.command()
-@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration.")
-@click.option("--progress/--no-progress", default=True, help="Show bars.")
+@_job_options
 def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
     """Kullback-Leibler divergence of every run of the archive from every other: kl.zarr and kl.png in results_dir."""
     from dask_bkg import report

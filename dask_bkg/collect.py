@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from dask import delayed
-from distributed import Client
+from distributed import Client, KilledWorker
 from tqdm import tqdm
 
 from dask_bkg import bookkeeping, schema
+from dask_bkg.archive.layout import same_axes
 from dask_bkg.archive.store import RunStore
 from dask_bkg.archive.update import update_block
 from dask_bkg.cluster import open_client
 from dask_bkg.config import Config
-from dask_bkg.errors import ArchiveError
+from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.lazy.execute import compute_each
-from dask_bkg.lazy.graph import batch_size
 from dask_bkg.plan import Plan, plan_archive
 from dask_bkg.schema import View
+
+log = logging.getLogger(__name__)
+
+OFF_MAX = 2.5
+"""The fine histograms reach at least so far [deg], whatever the binning of the first job."""
 
 
 @dataclass
@@ -35,14 +41,15 @@ class Stored:
         The store.
     view
         Name of the view that the job takes its histograms from.
-    read
-        Number of runs whose events were read and counted.
+    opened, read
+        Number of runs whose files were opened, and of those whose events were counted: the others were the same.
     failed
         Runs that cannot be used, ``{obs_id: reason}``.
     """
 
     store: RunStore
     view: str
+    opened: int = 0
     read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
 
@@ -62,19 +69,37 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
         Whether a bar is shown.
     """
     config = plan.config
-    fine = schema.fine_view(
-        config.run_store.bins_per_decade, config.run_store.pixel, config.run_store.ring, config.binning.off_max
-    )
-    store = RunStore.open_or_create(path, fine, block=config.run_store.block or batch_size(len(plan.runs)))
+    fine = _fine_view(config)
+    store = RunStore.open_or_create(path, fine, block=config.run_store.block)
+    if not same_axes(store.fine, fine):
+        log.warning("the run store %s has other fine axes than run_store asks for, and keeps them", store.path)
     view = store.view_for(plan.edges, config.model.exposure, config.exclusion.reach)
     views = list({v.name: v for v in (store.fine, view)}.values())
     done = Stored(store, view.name)
     # a store that is up to date needs no lock: it may be read-only, or another job may be writing into it
-    if store.outdated(plan.runs, views, plan.regions):
+    missing = store.outdated(plan.runs, views, plan.regions)
+    if missing:
+        if view.method == store.fine.method and view.name and len(views) > 1:
+            log.warning(
+                "the binning is no sum of the fine bins of the run store (%d energies a decade, edges at 0.1, 1, 10 "
+                "TeV; rings of %g deg): %d runs are read for it",
+                config.run_store.bins_per_decade,
+                config.run_store.ring,
+                len(missing),
+            )
         with store.writing():
             _read_runs(done, plan, views, client, progress)
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
+
+
+def _fine_view(config: Config) -> View:
+    """The fine view of a new store, from a configuration."""
+    asked = config.run_store
+    try:
+        return schema.fine_view(asked.bins_per_decade, asked.pixel, asked.ring, max(config.binning.off_max, OFF_MAX))
+    except ValueError as error:
+        raise ConfigError(f"run_store: {error}") from error
 
 
 def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | None, progress: bool) -> None:
@@ -99,16 +124,20 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
                 return
             store.record(result)
             done.read += sum(run.status == "read" for run in result.runs)
+            done.opened += len(result.runs)
 
         compute_each(tasks, client, config.config.n_workers, record)
 
 
 def _died(obs_id: int, error: BaseException) -> str:
     """Why a run was not read, where the task died with its worker (memory, walltime)."""
-    return (
-        f"run {obs_id}: the task that reads it failed on the cluster ({type(error).__name__}: {error}): "
-        "run it again, with more memory"
-    )
+    return f"run {obs_id}: the task that reads it failed ({died(error)}"
+
+
+def died(error: BaseException) -> str:
+    """What happened to a task that died, and what to do."""
+    more = isinstance(error, (MemoryError, KilledWorker))
+    return f"{type(error).__name__}: {error}): run it again{', with more memory' if more else ''}"
 
 
 def reduce_archive(config: Config, *, progress: bool = True) -> Stored:

@@ -26,9 +26,8 @@ from dask_bkg.dl3.reduce import histograms
 from dask_bkg.irf import to_background
 from dask_bkg.plan import plan_job, rate_settings
 from dask_bkg.prepare import prepare_runs
-from dask_bkg.roster import list_digest, own_lists
+from dask_bkg.runlists import list_digest, own_lists, selection_mark
 from dask_bkg.schema import Edges
-from dask_bkg.selection import selection_digest
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _enter_lists(finished: dict, config: Config, used: dict[int, list[int]]) -> 
     settings = config.background_selection
     own = own_lists(settings)
     selected = {run: runs for run, runs in used.items() if run not in own}
-    marks = {"settings": selection_digest(settings), **{str(run): list_digest(r) for run, r in selected.items()}}
+    marks = {"settings": selection_mark(config), **{str(run): list_digest(r) for run, r in selected.items()}}
     section = finished.get("background_selection") or {}
     finished["background_selection"] = {
         **section, "bkg_runlist": {**selected, **own}, "bkg_runlist_digest": marks

@@ -145,7 +145,7 @@ class RunStoreSettings(Section):
     bins_per_decade: Whole = option(10, "energy bins of the fine histogram", ge=1, le=100)
     pixel: Deg = option(0.2, "field pixels of the fine histogram", gt=0)
     ring: Deg = option(0.05, "offset rings of the fine histogram", gt=0)
-    block: Whole | None = option(None, "runs that one task reads and writes; null goes by the archive", ge=1)
+    block: Whole = option(25, "runs that one task reads and writes", ge=1)
 
 
 class Exclusion(Section):
@@ -204,8 +204,8 @@ class BackgroundSelection(Section):
         10.0, "hours of contributing runs, or 'all'"
     )
     exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
-    rank: Literal["elevation", "kl", "conditions", "kl-conditions", "none"] = option(
-        "elevation", "what puts runs first, until time_request; conditions weights them too; none: all that pass"
+    rank: Literal["conditions", "kl", "kl-conditions", "elevation", "none"] = option(
+        "conditions", "what puts runs first, until time_request; conditions weights them too; none: all that pass"
     )
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
@@ -284,7 +284,7 @@ class Modelling(Section):
     divergence: Literal["shape", "document"] = option(
         "shape", "KL divergence of shapes, free of statistics, or of rates + 1e-9"
     )
-    divergence_prior: Number = option(3000.0, "events that the archive's mean shape counts for in a shape", ge=0)
+    divergence_prior: Number = option(3000.0, "events that the prior of a run's shape counts for", gt=0)
     min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
     fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
 
@@ -362,7 +362,7 @@ class Config(Section):
         path = self.run_store.path
         if path is None and self.io.results_dir is None:
             raise ConfigError(
-                "there is no place for the run store: set run_store.path, or io.out_dir (it is results/runs.zarr there)"
+                "there is no place for the run store: set run_store.path, or io.out_dir (then results/runs.zarr)"
             )
         return Path(path) if path is not None else self.directory("results_dir") / "runs.zarr"
 

@@ -17,11 +17,11 @@ import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
 
-from dask_bkg import bookkeeping
+from dask_bkg import bookkeeping, selection
 from dask_bkg.archive import layout
 from dask_bkg.cluster import open_client
-from dask_bkg.collect import progress_bar, update_store
-from dask_bkg.config import Config
+from dask_bkg.collect import update_store
+from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
 from dask_bkg.lazy.execute import compute_each
@@ -56,31 +56,36 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     ArchiveError
         If fewer than two runs of the archive can be used.
     """
-    target = config.directory("results_dir") / "kl.zarr"
+    # a worker may have another working directory
+    target = Path(os.path.abspath(config.directory("results_dir") / "kl.zarr"))
     with open_client(config.cluster, config.config.n_workers) as client:
         plan = plan_archive(config)
         bookkeeping.check_writable(config)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored.store, stored.view)
+        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
         if roster.run_rows.size < 2:
             raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
         runs = load_runs(
-            str(stored.store.path), stored.view, roster.run_rows, roster.runs, plan.edges, block=config.config.block
+            str(stored.store.path),
+            stored.view,
+            roster.run_rows,
+            roster.runs,
+            plan.edges,
+            keys=roster.run_keys,
+            block=config.config.block,
         )
         kl = kl_matrix(runs, settings=shape_settings(config))
         kl = kl.assign_coords(zenith=("obs_id", roster.runs["zenith"]))
-        _write(kl.to_dataset(), target, client, config.config.n_workers, progress)
+        _write(kl.to_dataset(), target, client, config.config.n_workers)
     return Matrix(target, stored.failed)
 
 
-def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int, progress: bool) -> None:
+def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int) -> None:
     _remove_leftovers(target)
     beside = target.with_name(f".dask_bkg-{os.getpid()}-{uuid.uuid4().hex[:16]}-{target.name}")
     try:
         lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
-        with progress_bar("matrix", matrix.sizes["obs_id"], progress) as bar:
-            compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
-            bar.update(matrix.sizes["obs_id"])
+        compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
         layout.consolidate(beside)
         old = beside.with_suffix(".old")
         if target.exists():
@@ -115,22 +120,34 @@ def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
 
 
 def kl_tables(
-    targets: xr.Dataset, runs: xr.Dataset, selected: Sequence[Delayed], settings: ShapeSettings, directory: str
+    targets: xr.Dataset,
+    runs: xr.Dataset,
+    selected: Sequence[Delayed],
+    cuts: BackgroundSelection,
+    settings: ShapeSettings,
+    directory: str,
 ) -> list[Delayed]:
-    """Tasks that write, for each target, the divergences of all runs as a FITS table; one a block of targets."""
+    """Tasks that write, for each target, the divergences of its candidates as a FITS table; one a block of targets.
+
+    Candidates are the runs that pass the cuts; the run itself is beside them, as gammapy-tools has it.
+    """
     kl = kl_matrix(targets, None if targets is runs else runs, settings=settings).data
     layers = Layers(kl, *selected)
-    columns = {
-        "OBS_ID": runs["obs_id"].values,
-        "LIVETIME": runs["livetime"].values,
-        "ZENITH": runs["zenith"].values,
-    }
-    shared = layers.add("candidates", lambda name: {name: literal(columns)})
+    wanted = (*selection.columns_for(cuts), "livetime", "zenith")
+    table, of_targets = (
+        {name: part[name].values for name in wanted if name in part.coords} for part in (runs, targets)
+    )
+    shared = layers.add("candidates", lambda name: {name: literal(table)})
 
     def tasks(name: str) -> dict:
         return {
             (name, i): (
-                partial(_write_tables, targets=targets["obs_id"].values[a:b], directory=directory),
+                partial(
+                    _write_tables,
+                    targets={name: column[a:b] for name, column in of_targets.items()},
+                    cuts=cuts,
+                    directory=directory,
+                ),
                 selected[i].key,
                 shared,
                 *((kl.name, i, j) for j in range(kl.numblocks[1])),
@@ -142,10 +159,17 @@ def kl_tables(
     return layers.delayed(name, len(selected))
 
 
-def _write_tables(selected, columns, *blocks, targets, directory: str) -> int:
+def _write_tables(selected, runs, *blocks, targets, cuts: BackgroundSelection, directory: str) -> int:
     """Write the tables of a block of targets; returns their number."""
-    for row, obs_id in enumerate(targets.tolist()):
+    passes = selection.passing(targets, runs, cuts) | (targets["obs_id"][:, None] == runs["obs_id"])
+    for row, obs_id in enumerate(targets["obs_id"].tolist()):
         divergence = np.concatenate([block[row] for block in blocks])
-        chosen = np.isin(columns["OBS_ID"], selected.of(row).obs_id)
-        write_kl_table(directory, obs_id, {**columns, "KL_DIV": divergence, "SELECTED": chosen})
-    return len(targets)
+        columns = {
+            "OBS_ID": runs["obs_id"],
+            "KL_DIV": divergence,
+            "LIVETIME": runs["livetime"],
+            "ZENITH": runs["zenith"],
+            "SELECTED": np.isin(runs["obs_id"], selected.of(row).obs_id),
+        }
+        write_kl_table(directory, obs_id, {name: column[passes[row]] for name, column in columns.items()})
+    return len(passes)

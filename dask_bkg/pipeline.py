@@ -6,9 +6,10 @@ First the run store is brought up to date (`dask_bkg.collect`), then one graph l
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,15 +21,14 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dask_bkg import bookkeeping
-from dask_bkg.archive.store import RunStore
 from dask_bkg.cluster import open_client
-from dask_bkg.collect import Stored, progress_bar, update_store
+from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError, RunError
+from dask_bkg.journal import Journal
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, literal
 from dask_bkg.lazy.kl import bounds
@@ -39,11 +39,18 @@ from dask_bkg.matrix import kl_tables
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
 from dask_bkg.products import Block, Made, Mark, Result, stacked_background, write_block
 from dask_bkg.roster import Roster, call_the_roll
+from dask_bkg.schema import ring_view
 
 log = logging.getLogger(__name__)
 
 MANY = 200
 """Runs that are read for a single background without a word."""
+
+RUNS_PER_HOUR = 4
+"""Runs that an hour of a selection may hold: half-hour runs, and some that weigh little."""
+
+SAVE_EVERY = 5.0
+"""Seconds after which the run store is told of the files that were written."""
 
 MOST_CHOSEN = 2_000_000
 """Contributing runs that the selections of a block of targets may hold: 80 MB."""
@@ -66,14 +73,16 @@ class Summary:
         Runs of the archive that cannot be used, ``{obs_id: reason}``.
     missing
         Runs of the runlist that ``in_dir`` does not have.
-    runs_read
-        Number of runs whose events were read: those that the run store did not have.
+    runs_opened, runs_read
+        Number of event files that were opened, and of those whose events were counted: runs that the run store did
+        not have as they are.
     """
 
     results: list[Result]
     results_dir: Path
     unusable: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    runs_opened: int = 0
     runs_read: int = 0
 
     @property
@@ -120,19 +129,21 @@ class Graph:
 def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
     """Run histograms of targets and of candidates on the axes of the job, lazily."""
     place, block = (str(stored.store.path), stored.view), plan.config.config.block
-    runs = load_runs(*place, roster.run_rows, roster.runs, plan.edges, block=block)
+    runs = load_runs(*place, roster.run_rows, roster.runs, plan.edges, keys=roster.run_keys, block=block)
     few = _targets_at_once(plan, roster.run_rows.size, max((b - a for a, b in bounds(runs)), default=1))
     if roster.targets is roster.runs and few is None:
         return runs, runs
-    return load_runs(*place, roster.target_rows, roster.targets, plan.edges, block=few or block), runs
+    keys = roster.target_keys
+    return load_runs(*place, roster.target_rows, roster.targets, plan.edges, keys=keys, block=few or block), runs
 
 
 def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
-    """Targets a block where a selection may hold every run, and so the whole matrix; None: as many as runs."""
-    limited = np.isfinite(plan.config.background_selection.hours_wanted)
-    if plan.config.io.from_run or (limited and plan.config.background_selection.ranking != "none"):
+    """Targets a block where selections would be too long, as far as the matrix itself; None: as many as runs."""
+    settings = plan.config.background_selection
+    if plan.config.io.from_run:
         return None
-    few = max(MOST_CHOSEN // max(n_runs, 1), 1)
+    wanted = n_runs if settings.ranking == "none" else min(settings.hours_wanted * RUNS_PER_HOUR, n_runs)
+    few = max(int(MOST_CHOSEN // max(wanted, 1)), 1)
     return few if few < block else None
 
 
@@ -154,25 +165,29 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     )
     numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
     stacks = stack_runs(runs, numbers, selected, split_every=split_every)
-    writes, parts = _writes(plan, roster, selected, stacks, made or {})
+    writes, parts = _writes(plan, roster, selected, stacks, made_by(plan, stored), made or {})
     graph = Graph(targets, runs, selected, stacks, writes, parts)
     if settings.store_KL:
-        directory = str(plan.config.directory("results_dir") / "kl")
-        graph.tables = kl_tables(targets, runs, selected, shape_settings(plan.config), directory)
+        # a worker may have another working directory
+        directory = os.path.abspath(plan.config.directory("results_dir") / "kl")
+        graph.tables = kl_tables(targets, runs, selected, settings, shape_settings(plan.config), directory)
     return graph
 
 
 def _writes(
-    plan: Plan, roster: Roster, selected: list[Delayed], stacks: xr.Dataset, made: Mapping[int, Made]
+    plan: Plan,
+    roster: Roster,
+    selected: list[Delayed],
+    stacks: xr.Dataset,
+    made_by: str,
+    made: Mapping[int, Made],
 ) -> tuple[list[Delayed], list[list[Target]]]:
     """Tasks that make and write backgrounds, some of a block of targets each."""
     arrays = [stacks[name].data for name in ("counts", "exposure", "livetime")]
     layers = Layers(*arrays, *selected)
-    settings = Block(
-        plan.edges, plan.rate, plan.attach_copy, bookkeeping.common_cards(plan), bookkeeping.config_hash(plan.config)
-    )
+    settings = Block(plan.edges, plan.rate, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
     shared = layers.add("settings", lambda name: {name: literal(settings)})
-    state = layers.add("state-of-runs", lambda name: {name: literal(state_of_runs(roster))})
+    state = layers.add("state-of-runs", lambda name: {name: literal(roster.run_keys)})
     tasks: dict = {}
     parts: list[list[Target]] = []
 
@@ -201,14 +216,11 @@ class _Write:
         return write_block(self.targets, self.first, selected, counts, exposure, livetime, state, block)
 
 
-def state_of_runs(roster: Roster) -> NDArray:
-    """A number for the events and the exclusion of each candidate: another one where the histograms are others."""
-    texts = zip(roster.runs["fingerprint"].tolist(), roster.runs["exclusion"].tolist(), strict=True)
-    return np.array([int(_short_hash(f"{a}/{b}"), 16) for a, b in texts], dtype=np.uint64)
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def made_by(plan: Plan, stored: Stored) -> str:
+    """What all backgrounds of a job depend on: the settings, and the pixels through which events were counted."""
+    view = stored.store.views[stored.view]
+    axes = ring_view(view.edges, view.method, view.reach).name
+    return f"{bookkeeping.config_hash(plan.config)}/{axes}/{view.pixels}"
 
 
 # -- run -------------------------------------------------------------------------------------------------------
@@ -237,27 +249,95 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
         plan = plan_job(config)
         bookkeeping.check_writable(config)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored.store, stored.view)
+        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
         made = {} if refresh else bookkeeping.made_before(plan)
         retired = bookkeeping.retire_backgrounds(plan)
+        job = _Job(plan, stored, roster, made, results)
         try:
             if plan.targets:
-                _compute(build(plan, roster, stored, made), client, config, progress, made, results)
+                _compute(build(plan, roster, stored, made), client, config, progress, job)
         except BaseException:
             # a task may have written files and not said so yet: only what is known to be done gets its row back
             bookkeeping.write_indexes(plan, results)
             raise
-    if plan.attach_copy:
-        _remember(stored.store, results, roster)
-    results = [_with_runs(result, roster) for result in results]
     refused = bookkeeping.write_indexes(plan, results, retired)
     results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
     results.sort(key=lambda r: r.obs_id)
     results_dir = bookkeeping.write_results(plan, results)
+    job.close()
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir, plan.unusable, plan.missing, stored.read)
+    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read)
+
+
+class _Job:
+    """Takes the results of a job as they come, and sees to it that they are known if it is killed.
+
+    Parameters
+    ----------
+    results
+        Where the results are added.
+    """
+
+    def __init__(
+        self, plan: Plan, stored: Stored, roster: Roster, made: Mapping[int, Made], results: list[Result]
+    ) -> None:
+        self.results, self._made, self._roster, self._store = results, made, roster, stored.store
+        self._noted = dict(zip(roster.runs["obs_id"].tolist(), roster.runs["note"].tolist(), strict=True))
+        self._journal = Journal(plan.config.directory("results_dir"))
+        fingerprints = dict(
+            zip(roster.targets["obs_id"].tolist(), roster.targets["fingerprint"].tolist(), strict=True)
+        )
+        sources = {run.obs_id: run.path for run in plan.runs}
+        # the output holds the events of its source: known only where that is the file that the store read
+        self._known = {
+            t.obs_id: str(fingerprints[t.obs_id])
+            for t in plan.targets
+            if plan.attach_copy and sources.get(t.obs_id) == t.source
+        }
+        self._saved = time.monotonic()
+
+    def take(self, results: list[Result]) -> None:
+        """Add results of a task."""
+        told = [
+            replace(self._made[r.obs_id].result, status=r.status)
+            if r.status == "unchanged"
+            else with_runs(r, self._noted, self._roster.absent.get(r.obs_id, {}))
+            for r in results
+        ]
+        self.results.extend(told)
+        written = [result for result in told if result.status == "done"]
+        self._journal.add({str(result.obs_id): bookkeeping.told(result) for result in written})
+        for result in written:
+            if result.obs_id in self._known:
+                self._store.saw(result.output, self._known[result.obs_id])
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self._save()
+
+    def close(self) -> None:
+        """All is written: what was kept for the case of a kill is no more needed."""
+        self._save()
+        self._journal.close()
+
+    def _save(self) -> None:
+        try:
+            self._store.flush()
+        except ArchiveError as error:
+            # the next job opens the files that were written, to see that their events are what they were
+            log.warning("%s", error)
+        self._saved = time.monotonic()
+
+
+def with_runs(result: Result, noted: Mapping[int, str], failed: Mapping[int, str]) -> Result:
+    """A result with what is known of its contributing runs: those that could not be used, and remarkable ones."""
+    notes = {run: str(noted[run]) for run in result.contributing if noted.get(run)}
+    remarks = [result.reason] if result.reason else []
+    if result.done:
+        told = notes.items()
+        remarks += [note if run == result.obs_id else f"contributing run {run}: {note}" for run, note in told]
+        remarks += [f"{len(failed)} contributing runs could not be used"] if failed else []
+    return replace(result, notes=notes, failed_runs=dict(failed), reason="; ".join(remarks))
 
 
 def make_one(plan: Plan) -> Any:
@@ -283,7 +363,7 @@ def make_one(plan: Plan) -> Any:
                 len(plan.runs),
             )
         stored = update_store(plan, None, path if kept else Path(scratch) / "runs.zarr", progress=False)
-        roster = call_the_roll(plan, stored.store, stored.view)
+        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
         for reason in plan.failed.values():
             raise RunError(reason)
         graph = build(plan, roster, stored)
@@ -295,15 +375,8 @@ def make_one(plan: Plan) -> Any:
     return stacked_background(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)[0]
 
 
-def _compute(
-    graph: Graph,
-    client: Client | None,
-    config: Config,
-    progress: bool,
-    made: Mapping[int, Made],
-    results: list[Result],
-) -> None:
-    """Compute the graph; results are added as they are written."""
+def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, job: _Job) -> None:
+    """Compute the graph; the job takes results as they are written."""
     with progress_bar("backgrounds", sum(len(part) for part in graph.parts), progress) as bar:
 
         def take(i: int, done: Any) -> None:
@@ -312,39 +385,14 @@ def _compute(
                     log.warning("a table of divergences could not be written: %s", done)
                 return
             if isinstance(done, ArchiveError):
-                # the run store is damaged: as on threads, that is the end of all, and no want of memory
+                # the run store is damaged or another job changes it: as on threads, that is the end of all
                 raise done
             bar.update(len(graph.parts[i]))
-            done = _died(done, graph.parts[i]) if isinstance(done, BaseException) else done
-            results.extend(
-                replace(made[r.obs_id].result, status=r.status) if r.status == "unchanged" else r for r in done
-            )
+            job.take(_failed(done, graph.parts[i]) if isinstance(done, BaseException) else done)
 
         compute_each([*graph.writes, *graph.tables], client, config.config.n_workers, take)
 
 
-def _died(error: BaseException, targets: list[Target]) -> list[Result]:
+def _failed(error: BaseException, targets: list[Target]) -> list[Result]:
     """A failure for each target of a task that died with its worker (memory, walltime)."""
-    reason = f"its task failed on the cluster ({type(error).__name__}: {error}): run it again, with more memory"
-    return [Result(t.obs_id, "failed", f"run {t.obs_id}: {reason}") for t in targets]
-
-
-def _with_runs(result: Result, roster: Roster) -> Result:
-    """A result with what is known of its contributing runs: those that could not be used, and remarkable ones."""
-    noted = dict(zip(roster.runs["obs_id"].tolist(), roster.runs["note"].tolist(), strict=True))
-    notes = {run: str(noted[run]) for run in result.contributing if noted.get(run)}
-    failed, told = roster.absent.get(result.obs_id, {}), notes.items()
-    remarks = [result.reason] if result.reason else []
-    if result.status == "done":
-        remarks += [note if run == result.obs_id else f"contributing run {run}: {note}" for run, note in told]
-        remarks += [f"{len(failed)} contributing runs could not be used"] if failed else []
-    return replace(result, notes=notes, failed_runs=dict(failed), reason="; ".join(remarks))
-
-
-def _remember(store: RunStore, results: list[Result], roster: Roster) -> None:
-    """Tell the run store of the files that were written: their events are what they were."""
-    known = dict(zip(roster.targets["obs_id"].tolist(), roster.targets["fingerprint"].tolist(), strict=True))
-    for result in results:
-        if result.status == "done" and result.obs_id in known:
-            store.saw(result.output, str(known[result.obs_id]))
-    store.flush()
+    return [Result(t.obs_id, "failed", f"run {t.obs_id}: its task failed ({died(error)}") for t in targets]

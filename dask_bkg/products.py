@@ -156,7 +156,7 @@ def write_block(
         try:
             if chosen.reason:
                 raise RunError(chosen.reason)
-            digest = digest_of(block.made_by, chosen, state)
+            digest = digest_of(f"{block.made_by}/{target.threshold!r}", chosen, state)
             if made == (digest, _stat(target)):
                 results.append(Result(target.obs_id, "unchanged"))
                 continue
@@ -198,11 +198,12 @@ def _write_one(
     from dask_bkg.irf import to_hdu
 
     background, flag = stacked_background(target.obs_id, counts, exposure, block.edges, block.settings)
+    weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {
         **block.cards,
         "N_RUNS": (chosen.run.size, "number of contributing runs"),
         "LIVETIME": (round(livetime, 3), "[s] livetime of the contributing runs"),
-        "N_EVENTS": (round(float(counts.sum())), "events in the contributing runs"),
+        "N_EVENTS": (round(float(counts.sum())), f"events in the contributing runs{weighted}"),
     }
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
@@ -255,7 +256,8 @@ def _remark(chosen: Selection) -> str:
     """What is worth knowing about the selection of a background that was made."""
     remarks = []
     if not chosen.enough:
-        remarks.append(f"{chosen.hours:.1f} hours found, fewer than background_selection.time_request")
+        weighted = " (weighted)" if (chosen.weight != 1).any() else ""
+        remarks.append(f"{chosen.hours:.1f} hours{weighted} found, fewer than background_selection.time_request")
     if chosen.flagged:
         remarks.append("some contributing runs cover less than 80 % of its expected counts")
     if chosen.widened > 1:

@@ -5,8 +5,6 @@ The tables of its targets and of the runs that may contribute to them, and the l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from dask_bkg.archive.store import RunStore
 from dask_bkg.errors import ArchiveError
 from dask_bkg.fov import separation
 from dask_bkg.plan import Plan
+from dask_bkg.runlists import lists_by_hand, own_lists
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,8 @@ class Roster:
         both.
     target_rows, run_rows
         Their rows in the run store.
+    target_keys, run_keys
+        A number for what each row holds: events, exclusion and how they are counted.
     given
         Selections that were not made but given, ``{obs_id of the target: ...}``.
     absent
@@ -46,12 +47,23 @@ class Roster:
     runs: Table
     target_rows: NDArray
     run_rows: NDArray
+    target_keys: NDArray
+    run_keys: NDArray
     given: dict[int, selection.Selection] = field(default_factory=dict)
     absent: dict[int, dict[int, str]] = field(default_factory=dict)
 
 
-def call_the_roll(plan: Plan, store: RunStore, view: str) -> Roster:
+def call_the_roll(plan: Plan, store: RunStore, view: str, lost: Mapping[int, str] | None = None) -> Roster:
     """The roster of a job; targets that cannot be done go from ``plan.targets`` to ``plan.failed``, with the reason.
+
+    Parameters
+    ----------
+    plan
+        The job.
+    store, view
+        The run store, up to date, and the view that histograms are taken from.
+    lost
+        Why runs are not in the store that ought to be: their task died, ``{obs_id: reason}``.
 
     Raises
     ------
@@ -60,12 +72,13 @@ def call_the_roll(plan: Plan, store: RunStore, view: str) -> Roster:
     ConfigError
         If a cut is set although no run has what it needs.
     """
-    errors, numbers = store.errors([run.obs_id for run in plan.runs]), sorted(plan.candidates)
+    errors = {**(lost or {}), **store.errors([run.obs_id for run in plan.runs])}
+    numbers = sorted(plan.candidates)
     plan.unusable |= {run: reason for run, reason in errors.items() if run in plan.candidates}
     rows = dict(zip(numbers, store.find(numbers, view).tolist(), strict=True))
     usable = {run for run, row in rows.items() if row >= 0}
     settings = plan.config.background_selection
-    given, absent = _take_lists({} if plan.config.io.from_run else lists_by_hand(settings), usable, plan)
+    given, absent = _take_lists({} if plan.config.io.from_run else lists_by_hand(plan.config), usable, plan)
     target_rows = _target_rows(plan, store, view, errors)
     run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
     table = store.table()
@@ -73,14 +86,24 @@ def call_the_roll(plan: Plan, store: RunStore, view: str) -> Roster:
     plan.targets = [t._replace(threshold=_threshold(t.threshold, targets, i)) for i, t in enumerate(plan.targets)]
     if plan.config.io.from_run:
         itself = {obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}
-        return Roster(targets, targets, target_rows, target_rows, selection.given(itself, targets))
+        keys = store.keys(target_rows, view)
+        return Roster(targets, targets, target_rows, target_rows, keys, keys, selection.given(itself, targets))
     if not run_rows.size:
         reasons = "\n".join(f"  {reason}" for reason in list(plan.unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
     runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     selection.check_conditions(runs, settings)
-    return Roster(targets, runs, target_rows, run_rows, selection.given(given, runs), absent)
+    return Roster(
+        targets,
+        runs,
+        target_rows,
+        run_rows,
+        store.keys(target_rows, view),
+        store.keys(run_rows, view),
+        selection.given(given, runs),
+        absent,
+    )
 
 
 def _target_rows(plan: Plan, store: RunStore, view: str, errors: Mapping[int, str]) -> NDArray:
@@ -122,46 +145,20 @@ def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray
 # -- lists of contributing runs --------------------------------------------------------------------------------
 
 
-def lists_by_hand(settings) -> dict[int, list[int]]:
-    """The lists of ``bkg_runlist`` that count: what the user wrote, and what a job selected by the same settings.
-
-    A list that a job has selected is marked in ``bkg_runlist_digest``; where the settings have changed since, it is
-    left out, with a warning, and the selection is made anew.
-    """
-    own, lists = own_lists(settings), dict(settings.bkg_runlist or {})
-    if len(own) == len(lists):
-        return own
-    if (settings.bkg_runlist_digest or {}).get("settings") != selection.selection_digest(settings):
-        log.warning(
-            "background_selection: the settings have changed since bkg_runlist was selected: the selection of %d "
-            "runs is made anew (take bkg_runlist_digest out to keep the lists)",
-            len(lists) - len(own),
-        )
-        return own
-    # a list has no weights: where there are any, the same settings give the same selection again, with them
-    return own if selection.weighs(settings) else lists
-
-
-def own_lists(settings) -> dict[int, list[int]]:
-    """The lists of ``bkg_runlist`` that the user wrote or changed: those that no job has marked as its own."""
-    marks = settings.bkg_runlist_digest or {}
-    lists = settings.bkg_runlist or {}
-    return {run: runs for run, runs in lists.items() if marks.get(str(run)) != list_digest(runs)}
-
-
-def list_digest(runs: Iterable[int]) -> str:
-    """Mark of a list of runs: equal for equal lists."""
-    return hashlib.sha256(json.dumps([int(run) for run in runs]).encode()).hexdigest()[:12]
-
-
 def _take_lists(
     lists: Mapping[int, list[int]], usable: set[int], plan: Plan
 ) -> tuple[dict[int, list[int]], dict[int, dict[int, str]]]:
-    """Given lists without what cannot contribute, and what that is; a target whose list has no run left fails."""
+    """Given lists without what cannot contribute, and what that is; a target whose list has no run left fails.
+
+    Where a run is gone of a list that a job has selected, the selection is made anew.
+    """
     given, absent = dict[int, list[int]](), dict[int, dict[int, str]]()
+    own = own_lists(plan.config.background_selection)
     for target in [t.obs_id for t in plan.targets if t.obs_id in lists]:
         wanted = list(dict.fromkeys(lists[target]))
         gone = [run for run in wanted if run not in usable]
+        if gone and target not in own:
+            continue
         if gone:
             log.warning("run %d: left out of its bkg_runlist, as they cannot contribute: %s", target, gone)
             unknown = "is not in io.search_datastore"

@@ -225,7 +225,9 @@ def test_a_broken_run_of_a_list_by_hand(job, four_runs, run_path, tmp_path):
     """It was asked for: the target says that it is not there."""
     run_path(four_runs, BAD).unlink()
     lists = {64001: [BAD, 64003], 64003: [BAD], 64004: [64001, 5]}
-    finished = run_make_background(job(four_runs, io={"from_run": False}, background_selection={"bkg_runlist": lists}))
+    finished = run_make_background(
+        job(four_runs, io={"from_run": False}, background_selection={"bkg_runlist": lists})
+    )
     failed = finished["run_selection"]["failed_runs"]
     assert "none of the runs of its background_selection.bkg_runlist" in failed[64003]
     assert "restore it" in failed[64003]

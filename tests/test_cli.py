@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import subprocess
-import warnings
+import sys
 import sysconfig
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -194,35 +195,48 @@ def test_what_a_job_read_and_wrote(new_file, tmp_path):
 
 
 def test_a_night_of_new_runs(job, tmp_path):
-    """Five runs, and two more: their events alone are read, and the backgrounds that they change are written."""
-    simulate_archive(tmp_path / "all", 7, 500, seed=3, sources=False, stars=False)
-    simulate_archive(tmp_path / "some", 5, 500, seed=3, sources=False, stars=False)
+    """Two more runs in an archive of six: their files alone are opened, the backgrounds that they change written."""
+    for name, runs in (("archive", 6), ("all", 8)):
+        simulate_archive(tmp_path / name, runs, 500, seed=3, sources=False, stars=False)
     path = tmp_path / "config.yaml"
-    near = {"rank": "elevation", "time_request": 0.4}
-    path.write_text(dump_yaml(job(tmp_path / "some", io={"from_run": False}, background_selection=near)))
+    io = {"from_run": False, "attach": "index"}
+    path.write_text(dump_yaml(job(tmp_path / "archive", io=io, background_selection={"time_request": 0.4})))
     before = {row[0]: row for row in ROW.findall(call("run", path).stdout)}
-    for source in sorted((tmp_path / "all").rglob("*.gz")):
-        shutil.copy2(source, tmp_path / "some" / source.relative_to(tmp_path / "all"))
-    opened = count_reads(tmp_path / "some/data")
-    result = call("run", path)
+    for name in ("data/run_064007.fits.gz", "data/run_064008.fits.gz", "hdu-index.fits.gz", "obs-index.fits.gz"):
+        shutil.copy(tmp_path / "all" / name, tmp_path / "archive" / name)
+    with files_opened() as opened:
+        result = call("run", path)
     after = {row[0]: row for row in ROW.findall(result.stdout)}
-    written = [run for run, row in after.items() if row[1] == "done"]
-    assert told(result) == f"events of 2 runs read; {len(written)} backgrounds written, {7 - len(written)} unchanged"
-    assert {"64006", "64007"} <= set(written)
-    assert len(written) < 7
-    assert {run: row[2:] for run, row in after.items() if run not in written} == {
-        run: row[2:] for run, row in before.items() if run not in written
+    written = {run for run, row in after.items() if row[1] == "done"}
+    assert {"64007", "64008"} < written
+    assert len(written) < 8
+    assert told(result) == f"events of 2 runs read; {len(written)} backgrounds written, {8 - len(written)} unchanged"
+    assert all(row[2:] == before[run][2:] for run, row in after.items() if run not in written)
+    assert backgrounds(tmp_path / "out") == list(range(64001, 64009))
+    assert {name for name in opened if "archive/data" in name} == {
+        str(tmp_path / "archive/data" / f"run_{i:06d}.fits.gz") for i in (64007, 64008)
     }
-    assert backgrounds(tmp_path / "out") == list(range(64001, 64008))
-    assert opened() == ["run_064006.fits.gz", "run_064007.fits.gz"]
 
 
-def count_reads(directory: Path):
-    """Files of a directory that are read from now on, by their time of last access where that is kept."""
-    old = 1e9
-    for path in directory.iterdir():
-        os.utime(path, (old, path.stat().st_mtime))
-    return lambda: sorted(path.name for path in directory.iterdir() if path.stat().st_atime != old)
+_OPENED: list[list[str]] = []
+
+
+def _note(event: str, arguments: tuple) -> None:
+    if event == "open" and _OPENED and isinstance(arguments[0], str):
+        _OPENED[-1].append(arguments[0])
+
+
+sys.addaudithook(_note)
+
+
+@contextmanager
+def files_opened():
+    """Names of all files that this process opens, by whatever library."""
+    _OPENED.append([])
+    try:
+        yield _OPENED[-1]
+    finally:
+        _OPENED.pop()
 
 
 # --- reduce, info, kl --------------------------------------------------------------------------------------
@@ -248,7 +262,10 @@ def test_reduce_needs_no_place_for_backgrounds(job, four_runs, tmp_path):
     config = {**job(four_runs, run_store=place), "io": {"search_datastore": str(four_runs)}}
     path.write_text(dump_yaml(config))
     assert call("reduce", path).exit_code == ALL_DONE
-    assert sorted(p.name for p in tmp_path.iterdir() if "shared" in p.name) == ["shared.zarr", "shared.zarr.hints.json"]
+    assert sorted(p.name for p in tmp_path.iterdir() if "shared" in p.name) == [
+        "shared.zarr",
+        "shared.zarr.hints.json",
+    ]
     assert "4 usable" in call("info", place["path"]).stdout
     assert not (tmp_path / "out").exists()
     for left_out, words in (("run_store", "no place for the run store: set run_store.path"), ("io", "io.")):
@@ -344,7 +361,10 @@ def test_kl_without_a_broken_run(new_file, four_runs, run_path, tmp_path):
 def test_kl_needs_a_place(job, four_runs, tmp_path):
     """Said before anything is read."""
     path = tmp_path / "config.yaml"
-    config = {**job(four_runs, run_store={"path": str(tmp_path / "a.zarr")}), "io": {"search_datastore": str(four_runs)}}
+    config = {
+        **job(four_runs, run_store={"path": str(tmp_path / "a.zarr")}),
+        "io": {"search_datastore": str(four_runs)},
+    }
     path.write_text(dump_yaml(config))
     result = call("kl", path)
     assert result.exit_code == NOTHING_DONE

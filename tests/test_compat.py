@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
@@ -20,11 +22,13 @@ from gammapy.data import DataStore
 from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
 from scipy.ndimage import gaussian_filter
+from scipy.stats import entropy
 
 import dask_bkg
 from dask_bkg import ExclusionFinder, get_config, load_config, prepare_dataset, reduce_run, run_make_background
 from dask_bkg.compat import BackgroundModelEstimator, make_background
 from dask_bkg.config import parse_config
+from dask_bkg.config_io import dump_yaml
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 
@@ -247,6 +251,242 @@ def test_whole_configuration_is_checked_once_at_the_end(job, four_runs):
     prepare_dataset(config)
 
 
+# --- the lists that were used ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stack(job, four_runs, tmp_path):
+    """A stacking job for the four runs, an hour each: ``stack(rank="kl", ...)`` for its selection."""
+
+    def make(**selection):
+        return job(four_runs, io={"from_run": False}, background_selection={"time_request": 0.7, **selection})
+
+    return make
+
+
+def lists_of(config: dict) -> dict[int, list[int]]:
+    return config["background_selection"]["bkg_runlist"]
+
+
+def told_of(tmp_path) -> dict[int, dict]:
+    told = json.loads((tmp_path / "out/results/provenance.json").read_text())["backgrounds"]
+    return {int(run): entry for run, entry in told.items()}
+
+
+def statuses(tmp_path) -> list[str]:
+    return Table.read(tmp_path / "out/results/summary.ecsv")["STATUS"].tolist()
+
+
+def no_selection(monkeypatch) -> None:
+    """From now on a selection that is made is a failure."""
+    for name in ("choose_block", "finish"):
+        monkeypatch.setattr(f"dask_bkg.selection.{name}", lambda *args: pytest.fail("a selection was made"))
+
+
+@pytest.mark.parametrize("rank", ["elevation", "kl"])
+def test_the_returned_configuration_holds_the_lists_that_were_used(stack, tmp_path, rank):
+    """Nearest first, each marked, and a mark of the settings; what was given is not changed."""
+    given = stack(rank=rank)
+    finished = run_make_background(given)
+    assert "bkg_runlist" not in given["background_selection"]
+    assert lists_of(finished) == {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()}
+    assert all(len(runs) == 2 and run not in runs for run, runs in lists_of(finished).items())
+    marks = finished["background_selection"]["bkg_runlist_digest"]
+    assert marks.keys() == {"settings", *map(str, OBS_IDS)}
+    assert finished["background_selection"]["rank"] == rank
+    parse_config(finished)
+
+
+@pytest.mark.parametrize("text", [None, "yaml", "json"])
+def test_a_second_call_takes_the_lists(stack, tmp_path, monkeypatch, caplog, text):
+    """Through a file or not: no selection is made, nothing is read or written, and it is the same configuration."""
+    finished = run_make_background(stack(rank="kl"))
+    back = {
+        None: lambda config: config,
+        "yaml": lambda config: yaml.safe_load(yaml.safe_dump(config)),
+        "json": lambda config: json.loads(json.dumps(config)),
+    }[text](finished)
+    no_selection(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        again = run_make_background(back)
+    assert caplog.text == ""
+    assert statuses(tmp_path) == ["unchanged"] * 4
+    for name in ("bkg_runlist", "bkg_runlist_digest"):
+        assert parse_config(again).effective()["background_selection"][name] == (
+            parse_config(finished).effective()["background_selection"][name]
+        )
+
+
+def test_what_was_written_to_a_file_is_read_back_with_its_lists(stack, tmp_path, monkeypatch):
+    """By our own writer, and by the loader that refuses what YAML would misread."""
+    finished = run_make_background(stack(rank="kl"))
+    path = tmp_path / "finished.yaml"
+    path.write_text(dump_yaml(finished))
+    loaded = load_config(path)
+    assert loaded.background_selection.bkg_runlist == lists_of(finished)
+    assert loaded.explicit == finished
+    no_selection(monkeypatch)
+    run_make_background(loaded.explicit)
+
+
+CHANGES = {
+    "a cut": {"background_selection": {"el_min": 10}},
+    "hours": {"background_selection": {"time_request": 0.3}},
+    "ranking": {"background_selection": {"rank": "elevation"}},
+    "divergence": {"model": {"divergence": "document"}},
+    "binning": {"binning": {"e_bins": 12}},
+    "exclusion": {"exclusion": {"exclude_regions": [[83.6, 22.0, 0.5]]}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_with_other_settings_the_selection_is_made_anew(stack, tmp_path, caplog, change):
+    """Whatever decides who contributes; a warning says so."""
+    finished = run_make_background(stack(rank="kl"))
+    for section, values in CHANGES[change].items():
+        finished[section] = {**(finished.get(section) or {}), **values}
+    with caplog.at_level(logging.WARNING):
+        again = run_make_background(finished)
+    assert "the settings have changed since bkg_runlist was selected: the selection of 4 runs is made anew" in caplog.text
+    assert lists_of(again) == {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()}
+    settings = [c["background_selection"]["bkg_runlist_digest"]["settings"] for c in (finished, again)]
+    assert settings[0] != settings[1]
+    if change == "hours":
+        assert {len(runs) for runs in lists_of(again).values()} == {1}
+    # and these lists are taken the next time, without a word
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run_make_background(again)
+    assert "changed" not in caplog.text
+    assert statuses(tmp_path) == ["unchanged"] * 4
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"background_selection": {"smooth": True}},
+        {"config": {"njobs": 2, "block": 2}},
+        {"model": {"min_counts": 100}},
+    ],
+    ids=["smoothing", "blocks", "rate"],
+)
+def test_what_decides_nothing_keeps_the_lists(stack, monkeypatch, caplog, section):
+    finished = run_make_background(stack(rank="kl"))
+    for name, values in section.items():
+        finished[name] = {**(finished.get(name) or {}), **values}
+    no_selection(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        again = run_make_background(finished)
+    assert "anew" not in caplog.text
+    assert lists_of(again) == lists_of(finished)
+
+
+def test_weights_are_found_again(stack, tmp_path):
+    """A list has no weights: by the same settings the same runs are selected, with theirs."""
+    finished = run_make_background(stack(rank="conditions"))
+    before = told_of(tmp_path)
+    assert all(entry["weights"] for entry in before.values())
+    assert lists_of(run_make_background(finished)) == lists_of(finished)
+    assert statuses(tmp_path) == ["unchanged"] * 4
+    assert told_of(tmp_path) == before
+
+
+def test_a_list_of_the_user_wins_over_every_cut(stack, tmp_path, caplog):
+    """And over other settings; it comes back as it was, in its order, and is never marked."""
+    own = {64002: [64004, 64001]}
+    given = stack(rank="elevation", time_request=0.3, bkg_runlist=own, el_min=80.0)
+    finished = run_make_background(given)
+    assert told_of(tmp_path)[64002]["contributing_runs"] == own[64002]
+    assert lists_of(finished) == own
+    # no other run passes
+    assert list(finished["run_selection"]["failed_runs"]) == [64001, 64003, 64004]
+    assert finished["background_selection"]["bkg_runlist_digest"].keys() == {"settings"}
+    finished["background_selection"]["el_min"] = 5.0
+    with caplog.at_level(logging.WARNING):
+        again = run_make_background(finished)
+    assert "anew" not in caplog.text
+    assert lists_of(again)[64002] == own[64002]
+    assert again["background_selection"]["bkg_runlist_digest"].keys() == {"settings", "64001", "64003", "64004"}
+    assert told_of(tmp_path)[64002]["contributing_runs"] == own[64002]
+
+
+def test_a_list_that_the_user_changed_is_the_users(stack, tmp_path, caplog):
+    finished = run_make_background(stack(rank="kl"))
+    selected = lists_of(finished)[64003]
+    left_out = next(run for run in OBS_IDS if run not in (*selected, 64003))
+    lists_of(finished)[64003] = [left_out]
+    finished["background_selection"]["el_min"] = 10.0
+    with caplog.at_level(logging.WARNING):
+        again = run_make_background(finished)
+    assert "the selection of 3 runs is made anew" in caplog.text
+    assert told_of(tmp_path)[64003]["contributing_runs"] == [left_out]
+    assert lists_of(again)[64003] == [left_out]
+    assert "64003" not in again["background_selection"]["bkg_runlist_digest"]
+
+
+def test_run_wise_there_are_no_lists(job, four_runs):
+    assert "bkg_runlist" not in (run_make_background(job(four_runs)).get("background_selection") or {})
+
+
+# --- KL_DIV ------------------------------------------------------------------------------------------------
+
+
+def kl_job(archive, out, **sections) -> dict:
+    io = {"search_datastore": str(archive), "in_dir": str(archive), "out_dir": str(out), "attach": "index"}
+    selection = {"KL_DIV": True, "store_KL": True, "time_request": 1.5}
+    config = {"cluster": "threads", "config": {"njobs": 1}, "io": io, "background_selection": selection, **sections}
+    return run_make_background(config)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_kl_div_under_the_preset_is_the_documents(archive, catalogs, tmp_path):
+    """Formula by formula: the run-wise rates of each run, normalised, plus 1e-9, entropy, the nearest until 1.5 h."""
+    directory, _ = archive
+    kl_job(directory, tmp_path / "out", preset="gammapy-tools", run_selection={"runlist": [64002, 64007]})
+    observations = DataStore.from_dir(directory).get_observations(required_irf=[])
+    numbers = [int(obs.obs_id) for obs in observations]
+    rates = np.array([np.nan_to_num(document_rate([obs], False, *axes()).ravel()) for obs in observations])
+    shapes = dict(zip(numbers, rates / rates.sum(axis=1, keepdims=True) + 1e-9, strict=True))
+    hours = {int(obs.obs_id): obs.observation_live_time_duration.to_value("h") for obs in observations}
+    for obs_id in (64002, 64007):
+        expected = {run: entropy(shapes[obs_id], shapes[run]) for run in numbers}
+        order = sorted((run for run in numbers if run != obs_id), key=lambda run: round(expected[run], 10))
+        enough = 1 + int(np.searchsorted(np.cumsum([hours[run] for run in order]), 1.5))
+        entry = told_of(tmp_path)[obs_id]
+        assert entry["contributing_runs"] == order[:enough]
+        assert entry["scores"] == pytest.approx([expected[run] for run in order[:enough]], rel=1e-6)
+        table = Table.read(tmp_path / f"out/results/kl/{obs_id}.kl.fits")
+        assert table["OBS_ID"].tolist() == [obs_id, *order]
+        assert table["KL_DIV"].tolist() == pytest.approx([expected[run] for run in table["OBS_ID"]], rel=1e-6, abs=1e-9)
+
+
+def test_kl_div_without_the_preset_compares_shapes(archive, catalogs, tmp_path):
+    """The same as ``rank: kl``; another order than the document's, and nearer in zenith angle than chance."""
+    directory, truth = archive
+    kl_job(directory, tmp_path / "out")
+    by_shape = {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()}
+    (tmp_path / "out").rename(tmp_path / "shape")
+    kl_job(directory, tmp_path / "out", background_selection={"rank": "kl", "time_request": 1.5})
+    assert {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()} == by_shape
+    (tmp_path / "out").rename(tmp_path / "rank")
+    kl_job(directory, tmp_path / "out", model={"divergence": "document"})
+    assert {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()} != by_shape
+    airmass = {run.obs_id: 1 / np.cos(np.deg2rad(run.zenith)) for run in truth.runs}
+    gap = [np.mean([abs(airmass[r] - airmass[run]) for r in runs]) for run, runs in by_shape.items()]
+    chance = [abs(a - b) for a in airmass.values() for b in airmass.values()]
+    assert np.mean(gap) < 0.7 * np.mean(chance)
+
+
+@pytest.mark.parametrize(
+    ("selection", "ranking"),
+    [({"rank": "conditions"}, "kl"), ({"rank": "kl-conditions"}, "kl-conditions"), ({"rank": "none"}, "kl")],
+    ids=["conditions", "kl-conditions", "none"],
+)
+def test_kl_div_asks_for_a_divergence(selection, ranking):
+    """And keeps the ranking where that has one already."""
+    assert parse_config({"background_selection": {"KL_DIV": True, **selection}}).background_selection.ranking == ranking
+
+
 # --- make_background ---------------------------------------------------------------------------------------
 
 
@@ -315,7 +555,6 @@ def document_rate(observations, smooth: bool, energy: MapAxis, offset: MapAxis) 
     for obs in observations:
         events = obs.events
         circles = document_circles(obs.pointing.fixed_icrs)
-        assert circles
         run_mask = np.ones(len(events.table), dtype=bool)
         for ra, dec, radius in circles:
             run_mask &= events.radec.separation(SkyCoord(ra, dec, unit="deg")).deg > radius
@@ -344,6 +583,7 @@ def test_the_preset_is_the_document_number_by_number(archive, catalogs, smooth):
     energy, offset = axes()
     estimator = BackgroundModelEstimator(energy, offset, smooth=smooth, preset="gammapy-tools")
     estimator.run(observations)
+    assert all(document_circles(obs.pointing.fixed_icrs) for obs in observations)
     expected = document_rate(observations, smooth, energy, offset)
     assert (expected > 0).sum() > 30
     assert estimator.background_rate.quantity.to_value("s-1 TeV-1 sr-1") == pytest.approx(expected, rel=1e-6)

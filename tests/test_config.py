@@ -119,7 +119,7 @@ def test_cuts_are_off_by_default():
     )
     assert [getattr(selection, cut) for cut in cuts] == [None] * len(cuts)
     assert selection.bkg_runlist is None
-    assert (selection.same_szn, selection.time_request, selection.rank) == (False, 10.0, "elevation")
+    assert (selection.same_szn, selection.time_request, selection.rank) == (False, 10.0, "conditions")
 
 
 def test_preset_veritas():

@@ -16,7 +16,7 @@ from gammapy.data import GTI, DataStore, EventList
 from gammapy.irf import EffectiveAreaTable2D
 
 from dask_bkg.dl3.headers import conditions, date_mjd
-from dask_bkg.dl3.read import RunFile, read_conditions, read_run, read_threshold
+from dask_bkg.dl3.read import RunFile, read_run, read_threshold
 from dask_bkg.errors import RunError
 from dask_bkg.simulate import response
 
@@ -389,10 +389,6 @@ def test_a_cut_file_gives_all_events_or_an_error(run, tmp_path, suffix):
     # a packed file has a check sum at its end, of a plain one all that is needed may be there
     assert outcomes == ({events, "error"} if suffix == ".fits" else {"error"})
 
-
-def test_conditions_of_a_file_that_cannot_be_read_are_nan(run, tmp_path):
-    assert read_conditions(run)["nsb"] == fits.getheader(run.path, "EVENTS")["NSBLEVEL"]
-    assert np.isnan(list(read_conditions(RunFile(1, str(tmp_path / "nowhere.fits"))).values())).all()
 
 
 def test_file_descriptors_do_not_pile_up(run, tmp_path):

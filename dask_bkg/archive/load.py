@@ -22,7 +22,9 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.schema import AXES, RUN_NUMBERS, RUN_TEXTS, UNITS, Edges
 
 
-def load_histograms(path: str, view_name: str, rows: ArrayLike, edges: Edges) -> tuple[NDArray, NDArray]:
+def load_histograms(
+    path: str, view_name: str, rows: ArrayLike, edges: Edges, keys: ArrayLike | None = None
+) -> tuple[NDArray, NDArray]:
     """Counts and exposure of runs on given axes, from the rings of a view; eager and picklable, the task of a graph.
 
     Reads the chunks that hold the rows, nothing else.
@@ -37,6 +39,8 @@ def load_histograms(path: str, view_name: str, rows: ArrayLike, edges: Edges) ->
         Rows from `dask_bkg.archive.store.RunStore.find`, shape ``(runs,)``.
     edges
         Axes that are wanted, of which the view's bins are a part.
+    keys
+        What the rows must hold (`dask_bkg.archive.store.RunStore.keys`), shape ``(runs,)``.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def load_histograms(path: str, view_name: str, rows: ArrayLike, edges: Edges) ->
     """
     rows = np.asarray(rows, dtype=np.int64)
     view = layout.view_of(Path(path), view_name)
-    with _steady(path, view_name, rows):
+    with _steady(path, view_name, rows, keys):
         ontime = _column(path, "", "ontime", rows)
         if not np.isfinite(ontime).all():
             raise layout.damaged(path, "", "ontime", 0, "the file is lost")
@@ -93,13 +97,18 @@ def sum_bins(values: NDArray, fine: NDArray, coarse: NDArray, axis: int) -> NDAr
 
 
 @contextmanager
-def _steady(path: str, view: str, rows: NDArray) -> Iterator[None]:
-    """`ArchiveError` if rows are void, or become so while they are read."""
+def _steady(path: str, view: str, rows: NDArray, keys: ArrayLike | None = None) -> Iterator[None]:
+    """`ArchiveError` if rows are void or hold something else, or become so while they are read."""
     if rows.size and rows.min() < 0:
         raise ValueError("a row of -1: only runs that `RunStore.find` has found can be loaded")
     before = _column(path, view, "key", rows)
+    planned = before if keys is None else np.asarray(keys, dtype=before.dtype)
     yield
-    if (before == 0).any() or not np.array_equal(before, _column(path, view, "key", rows)):
+    if (
+        (before == 0).any()
+        or not np.array_equal(before, planned)
+        or not np.array_equal(before, _column(path, view, "key", rows))
+    ):
         raise ArchiveError(
             f"another job is replacing runs in the store of run histograms {path}: start again when it has ended."
         )

@@ -380,6 +380,10 @@ class RunStore:
         """Which rows have valid histograms in a view, boolean of shape ``(rows,)``."""
         return self._table.usable(view)
 
+    def keys(self, rows: ArrayLike, view: str = "") -> NDArray:
+        """What rows hold, as a number: events, exclusion and how they are counted; uint64, shape ``(rows,)``."""
+        return self._table.keys[view][np.asarray(rows, dtype=np.int64)]
+
     def errors(self, obs_ids: ArrayLike) -> dict[int, str]:
         """Why runs cannot be used, those that have a reason."""
         rows = self._table.rows(obs_ids)

@@ -245,15 +245,6 @@ def _conditions(gti: tuple[NDArray, NDArray, Mapping[str, Any]], header: Mapping
     return numbers
 
 
-def read_conditions(run: RunFile) -> dict[str, float]:
-    """`conditions` from the EVENTS header of a run; all NaN if it cannot be read (the reduction says why)."""
-    try:
-        with open_fits(run.path, run.obs_id) as hdus:
-            return conditions(find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path).header)
-    except RunError:
-        return conditions({})
-
-
 def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
     """Energy threshold of a run [TeV] from its effective area.
 

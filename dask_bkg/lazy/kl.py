@@ -43,7 +43,8 @@ def kl_matrix(
     settings
         How shapes are compared, see `dask_bkg.similarity`; the default measures shape, not statistics.
     block
-        Runs a block in both directions; by default the chunks of ``runs``.
+        Runs a block in both directions; by default `dask_bkg.lazy.graph.block_size`, or the chunks of ``runs`` where
+        they are larger.
 
     Returns
     -------
@@ -78,8 +79,9 @@ def kl_matrix(
 
 def _chunked(runs: xr.Dataset, block: int | None) -> xr.Dataset:
     """Histograms and ontime as dask arrays, chunked along ``obs_id`` alone; nothing else, and edges in memory."""
-    chunks = schema.check(runs)["counts"].chunks
-    size = block or (max(chunks[0]) if chunks else block_size(runs.sizes["obs_id"]))
+    chunks, n_runs = schema.check(runs)["counts"].chunks, runs.sizes["obs_id"]
+    # the chunks of a store are made for reading: as blocks of a matrix they would be too many
+    size = block or max(block_size(n_runs), *(chunks[0] if chunks else (1,)))
     names = (*schema.HISTOGRAMS, "ontime")
     # the variables themselves: a whole dataset would be chunked with its edges
     lazy = {name: runs[name].variable.chunk({"obs_id": size, **dict.fromkeys(schema.AXES, -1)}) for name in names}

@@ -63,7 +63,14 @@ def reduce_runs(
 
 
 def load_runs(
-    path: str, view: str, rows: NDArray, table: Mapping[str, NDArray], edges: Edges, *, block: int | None = None
+    path: str,
+    view: str,
+    rows: NDArray,
+    table: Mapping[str, NDArray],
+    edges: Edges,
+    *,
+    keys: NDArray | None = None,
+    block: int | None = None,
 ) -> xr.Dataset:
     """Counts and exposure of many runs from a run store, lazily.
 
@@ -75,6 +82,9 @@ def load_runs(
         Per-run numbers and texts, arrays of shape ``(runs,)``, with ``obs_id``; they become coordinates.
     edges
         Bin edges; those of the view, or sums of them.
+    keys
+        What the rows hold, of `dask_bkg.archive.store.RunStore.keys`: a row that another job changes meanwhile is an
+        error then.
     block
         Runs a task; by default `dask_bkg.lazy.graph.block_size`.
 
@@ -83,10 +93,15 @@ def load_runs(
     dataset
         As of `reduce_runs`, with the per-run coordinates in memory.
     """
-    parts, layers = batches(np.asarray(rows), block or block_size(len(rows))), Layers()
+    size, layers = block or block_size(len(rows)), Layers()
+    parts = batches(np.asarray(rows), size)
+    held = [None] * len(parts) if keys is None else batches(np.asarray(keys), size)
     work = layers.add(
         "load-runs",
-        lambda name: {(name, i): (partial(_load, str(path), view, part, edges),) for i, part in enumerate(parts)},
+        lambda name: {
+            (name, i): (partial(_load, str(path), view, part, edges, keys),)
+            for i, (part, keys) in enumerate(zip(parts, held, strict=True))
+        },
     )
     coords = {name: ("obs_id", np.asarray(column)) for name, column in table.items()}
     return _dataset(layers, work, tuple(len(part) for part in parts), edges, coords)
@@ -97,8 +112,8 @@ class _Histograms(NamedTuple):
     exposure: NDArray
 
 
-def _load(path: str, view: str, rows: NDArray, edges: Edges) -> _Histograms:
-    return _Histograms(*load_histograms(path, view, rows, edges))
+def _load(path: str, view: str, rows: NDArray, edges: Edges, keys: NDArray | None) -> _Histograms:
+    return _Histograms(*load_histograms(path, view, rows, edges, keys))
 
 
 def _dataset(layers: Layers, work: str, sizes: tuple[int, ...], edges: Edges, coords: Mapping) -> xr.Dataset:

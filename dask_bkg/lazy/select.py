@@ -54,7 +54,7 @@ def select_runs(
     open_ = [i for i, part in enumerate(numbers) if len(won[i]) < len(part)]
     conditions, merged, below = "", "", list[str]()
     if open_:
-        conditions = layers.add("conditions", lambda name: _tables(name, targets, runs))
+        conditions = layers.add("conditions", lambda name: _tables(name, targets, runs, settings))
         chosen = _add_choice(layers, targets, runs, settings, shapes, conditions, open_)
         leaves = [[(chosen, i, j) for j in range(len(bounds(runs)))] for i in open_]
         merged = layers.tree("merge-runs", partial(_merge, settings=settings), leaves, split_every, chosen)
@@ -72,15 +72,16 @@ def select_runs(
     return layers.delayed(layers.add("select-runs", tasks, *below), len(numbers))
 
 
-def _tables(name: str, targets: xr.Dataset, runs: xr.Dataset) -> dict:
+def _tables(name: str, targets: xr.Dataset, runs: xr.Dataset, settings: Any) -> dict:
     """The conditions of the runs, a block a task: small, and wanted by many.
 
     Those of a target are apart from those of a run even where both are the same: through shared ones schedulers go
     from block to block of runs, and hold the candidates of all pairs at once.
     """
     found: dict = {}
+    wanted = selection.columns_for(settings)
     for role, part in {"run": runs, "target": targets}.items():
-        columns = {column: part[column].values for column in selection.COLUMNS if column in part.coords}
+        columns = {column: part[column].values for column in wanted if column in part.coords}
         for i, (a, b) in enumerate(bounds(part)):
             found[name, role, i] = literal({column: values[a:b] for column, values in columns.items()})
     return found

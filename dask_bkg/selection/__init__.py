@@ -20,8 +20,10 @@ from dask_bkg.selection.cuts import (
     airmass,
     azimuth_difference,
     check_conditions,
+    columns_for,
     galactic_latitude,
     is_set,
+    passing,
 )
 from dask_bkg.selection.ranking import RANKINGS, Ranking, kernel_distance, needs_divergence, weighs
 from dask_bkg.selection.selections import (
@@ -51,6 +53,7 @@ __all__ = [
     "by_hand",
     "check_conditions",
     "choose_block",
+    "columns_for",
     "finish",
     "galactic_latitude",
     "given",
@@ -60,6 +63,7 @@ __all__ = [
     "merge",
     "needs_divergence",
     "pack",
+    "passing",
     "replace",
     "selection_digest",
     "weighs",

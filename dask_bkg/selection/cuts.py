@@ -63,6 +63,17 @@ def is_set(settings: Any, key: str) -> bool:
     return value is not None and value is not False
 
 
+def columns_for(settings: Any) -> tuple[str, ...]:
+    """Columns of a table that the cuts and the ranking of the settings look at: the others need not travel."""
+    if settings.ranking in ("conditions", "kl-conditions"):
+        return COLUMNS
+    needed = {"obs_id", "excluded", "livetime", "zenith"}
+    needed |= {NEEDS[key][0] for key in NEEDS if is_set(settings, key)}
+    if is_set(settings, "exclude_same_target") or is_set(settings, "galactic_latitude_min"):
+        needed |= {"object_code", "ra_pnt", "dec_pnt"}
+    return tuple(name for name in COLUMNS if name in needed)
+
+
 def check_conditions(runs: Mapping[str, NDArray], settings: Any) -> None:
     """Raise `ConfigError` for a cut or a ranking although no run of the archive has what it needs."""
     absent = "(neither in the obs-index nor in the EVENTS headers)"
@@ -204,6 +215,19 @@ def pair_cuts(targets: Table, runs: Table, settings: Any) -> Iterator[NDArray]:
     for key, cut in PAIRS.items():
         if is_set(settings, key):
             yield cut(targets, runs, settings)
+
+
+def passing(targets: Table, runs: Table, settings: Any) -> NDArray:
+    """Which runs pass all cuts for which target, itself left out; boolean, shape ``(targets, runs)``."""
+    index, own, _ = pass_alone(targets, runs, settings)
+    left = {name: np.asarray(values)[index] for name, values in runs.items()}
+    among = np.ones((len(targets["obs_id"]), index.size), dtype=bool)
+    for cut in pair_cuts(targets, left, settings):
+        among &= cut
+    among[np.flatnonzero(own >= 0), own[own >= 0]] = False
+    passes = np.zeros((len(among), len(runs["obs_id"])), dtype=bool)
+    passes[:, index] = among
+    return passes
 
 
 def season_ranges(time: NDArray, settings: Any) -> tuple[NDArray, NDArray]:
