@@ -194,20 +194,22 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """All sleeping graphs on all numbers of workers."""
     seconds = {**blocks, "write": measured.a_target * pipeline.WRITE_BATCH}
-    found = []
+    found: list[dict[str, Any]] = []
+
+    def take(workers: int, name: str, graph: dict, cost: Mapping[str, float], a_task: float, *where: Any) -> None:
+        print(f"sleeping: {workers} workers, {name}", file=sys.stderr, flush=True)
+        told = sleep_through(graph, cost, *where, workers)
+        found.append({"workers": workers, "graph": name, "a task": a_task, **told})
+
     for workers in options.workers:
-        with sleeping_cluster(workers) as (client, hosts):
+        with sleeping_cluster(workers) as where:
             for batch in options.batch:
-                cost = {"reduce-runs": measured.a_run * batch}
+                a_task = measured.a_run * batch
                 graph = reading_graph(options.archive_runs, batch)
-                told = sleep_through(graph, cost, client, hosts, workers)
-                found.append(
-                    {"workers": workers, "graph": f"read, {batch} a task", "a task": cost["reduce-runs"], **told}
-                )
+                take(workers, f"read, {batch} a task", graph, {"reduce-runs": a_task}, a_task, *where)
             graph = job_graph(store, options.hours, scratch)
-            told = sleep_through(graph, seconds, client, hosts, workers)
             mean = float(np.mean([seconds.get(layer_name(key), 0.0) for key in graph]))
-            found.append({"workers": workers, "graph": "store to files", "a task": mean, **told})
+            take(workers, "store to files", graph, seconds, mean, *where)
     return found
 
 

@@ -13,5 +13,9 @@ class ArchiveError(BackgroundError):
     """A datastore (directory or index files) cannot be read or written."""
 
 
+class StoreBusyError(ArchiveError):
+    """Another job is writing to the run store."""
+
+
 class RunError(BackgroundError):
     """One run cannot be used; the others can."""

@@ -17,7 +17,7 @@ import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
 
-from dask_bkg import bookkeeping, selection
+from dask_bkg import bookkeeping, schema, selection, similarity
 from dask_bkg.archive import layout
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import update_store
@@ -26,7 +26,7 @@ from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, literal
-from dask_bkg.lazy.kl import bounds, kl_matrix
+from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.plan import plan_archive, shape_settings
 from dask_bkg.roster import call_the_roll
@@ -129,10 +129,12 @@ def kl_tables(
 ) -> list[Delayed]:
     """Tasks that write, for each target, the divergences of its candidates as a FITS table; one a block of targets.
 
-    Candidates are the runs that pass the cuts; the run itself is beside them, as gammapy-tools has it.
+    Candidates are the runs that pass the cuts, and those of a list by hand; the run itself is beside them, as
+    gammapy-tools has it.
     """
-    kl = kl_matrix(targets, None if targets is runs else runs, settings=settings).data
-    layers = Layers(kl, *selected)
+    layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS), *selected)
+    # a target block's divergences are made by its own task: as tasks of their own all would be held at once
+    shapes = add_shapes(layers, targets, runs, settings)
     wanted = (*selection.columns_for(cuts), "livetime", "zenith")
     table, of_targets = (
         {name: part[name].values for name in wanted if name in part.coords} for part in (runs, targets)
@@ -150,26 +152,31 @@ def kl_tables(
                 ),
                 selected[i].key,
                 shared,
-                *((kl.name, i, j) for j in range(kl.numblocks[1])),
+                (shapes.targets, i),
+                *((shapes.runs, j) for j in range(len(shapes.columns))),
             )
             for i, (a, b) in enumerate(bounds(targets))
         }
 
-    name = layers.add("write-kl", tasks, kl.name, shared, selected[0].key[0])
+    name = layers.add("write-kl", tasks, shapes.targets, shapes.runs, shared, selected[0].key[0])
     return layers.delayed(name, len(selected))
 
 
-def _write_tables(selected, runs, *blocks, targets, cuts: BackgroundSelection, directory: str) -> int:
-    """Write the tables of a block of targets; returns their number."""
+def _write_tables(selected, runs, p, *q, targets, cuts: BackgroundSelection, directory: str) -> int | ArchiveError:
+    """Write the tables of a block of targets; returns their number, or why they cannot be written."""
+    kl = np.concatenate([similarity.kl_block(p, block) for block in q], axis=1)
     passes = selection.passing(targets, runs, cuts) | (targets["obs_id"][:, None] == runs["obs_id"])
     for row, obs_id in enumerate(targets["obs_id"].tolist()):
-        divergence = np.concatenate([block[row] for block in blocks])
         columns = {
             "OBS_ID": runs["obs_id"],
-            "KL_DIV": divergence,
+            "KL_DIV": kl[row],
             "LIVETIME": runs["livetime"],
             "ZENITH": runs["zenith"],
             "SELECTED": np.isin(runs["obs_id"], selected.of(row).obs_id),
         }
-        write_kl_table(directory, obs_id, {name: column[passes[row]] for name, column in columns.items()})
+        listed = passes[row] | columns["SELECTED"]
+        try:
+            write_kl_table(directory, obs_id, {name: column[listed] for name, column in columns.items()})
+        except ArchiveError as error:  # raised, it would be the end of the whole job on threads
+            return error
     return len(passes)

@@ -27,7 +27,7 @@ from dask_bkg import bookkeeping
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
-from dask_bkg.errors import ArchiveError, BackgroundError, RunError
+from dask_bkg.errors import ArchiveError, BackgroundError, RunError, StoreBusyError
 from dask_bkg.journal import Journal
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, literal
@@ -42,6 +42,9 @@ from dask_bkg.roster import Roster, call_the_roll
 from dask_bkg.schema import ring_view
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 600.0
+"""Seconds that a task waits for another one which writes to the run store."""
 
 MANY = 200
 """Runs that are read for a single background without a word."""
@@ -362,7 +365,7 @@ def make_one(plan: Plan) -> Any:
                 target,
                 len(plan.runs),
             )
-        stored = update_store(plan, None, path if kept else Path(scratch) / "runs.zarr", progress=False)
+        stored = _update_patiently(plan, path if kept else Path(scratch) / "runs.zarr")
         roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
         for reason in plan.failed.values():
             raise RunError(reason)
@@ -373,6 +376,18 @@ def make_one(plan: Plan) -> Any:
     if selected.reason:
         raise RunError(selected.reason)
     return stacked_background(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)[0]
+
+
+def _update_patiently(plan: Plan, path: Path) -> Stored:
+    """`update_store`, after another task that is bringing the store up to date: many are submitted at once."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return update_store(plan, None, path, progress=False)
+        except StoreBusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
 
 
 def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, job: _Job) -> None:

@@ -166,7 +166,7 @@ def _take_lists(
         if len(gone) == len(wanted):
             plan.failed[target] = (
                 f"run {target}: none of the runs of its background_selection.bkg_runlist is in the archive: "
-                + "; ".join(absent[target].values())
+                + ("; ".join(absent.get(target, {}).values()) or "the list is empty")
             )
         given[target] = [run for run in wanted if run in usable]
     return given, absent

@@ -64,6 +64,10 @@ where there is nothing."""
 TOLERANCE = 1e-9
 """Relative distance up to which two bin edges are the same one."""
 
+LEAST_WIDTH = 0.02
+"""Least width of rings and pixels of the fine view [deg]: that of the pixels which they are made of
+(`dask_bkg.fov.MAX_PIXEL`, which this module may not import); a narrower ring may have none."""
+
 
 class Edges(NamedTuple):
     """Bin edges of a background: energy [TeV] and offset [deg], both ascending."""
@@ -135,13 +139,19 @@ def fine_view(
     bins_per_decade
         Energy bins a decade.
     pixel
-        Width of a field pixel [deg]; the field is the smallest square of them that holds ``off_max``.
+        Width of a field pixel [deg], 0.02 to ``off_max``; the field is the smallest square of them that holds
+        ``off_max``.
     ring
-        Width of a ring [deg].
+        Width of a ring [deg], 0.02 to ``off_max``.
     off_max
         Outer edge of the last ring [deg]; the last ring ends there or, if ``ring`` does not divide it, beyond.
     energy_range
         Lowest and highest edge [TeV], a whole number of bins apart.
+
+    Raises
+    ------
+    ValueError
+        Saying what is accepted.
 
     Examples
     --------
@@ -156,10 +166,9 @@ def fine_view(
             f"energy_range {energy_range} [TeV] is no whole number of bins at {bins_per_decade} a decade: "
             "take powers of ten"
         )
-    if not (0 < pixel <= 2 * off_max and 0 < ring <= off_max):
-        raise ValueError(
-            f"pixel {pixel:g}, ring {ring:g} and off_max {off_max:g} [deg]: give pixel, ring <= off_max > 0"
-        )
+    for name, width in {"pixel": pixel, "ring": ring}.items():
+        if not LEAST_WIDTH * (1 - TOLERANCE) <= width <= off_max < math.inf:
+            raise ValueError(f"{name} of {width:g} deg: accepted are {LEAST_WIDTH:g} to off_max, {off_max:g} deg")
     energy = np.geomspace(low, high, round(bins) + 1)
     # multiples of the width, not sums of it: edges are then the nearest floats to those of other binnings
     offset = np.round(np.arange(_pieces(off_max, ring) + 1) * ring, 12)

@@ -10,13 +10,14 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.callbacks import Callback
+from dask.highlevelgraph import HighLevelGraph
 
 from dask_bkg import schema
 from dask_bkg.config import parse_config
 from dask_bkg.exclusion import concat_regions
 from dask_bkg.plan import Plan, Target, rate_settings
 from dask_bkg.roster import Roster
-from dask_bkg.schema import RUN_NUMBERS, Edges
+from dask_bkg.schema import RUN_NUMBERS, Edges, fine_view
 
 EDGES = Edges(np.geomspace(0.2, 20, 7), np.linspace(0, 2.5, 6))
 FIRST = 5001
@@ -92,8 +93,9 @@ def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
     ]
     edges = Edges(config.binning.energy_edges, config.binning.offset_edges)
     plan = Plan(config, edges, concat_regions([]), rate_settings(config), None, targets)
-    store = SimpleNamespace(store=SimpleNamespace(path=f"{out}/runs.zarr"), view="")
-    return plan, Roster(table, table, np.arange(n), np.arange(n)), store
+    store = SimpleNamespace(store=SimpleNamespace(path=f"{out}/runs.zarr", views={"": fine_view()}), view="")
+    rows, keys = np.arange(n), rng.integers(1, 2**63, n).astype(np.uint64)
+    return plan, Roster(table, table, rows, rows, keys, keys), store
 
 
 def lazy_array(name: str, array: np.ndarray, block: int) -> da.Array:
@@ -116,8 +118,8 @@ def refuse(*args, **kwargs):
 
 def keys_of(*collections) -> list[str]:
     """Names of all tasks of a graph."""
-    keys = {key for collection in collections for key in dict(collection.__dask_graph__())}
-    return [str(key[0] if isinstance(key, tuple) else key) for key in keys]
+    whole = HighLevelGraph.merge(*(collection.__dask_graph__() for collection in collections))
+    return [str(key[0] if isinstance(key, tuple) else key) for layer in whole.layers.values() for key in layer]
 
 
 def n_bytes(value) -> int:

@@ -16,7 +16,7 @@ CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"
 BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "dl3", "irf"}
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
-    "plan", "roster", "runlists", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect", "matrix"
+    "plan", "roster", "runlists", "journal", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect", "matrix"
 }  # fmt: skip
 
 MAY_IMPORT = {
@@ -37,11 +37,12 @@ MAY_IMPORT = {
     "irf": {"schema", "rate"},
     "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "rate", "schema", "similarity", "errors"},
     "runlists": {"config", "plan", "selection"},
+    "journal": set(),
     "roster": {"archive", "fov", "plan", "selection", "runlists", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
     "products": {"dl3", "plan", "rate", "schema", "selection", "irf", "errors"},
-    "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "errors"},
+    "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
     "cluster": {"errors"},
     "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
     "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},

@@ -230,15 +230,101 @@ def test_what_the_disk_refused_once_is_tried_again(four_runs, store, monkeypatch
     assert update(store, runs) == {FIRST: "read", FIRST + 1: "read"}
 
 
-def test_a_good_run_whose_file_is_gone_is_failed_and_comes_back(four_runs, store):
+def test_runs_whose_disk_is_away_are_told_and_come_back_unread(four_runs, store, opened):
     runs = run_files(four_runs, 4)
+    ids = [run.obs_id for run in runs]
     update(store, runs)
-    os.rename(runs[0].path, runs[0].path + ".away")
-    assert update(store, runs) == {FIRST: "failed"}
-    assert "does not exist" in store.errors([FIRST])[FIRST]
-    os.rename(runs[0].path + ".away", runs[0].path)
-    assert update(store, runs) == {FIRST: "read"}
+    before = chunk_states(store)
+    opened.clear()
+    os.rename(four_runs / "data", four_runs / "away")
+    for regions in (None, disc(83.6, 22.0, 1.0)):
+        assert store.outdated(runs, [store.fine], regions) == []
+        assert update(store, runs, regions) == {}
+        assert all("does not exist" in store.errors(ids)[obs_id] for obs_id in ids)
+        assert (store.find(ids) == -1).all()
+        store = RunStore.open(store.path)
+    os.rename(four_runs / "away", four_runs / "data")
+    assert store.outdated(runs, [store.fine], None) == []
+    assert (store.errors(ids), store.find(ids).tolist()) == ({}, [0, 1, 2, 3])
+    assert opened == []
+    assert chunk_states(store) == before
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), FileNotFoundError(2, "No such file"), None])
+def test_what_a_disk_refuses_for_a_moment_does_not_wipe_a_run(four_runs, store, monkeypatch, error):
+    """The disk goes away after the job has planned; or the worker has no memory left."""
+    runs, read = run_files(four_runs, 4), reduce.read_run
+    update(store, runs)
+    fingerprints = store.table()["fingerprint"].tolist()
+
+    def refused(run, *args, **kwargs):
+        if error is None:
+            raise MemoryError
+        try:
+            raise error
+        except OSError:
+            raise RunError(f"run {run.obs_id}: cannot be read") from None
+
+    monkeypatch.setattr(reduce, "read_run", refused)
+    for run in runs:
+        os.utime(run.path)
+    regions = disc(83.6, 22.0, 1.0)
+    for around in (None, regions):
+        assert set(update(store, runs, around).values()) == {"absent"}
+        assert store.errors([FIRST]).keys() == {FIRST}
+        assert store.find([FIRST]) == -1
+    store = RunStore.open(store.path)
+    assert store.table()["fingerprint"].tolist() == fingerprints
+    monkeypatch.setattr(reduce, "read_run", read)
+    assert set(update(store, runs).values()) == {"same"}
+    assert store.errors([FIRST]) == {}
     assert_stored(store, runs[0])
+
+
+def test_a_file_that_was_never_there_is_asked_for_once(four_runs, store, opened, tmp_path):
+    runs, there = run_files(four_runs, 4), tmp_path / "late.fits.gz"
+    more = [*runs, RunFile(7, str(there)), runs[0]._replace(obs_id=8, aeff_path=str(tmp_path / "aeff.fits"))]
+    assert update(store, more)[7] == "failed"
+    opened.clear()
+    for regions in (None, disc(200.0, -60.0)):
+        assert RunStore.open(store.path).outdated(more, [store.fine], regions) == []
+        assert "does not exist" in RunStore.open(store.path).errors([7])[7]
+    shutil.copy(runs[1].path, there)
+    assert update(store, more) == {7: "read"}
+    shutil.copy(runs[1].path, tmp_path / "aeff.fits")
+    assert update(store, more) == {8: "same"}
+
+
+def test_an_index_that_names_other_hdus_counts(four_runs, store, edit_run, opened):
+    run = run_files(four_runs, 1)[0]._replace(events_hdu="EVENTS", gti_hdu="GTI")
+
+    def second(hdus):
+        other = hdus["GTI"].copy()
+        other.name = "GTI2"
+        other.data["STOP"] -= 100.0
+        hdus.append(other)
+
+    edit_run(Path(run.path), second)
+    shutil.copy(run.path, four_runs / "apart.fits.gz")
+    update(store, [run])
+    ontime, fingerprint = store.table()["ontime"][0], store.table()["fingerprint"][0]
+    assert update(store, [run]) == {}
+    assert update(store, [run._replace(gti_hdu="GTI2")]) == {FIRST: "read"}
+    assert store.table()["ontime"][0] < ontime
+    assert update(store, [run]) == {FIRST: "read"}
+    apart = run._replace(gti_path=str(four_runs / "apart.fits.gz"), gti_hdu="GTI2")
+    assert update(store, [apart]) == {FIRST: "read"}
+    assert update(store, [run]) == {FIRST: "read"}
+    opened.clear()
+    os.utime(run.path)
+    store.saw(run.path, fingerprint)
+    shutil.copy(run.path, four_runs / "made.fits.gz")
+    store.saw(four_runs / "made.fits.gz", fingerprint)
+    store.flush()
+    store = RunStore.open(store.path)
+    assert update(store, [run]) == {}
+    assert update(store, [run._replace(path=str(four_runs / "made.fits.gz"))]) == {}
+    assert opened == []
 
 
 @pytest.mark.parametrize(("edges", "method", "reach"), [(ODD, "geometry", "disc"), (RINGS, "event_ratio", "centre")])
@@ -287,6 +373,7 @@ def test_files_apart_are_looked_at_too(four_runs, store, edit_run):
     assert set(update(store, runs).values()) == {"same"}
     assert update(store, runs) == {}
     apart = [run._replace(gti_path=shared) for run in run_files(four_runs, 1)]
+    assert update(store, apart) == {FIRST: "same"}
     assert update(store, apart) == {}
     edit_run(Path(shared), lambda hdus: hdus["GTI"].data["STOP"].__isub__(100.0))
     assert update(store, apart) == {FIRST: "read"}

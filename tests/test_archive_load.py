@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections import Counter
 
 import dask
 import numpy as np
@@ -49,7 +51,7 @@ def test_plain_xarray_opens_it_without_a_warning(filled):
     assert {"zenith", "object", "solid_angle", "field_solid_angle", "offset_max", "fov_lat_min"} <= {*dataset.coords}
     assert set(dataset.data_vars) == {"key", *layout.histograms(FINE)}
     assert dataset.energy_max.values == pytest.approx(FINE.edges.energy[1:], rel=1e-15)
-    assert dataset.attrs["dask_bkg_layout"] == 1
+    assert dataset.attrs["dask_bkg_layout"] == layout.LAYOUT
     assert dataset.counts.sel(obs_id=FIRST).sum() > 1000
 
 
@@ -192,17 +194,33 @@ def test_the_description_says_what_is_there(archive, filled, tmp_path):
     with filled.writing():
         filled.plan_update([], [filled.fine], regions, {"gammacat": "0123abcd"})
     update(filled, [*runs[:4], bad], views=[filled.fine, view])
+    layout.open_array(filled.path, "", "livetime", "r+")[5] = np.nan
     text = describe(filled.path)
+    assert f"{np.nansum(filled.table()['livetime'][[*range(5), *range(6, 12)]]) / 3600:.1f} h livetime" in text
     assert "12 usable, 1 failed" in text
     assert "run 7: the index names" in text
     assert "64001 to 64012" in text
     assert "50 energies 0.01-1000 TeV, 50 rings 0-2.5 deg, 25^2 pixels of 0.2 deg" in text
-    assert "5 energies 0.13-70 TeV, 3 rings 0-2.3 deg; geometry, disc; 4 runs" in text
+    assert "5 energies 0.13-70 TeV, 3 rings 0-2.3 deg; geometry, disc; 4 runs; " in text
+    (ring,) = [line for line in text.splitlines() if line.startswith(view.name)]
+    assert re.search(r"; [\d.]+ kB in \d+ files$", ring)
     assert f"{filled.table()['ontime'][:12].sum() / 3600:.1f} h ontime" in text
     assert f"{filled.table()['n_events'][:12].sum():.0f}" in text
     dates = [line for line in text.splitlines() if line.startswith("dates")]
     mjd = filled.table()["time"][:12].min()
     assert str(np.datetime64("1858-11-17") + np.timedelta64(int(mjd), "D")) in dates[0]
+
+
+def test_the_description_tells_how_many_runs_are_of_which_exclusion(archive, filled):
+    """Not only that of the last job."""
+    ids = filled.table()["obs_id"]
+    update(filled, run_files(archive[0], 5), disc(83.6, 22.0, 180.0 / 100))
+    counts = Counter(filled.table()["whole_exclusion"].tolist())
+    assert sorted(counts.values()) == [5, 7]
+    text, used = describe(filled.path), layout.attributes_of(filled.path)["exclusions"]
+    for sha, n in counts.items():
+        assert re.search(rf"{sha} +{n} runs, used {used[sha]}", text)
+    assert ids.size == 12
 
 
 def test_the_description_of_an_empty_store(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import xarray as xr
 from archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, update
 
 from dask_bkg import dl3
+from dask_bkg.archive import hints as hints_module
 from dask_bkg.archive import layout, lock
+from dask_bkg.archive import load as load_module
 from dask_bkg.archive import store as store_module
+from dask_bkg.archive import table as table_module
 from dask_bkg.archive import update as update_module
 from dask_bkg.archive.load import load_histograms
 from dask_bkg.archive.store import RunStore
@@ -28,6 +32,7 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.schema import RUN_NUMBERS, Edges, fine_view
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
+ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
 
 
 def drop_event(hdus):
@@ -90,7 +95,7 @@ def test_what_is_no_store_is_not_touched(tmp_path):
 
 def test_a_store_of_another_version_is_not_touched(filled):
     layout.change_attributes(filled.path, dask_bkg_layout=99)
-    with pytest.raises(ArchiveError, match=r"version 99.*reads version 1.*Move it away"):
+    with pytest.raises(ArchiveError, match=r"version 99.*reads version 2.*Move it away"):
         RunStore.open_or_create(filled.path, FINE)
 
 
@@ -180,18 +185,201 @@ def test_an_empty_store_and_an_empty_request(store):
     assert xr.open_zarr(store.path).sizes["obs_id"] == 0
 
 
-def test_a_row_is_void_before_its_histograms_are_replaced(four_runs, store, edit_run):
+def test_a_row_is_void_before_its_histograms_are_replaced(archive, filled):
+    runs, table = run_files(archive[0], 12), filled.table()
+    regions = disc(table["ra_pnt"][3], table["dec_pnt"][3], 0.3)
+    with filled.writing():
+        planned = {run.obs_id for work in filled.plan_update(runs, [filled.fine], regions) for run in work.runs}
+        other = RunStore.open(filled.path)
+        void = other.find([run.obs_id for run in runs]) < 0
+        assert {run.obs_id for run, gone in zip(runs, void, strict=True) if gone} == planned
+        assert 0 < len(planned) < 12
+        with pytest.raises(ArchiveError, match="another job is replacing"):
+            load_histograms(str(filled.path), "", np.arange(12), RINGS)
+        load_histograms(str(filled.path), "", np.flatnonzero(~void), RINGS)
+
+
+def test_a_touched_file_is_compared_before_its_row_is_void(four_runs, store, edit_run, monkeypatch):
+    """Others see the old row, this job none, until its events are known; it is void before it is written."""
+    runs = run_files(four_runs, 4)
+    update(store, runs)
+    ids, before, seen = [run.obs_id for run in runs], chunk_states(store), []
+    os.utime(runs[0].path)
+    edit_run(Path(runs[1].path), drop_event)
+    write = store_module.put_histograms
+
+    def watched(*args):
+        seen.append(RunStore.open(store.path).find(ids).tolist())
+        write(*args)
+
+    monkeypatch.setattr(store_module, "put_histograms", watched)
+    with store.writing():
+        (work,) = store.plan_update(runs, [store.fine], None)
+        assert RunStore.open(store.path).find(ids).tolist() == [0, 1, 2, 3]
+        assert store.find(ids).tolist() == [-1, -1, 2, 3]
+        done = update_block(str(store.path), work, None, [store.fine])
+        assert [run.status for run in done.runs] == ["same", "read"]
+        assert [part.keys() for part in done.unwritten] == [{1}]
+        assert chunk_states(store) == before
+        assert repr(update_block(str(store.path), work, None, [store.fine])) == repr(done)
+        store.record(done)
+    assert seen == [[0, -1, 2, 3]]
+    for run in runs:
+        assert_stored(RunStore.open(store.path), run)
+
+
+def test_rows_are_loaded_as_they_were_planned(four_runs, store, edit_run):
     runs = run_files(four_runs, 4)
     update(store, runs)
     rows = store.find([run.obs_id for run in runs])
+    keys = store.keys(rows)
+    assert (keys.dtype, keys.shape) == (np.uint64, (4,))
+    counts, _ = load_histograms(str(store.path), "", rows[::-1], RINGS, keys[::-1])
+    assert counts.sum() > 1000
     edit_run(Path(runs[1].path), drop_event)
-    with store.writing():
-        store.plan_update(runs, [store.fine], None)
-        other = RunStore.open(store.path)
-        assert other.find([run.obs_id for run in runs]).tolist() == [0, -1, 2, 3]
-        with pytest.raises(ArchiveError, match="another job is replacing"):
-            load_histograms(str(store.path), "", rows, RINGS)
-        load_histograms(str(store.path), "", rows[2:], RINGS)
+    update(store, runs)
+    with pytest.raises(ArchiveError, match=r"changed runs of .*runs\.zarr meanwhile, 1 of the 4 .*run it again"):
+        load_histograms(str(store.path), "", rows, RINGS, keys)
+    load_histograms(str(store.path), "", rows, RINGS)
+    with pytest.raises(ValueError, match="3 keys for 4 rows"):
+        load_histograms(str(store.path), "", rows, RINGS, keys[:3])
+    shutil.rmtree(store.path)
+    update(RunStore.open_or_create(store.path, FINE), runs[:2])
+    with pytest.raises(ArchiveError, match="run it again"):
+        load_histograms(str(store.path), "", rows, RINGS, keys)
+
+
+def test_rows_that_change_while_they_are_loaded_are_told(filled, monkeypatch):
+    read, rows = load_module._rows_of, filled.find([FIRST, FIRST + 1])
+
+    def slow(path, view, name, rows):
+        layout.open_array(path, view, "key", "r+")[1] = 7
+        return read(path, view, name, rows)
+
+    monkeypatch.setattr(load_module, "_rows_of", slow)
+    with pytest.raises(ArchiveError, match="meanwhile, 1 of the 2"):
+        load_histograms(str(filled.path), "", rows, RINGS, filled.keys(rows))
+
+
+def test_another_reduction_reads_all_runs_again(archive, filled, monkeypatch):
+    runs = run_files(archive[0], 12)
+    assert filled.outdated(runs, [filled.fine], None) == []
+    monkeypatch.setattr(table_module, "REDUCTION", table_module.REDUCTION + 1)
+    assert RunStore.open(filled.path).find([FIRST]) == -1
+    assert set(update(filled, runs).values()) == {"read"}
+    assert update(filled, runs) == {}
+
+
+def test_a_store_that_is_removed_while_it_is_used_is_told(archive, filled, tmp_path):
+    runs, away = run_files(archive[0], 12), tmp_path / "away"
+    remedy = "removed or moved while it was in use: put it back.*start again"
+    context = filled.writing()
+    context.__enter__()
+    work = filled.plan_update(runs, [filled.fine], BIG)
+    done = update_block(str(filled.path), work[0], BIG, [filled.fine])
+    shutil.move(filled.path, away)
+    with pytest.raises(ArchiveError, match=remedy):
+        update_block(str(filled.path), work[-1], BIG, [filled.fine])
+    filled.record(done)
+    for ask in (
+        filled.flush,
+        lambda: filled.outdated(runs, [filled.fine], None),
+        lambda: filled.plan_update(runs, [filled.fine], BIG),
+        lambda: context.__exit__(None, None, None),
+    ):
+        with pytest.raises(ArchiveError, match=remedy):
+            ask()
+    with pytest.raises(ArchiveError, match=remedy), filled.writing():
+        pytest.fail("nothing can be written")
+    assert not filled.path.exists()
+
+
+def test_what_was_being_made_when_a_job_was_killed_is_cleared_away(tmp_path):
+    names = ["runs.zarr", "rings-0123abcd", "runs.zarr", "precious"]
+    left = [tmp_path / f".dask_bkg-1-{i:016x}-{name}" for i, name in enumerate(names)]
+    for path in left:
+        (path / "counts").mkdir(parents=True)
+        os.utime(path, (time.time() - 3700,) * 2)
+    os.utime(left[2])  # may belong to a job that is making a store
+    RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+    assert [path.exists() for path in left] == [False, False, True, True]
+
+
+def refuse(monkeypatch):
+    """A disk on which nothing can be written."""
+
+    def refused(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(lock.os, "open", refused)
+    monkeypatch.setattr(hints_module, "atomic_path", refused)
+
+
+def test_a_store_that_may_only_be_read(archive, filled, monkeypatch):
+    """A view that it does not have is an error where it would have to be read, and not before."""
+    runs, before = run_files(archive[0], 12), set(filled.path.rglob("*"))
+    refuse(monkeypatch)
+    view = filled.view_for(ODD, "geometry", "disc")
+    assert filled.outdated([], [view], None) == []
+    filled.saw(runs[0].path, "abc")
+    filled.flush()
+    assert len(filled.outdated(runs, [view], None)) == 12
+    with pytest.raises(ArchiveError, match=r"cannot be written \(Read-only file system\).*may write to"):
+        filled.writing().__enter__()
+    assert set(filled.path.rglob("*")) == before
+
+
+def test_a_view_is_made_by_the_job_that_writes(archive, filled):
+    runs, other = run_files(archive[0], 12), RunStore.open(filled.path)
+    one, two = (store.view_for(ODD, "geometry", "disc") for store in (filled, other))
+    assert not (filled.path / one.name).exists()
+    with filled.writing():
+        assert (filled.path / one.name / "zarr.json").is_file()
+    assert set(update(filled, runs[:7], views=[one]).values()) == {"read"}
+    assert sorted(update(other, runs, views=[two])) == [run.obs_id for run in runs[7:]]
+    with other.writing():
+        late = other.view_for(RINGS, "event_ratio", "centre")
+        assert len([run for work in other.plan_update(runs, [late], None) for run in work.runs]) == 12
+
+
+def test_a_job_that_replaces_the_runs_of_another_exclusion_says_so(archive, filled, caplog):
+    runs = run_files(archive[0], 12)
+    assert "read again" not in caplog.text
+    read = update(filled, runs, BIG)
+    used = layout.attributes_of(filled.path)["exclusions"]
+    assert len(used) == 1 + (len(read) < 12)
+    assert caplog.text.count("are read again") == 1
+    assert re.search(
+        rf"{len(read)} of 12 runs are read again, as the exclusion near them is another one than that of \d{{4}}-.*: "
+        "give jobs with different exclusions a run_store.path of their own",
+        caplog.text,
+    )
+    caplog.clear()
+    update(filled, runs, BIG)
+    os.utime(filled.path)
+    update(filled, runs, BIG, views=[filled.fine, filled.view_for(ODD, "geometry", "disc")])
+    assert caplog.text == ""
+
+
+def test_a_wide_view_does_not_void_the_others(archive, filled, opened):
+    """Each view goes by the regions within its own radius."""
+    runs, table = run_files(archive[0], 12), filled.table()
+    view = filled.view_for(Edges(ODD.energy, np.array([0.0, 2.0, 6.0])), "geometry", "disc")
+    update(filled, runs, views=[filled.fine, view])
+    before, (ra, dec) = chunk_states(filled), (table["ra_pnt"][0], table["dec_pnt"][0])
+    south = disc(ra, table["dec_pnt"].min() - 5.0, 0.3)
+    near = np.abs(table["dec_pnt"] - dec) < 30
+    assert near.all()
+    opened.clear()
+    assert update(filled, runs, south) == {}, "the fine view does not reach so far"
+    changed = update(filled, runs, south, views=[filled.fine, view])
+    assert 0 < len(changed) == len(opened)
+    after = chunk_states(filled)
+    assert {path for path in after if after[path] != before[path]} <= {p for p in after if view.name in p}
+    for run in runs[:2]:
+        assert_stored(filled, run, south)
+        assert_stored(filled, run, south, view.name)
+    assert update(filled, runs, south, views=[filled.fine, view]) == {}
 
 
 def test_an_exception_in_a_task_leaves_the_other_blocks(archive, tmp_path, monkeypatch):

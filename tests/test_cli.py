@@ -174,24 +174,28 @@ def test_a_whole_stack_as_a_command(yaml_file, tmp_path):
 
 def told(result) -> str:
     """What a job says of its reading and writing."""
-    return re.search(r"^events of .*", result.stdout, re.MULTILINE)[0]
+    return re.search(r"^\d+ event files opened, .*", result.stdout, re.MULTILINE)[0]
+
+
+def read(opened: int, counted: int | None = None) -> str:
+    return f"{opened} event files opened, events of {opened if counted is None else counted} runs counted"
 
 
 def test_what_a_job_read_and_wrote(new_file, tmp_path):
     """Once everything; then nothing, whatever the cuts are; with --refresh the backgrounds, and no event."""
     path = new_file()
-    assert told(call("run", path)) == "events of 4 runs read; 4 backgrounds written, 0 unchanged"
+    assert told(call("run", path)) == read(4) + "; 4 backgrounds written, 0 unchanged"
     first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/data").iterdir()}
     again = call("run", path)
     assert again.exit_code == ALL_DONE
-    assert told(again) == "events of 0 runs read; 0 backgrounds written, 4 unchanged"
+    assert told(again) == read(0) + "; 0 backgrounds written, 4 unchanged"
     assert [row[1] for row in ROW.findall(again.stdout)] == ["unchanged"] * 4
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/data").iterdir()} == first
-    assert told(call("run", path, "--refresh")) == "events of 0 runs read; 4 backgrounds written, 0 unchanged"
+    assert told(call("run", path, "--refresh")) == read(0) + "; 4 backgrounds written, 0 unchanged"
     assert all(p.stat().st_mtime_ns != first[p.name] for p in (tmp_path / "out/data").iterdir())
     # a cut that changes who contributes, and one that does not: made of the same runs, yet told another way
     path = new_file(background_selection={"rank": "kl", "time_request": 0.1})
-    assert told(call("run", path)) == "events of 0 runs read; 4 backgrounds written, 0 unchanged"
+    assert told(call("run", path)) == read(0) + "; 4 backgrounds written, 0 unchanged"
 
 
 def test_a_night_of_new_runs(job, tmp_path):
@@ -200,7 +204,8 @@ def test_a_night_of_new_runs(job, tmp_path):
         simulate_archive(tmp_path / name, runs, 500, seed=3, sources=False, stars=False)
     path = tmp_path / "config.yaml"
     io = {"from_run": False, "attach": "index"}
-    path.write_text(dump_yaml(job(tmp_path / "archive", io=io, background_selection={"time_request": 0.4})))
+    near = {"rank": "elevation", "time_request": 0.4}
+    path.write_text(dump_yaml(job(tmp_path / "archive", io=io, background_selection=near)))
     before = {row[0]: row for row in ROW.findall(call("run", path).stdout)}
     for name in ("data/run_064007.fits.gz", "data/run_064008.fits.gz", "hdu-index.fits.gz", "obs-index.fits.gz"):
         shutil.copy(tmp_path / "all" / name, tmp_path / "archive" / name)
@@ -210,7 +215,7 @@ def test_a_night_of_new_runs(job, tmp_path):
     written = {run for run, row in after.items() if row[1] == "done"}
     assert {"64007", "64008"} < written
     assert len(written) < 8
-    assert told(result) == f"events of 2 runs read; {len(written)} backgrounds written, {8 - len(written)} unchanged"
+    assert told(result) == read(2) + f"; {len(written)} backgrounds written, {8 - len(written)} unchanged"
     assert all(row[2:] == before[run][2:] for run, row in after.items() if run not in written)
     assert backgrounds(tmp_path / "out") == list(range(64001, 64009))
     assert {name for name in opened if "archive/data" in name} == {
@@ -246,14 +251,14 @@ def test_reduce_reads_once_and_the_job_nothing(new_file, tmp_path):
     path = new_file()
     first = call("reduce", path)
     assert first.exit_code == ALL_DONE
-    assert "events of 4 runs read" in first.stdout
+    assert told(first) == read(4)
     assert "runs read: 100%" in first.stderr
     assert re.search(r"^runs +4 usable, 0 failed$", first.stdout, re.MULTILINE)
     assert not (tmp_path / "out/data").exists()
     again = call("reduce", path, "--no-progress")
     assert (again.exit_code, again.stderr) == (ALL_DONE, "")
-    assert "events of 0 runs read" in again.stdout
-    assert told(call("run", path)).startswith("events of 0 runs read; 4 backgrounds written")
+    assert told(again) == read(0)
+    assert told(call("run", path)) == read(0) + "; 4 backgrounds written, 0 unchanged"
 
 
 def test_reduce_needs_no_place_for_backgrounds(job, four_runs, tmp_path):
@@ -277,10 +282,10 @@ def test_reduce_needs_no_place_for_backgrounds(job, four_runs, tmp_path):
 
 def test_reduce_with_a_broken_run(new_file, four_runs, run_path, tmp_path):
     cut(run_path(four_runs, 64002))
-    for read in (3, 0):
+    for opened, counted in ((4, 3), (0, 0)):
         result = call("reduce", new_file())
         assert result.exit_code == SOME_FAILED
-        assert f"events of {read} runs read" in result.stdout
+        assert told(result) == read(opened, counted)
         assert re.search(r"^runs +3 usable, 1 failed$", result.stdout, re.MULTILINE)
         assert "1 runs could not be used:\n  run 64002" in result.stderr
     # copied again it is as good as any other
@@ -289,7 +294,7 @@ def test_reduce_with_a_broken_run(new_file, four_runs, run_path, tmp_path):
     shutil.copy(run_path(whole, 64002), run_path(four_runs, 64002))
     result = call("reduce", new_file())
     assert result.exit_code == ALL_DONE
-    assert "events of 1 runs read" in result.stdout
+    assert told(result) == read(1)
 
 
 def test_reduce_of_nothing(new_file, four_runs, run_path, tmp_path):

@@ -144,7 +144,7 @@ def test_a_task_that_dies_takes_its_runs_with_it_and_no_other(collected, monkeyp
         stored = collected(client, **section)
         assert stored.read == 3
         assert stored.failed.keys() == {64003}
-        assert "the task that reads it failed on the cluster (MemoryError: too much)" in stored.failed[64003]
+        assert "failed (MemoryError: too much): run it again, with more memory" in stored.failed[64003]
         monkeypatch.undo()
         stored = collected(client, **section)
     assert (stored.read, stored.failed) == (1, {})

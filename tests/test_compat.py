@@ -21,6 +21,7 @@ from distributed import Client
 from gammapy.data import DataStore
 from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
+from kept_store import keep_store
 from scipy.ndimage import gaussian_filter
 from scipy.stats import entropy
 
@@ -33,6 +34,12 @@ from dask_bkg.dl3.index import read_datastore
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 
 OBS_IDS = [64001, 64002, 64003, 64004]
+
+
+@pytest.fixture
+def job(job, _four_runs, tmp_path, tmp_path_factory):
+    """The shared fixture, with a run store that has the four runs already."""
+    return keep_store(job, _four_runs, tmp_path, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -256,10 +263,10 @@ def test_whole_configuration_is_checked_once_at_the_end(job, four_runs):
 
 @pytest.fixture
 def stack(job, four_runs, tmp_path):
-    """A stacking job for the four runs, an hour each: ``stack(rank="kl", ...)`` for its selection."""
+    """A stacking job for the four runs, two of them for each: ``stack(rank="kl", ...)`` for its selection."""
 
     def make(**selection):
-        return job(four_runs, io={"from_run": False}, background_selection={"time_request": 0.7, **selection})
+        return job(four_runs, io={"from_run": False}, background_selection={"time_request": 0.6, **selection})
 
     return make
 
@@ -312,8 +319,9 @@ def test_a_second_call_takes_the_lists(stack, tmp_path, monkeypatch, caplog, tex
     assert caplog.text == ""
     assert statuses(tmp_path) == ["unchanged"] * 4
     for name in ("bkg_runlist", "bkg_runlist_digest"):
-        assert parse_config(again).effective()["background_selection"][name] == (
-            parse_config(finished).effective()["background_selection"][name]
+        assert (
+            parse_config(again).effective()["background_selection"][name]
+            == (parse_config(finished).effective()["background_selection"][name])
         )
 
 
@@ -331,7 +339,7 @@ def test_what_was_written_to_a_file_is_read_back_with_its_lists(stack, tmp_path,
 
 CHANGES = {
     "a cut": {"background_selection": {"el_min": 10}},
-    "hours": {"background_selection": {"time_request": 0.3}},
+    "hours": {"background_selection": {"time_request": 0.2}},
     "ranking": {"background_selection": {"rank": "elevation"}},
     "divergence": {"model": {"divergence": "document"}},
     "binning": {"binning": {"e_bins": 12}},
@@ -347,7 +355,8 @@ def test_with_other_settings_the_selection_is_made_anew(stack, tmp_path, caplog,
         finished[section] = {**(finished.get(section) or {}), **values}
     with caplog.at_level(logging.WARNING):
         again = run_make_background(finished)
-    assert "the settings have changed since bkg_runlist was selected: the selection of 4 runs is made anew" in caplog.text
+    words = "the settings have changed since bkg_runlist was selected: the selection of 4 runs is made anew"
+    assert words in caplog.text
     assert lists_of(again) == {run: entry["contributing_runs"] for run, entry in told_of(tmp_path).items()}
     settings = [c["background_selection"]["bkg_runlist_digest"]["settings"] for c in (finished, again)]
     assert settings[0] != settings[1]
@@ -457,7 +466,8 @@ def test_kl_div_under_the_preset_is_the_documents(archive, catalogs, tmp_path):
         assert entry["scores"] == pytest.approx([expected[run] for run in order[:enough]], rel=1e-6)
         table = Table.read(tmp_path / f"out/results/kl/{obs_id}.kl.fits")
         assert table["OBS_ID"].tolist() == [obs_id, *order]
-        assert table["KL_DIV"].tolist() == pytest.approx([expected[run] for run in table["OBS_ID"]], rel=1e-6, abs=1e-9)
+        divergences = [expected[run] for run in table["OBS_ID"]]
+        assert table["KL_DIV"].tolist() == pytest.approx(divergences, rel=1e-6, abs=1e-9)
 
 
 def test_kl_div_without_the_preset_compares_shapes(archive, catalogs, tmp_path):
@@ -484,7 +494,8 @@ def test_kl_div_without_the_preset_compares_shapes(archive, catalogs, tmp_path):
 )
 def test_kl_div_asks_for_a_divergence(selection, ranking):
     """And keeps the ranking where that has one already."""
-    assert parse_config({"background_selection": {"KL_DIV": True, **selection}}).background_selection.ranking == ranking
+    config = parse_config({"background_selection": {"KL_DIV": True, **selection}})
+    assert config.background_selection.ranking == ranking
 
 
 # --- make_background ---------------------------------------------------------------------------------------

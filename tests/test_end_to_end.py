@@ -29,7 +29,7 @@ from dask_bkg.validate import compare_counts
 ENERGY, OFFSET = np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11)  # the default binning
 SOLID_ANGLE = 2 * np.pi * -np.diff(np.cos(np.deg2rad(OFFSET)))
 BIN = np.diff(ENERGY)[:, None] * SOLID_ANGLE
-CUTS = {"el_diff": 0.15, "time_max": 200, "time_request": "all"}
+CUTS = {"rank": "none", "el_diff": 0.15, "time_max": 200}
 FEW = 10
 
 
@@ -51,7 +51,10 @@ def bright(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Do a job on threads: ``job(archive, from_run, exclusion={...}, ...)`` gives its `Summary`, once for each."""
+    """Do a job on threads: ``job(archive, from_run, exclusion={...}, ...)`` gives its `Summary`, once for each.
+
+    All jobs of an archive share a run store, whatever they exclude and count.
+    """
     base = tmp_path_factory.mktemp("jobs")
     nothing = base / "no-stars.dat"
     nothing.write_text("#_RAJ2000 _DEJ2000 HIP Vmag B-V\n10.0 -80.0 1 4.0 0.1\n")
@@ -66,6 +69,7 @@ def job(tmp_path_factory):
                 "io": {**io, "from_run": from_run, "attach": attach},
                 "cluster": "threads",
                 "config": {"njobs": 1},
+                "run_store": {"path": base / f"{archive.name}.zarr"},
                 "exclusion": {"catalogs": [], "star_cat": str(nothing), **(exclusion or {})},
                 **sections,
             }
@@ -130,15 +134,16 @@ def true_rates(archive) -> dict:
     return {run.obs_id: (run, truth.mean_rate(run.obs_id, ENERGY, OFFSET) * BIN) for run in truth.runs}
 
 
-def true(archive, contributing, share=None):
+def true(archive, contributing, share=None, weights=()):
     """Expected counts a second of the runs together, weighted by their (open) ontime, and their variance."""
-    expected, ontime = np.zeros(BIN.shape), np.zeros(OFFSET.size - 1)
-    for obs_id in contributing:
+    expected, variance, ontime = np.zeros(BIN.shape), np.zeros(BIN.shape), np.zeros(OFFSET.size - 1)
+    for obs_id, weight in zip(contributing, weights or np.ones(len(contributing)), strict=True):
         run, counts = true_rates(archive)[obs_id]
-        weight = run.ontime * (1 if share is None else share(obs_id))
-        expected += counts * weight
-        ontime += weight
-    return expected / ontime, expected / ontime**2
+        time = run.ontime * (1 if share is None else share(obs_id))
+        expected += weight * counts * time
+        variance += weight**2 * counts * time
+        ontime += weight * time
+    return expected / ontime, variance / ontime**2
 
 
 def pull(made, expected, variance) -> float:
@@ -149,7 +154,7 @@ def pulls(archive, summary, share=None):
     """Pulls of the sums over the field and all energies; of the rings; of the energies (NaN below ten events)."""
     total, rings, energies = [], [], []
     for result in finished(summary):
-        made, (expected, variance) = written(result), true(archive, result.contributing, share)
+        made, (expected, variance) = written(result), true(archive, result.contributing, share, result.weights)
         total.append(pull(made, expected, variance))
         rings.append((made - expected).sum(axis=0) / np.sqrt(variance.sum(axis=0)))
         counts = expected.sum(axis=1) ** 2 / variance.sum(axis=1)
@@ -219,7 +224,7 @@ def test_stacks_recover_spectrum_and_shape_of_the_truth(dark, job):
 
 def test_a_stack_of_everything_is_right_to_a_percent(dark, job):
     """15 hours, 321,000 events. Measured: 2e-5 off, a ring at most 1.5 %, an energy 3.8 %."""
-    summary = job(dark, False, background_selection={"time_request": "all"})
+    summary = job(dark, False, background_selection={"rank": "elevation", "time_request": "all"})
     result = finished(summary)[0]
     assert len(result.contributing) == 39
     made, (expected, _) = written(result), true(dark, result.contributing)
@@ -227,6 +232,51 @@ def test_a_stack_of_everything_is_right_to_a_percent(dark, job):
     assert made.sum(axis=0) == pytest.approx(expected.sum(axis=0), rel=0.035)
     # where an energy has 3,000 events
     assert made.sum(axis=1)[3:16] == pytest.approx(expected.sum(axis=1)[3:16], rel=0.05)
+
+
+# --- rankings ----------------------------------------------------------------------------------------------
+
+RANKS = ("elevation", "kl", "conditions", "kl-conditions")
+
+
+def of_rank(rank: str, hours: float = 3.0) -> dict:
+    return {"background_selection": {"rank": rank, "time_request": hours}}
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_stacks_of_every_ranking_recover_the_truth_of_their_runs(dark, job, rank):
+    """Three hours of 40 targets, weighted or not: what is written is the (weighted) truth of those that contribute.
+
+    Measured: pulls up to WRITE; chi2 a ring WRITE, an energy WRITE.
+    """
+    summary = job(dark, False, **of_rank(rank))
+    total, rings, energies = pulls(dark, summary)
+    print(rank, np.abs(total).max(), total.mean(), [(reduced_chi2(v).mean(), reduced_chi2(v).max(), np.nanmax(np.abs(v))) for v in (rings, energies)])
+    assert len(total) == 40
+    assert np.abs(total).max() < 4
+    for values in (rings, energies):
+        assert 0.4 < reduced_chi2(values).mean() < 1.6
+        assert np.nanmax(np.abs(values)) < 5
+    assert all(bool(result.weights) == ("conditions" in rank) for result in finished(summary))
+
+
+def misses(archive, summary):
+    """How far the shape of each stack is from the target's true one: root of the chi2 of 2500 events, without level."""
+    found = []
+    for result in finished(summary):
+        made, target = written(result), true_rates(archive)[result.obs_id][1]
+        p, q = (shape[3:16] / shape[3:16].sum() for shape in (target, made))
+        found.append(np.sqrt(2500 * ((p - q) ** 2 / p).sum()))
+    return np.array(found)
+
+
+def test_nearer_runs_make_a_better_background(dark, job):
+    """Each ranking against all that there is; and what conditions add.  Measured: WRITE."""
+    everything = misses(dark, job(dark, False, background_selection={"rank": "elevation", "time_request": "all"}))
+    by_rank = {rank: misses(dark, job(dark, False, **of_rank(rank))) for rank in RANKS}
+    print(np.median(everything), {k: np.median(v) for k, v in by_rank.items()})
+    for found in by_rank.values():
+        assert np.median(found) < 0.7 * np.median(everything)
 
 
 # --- with sources and stars --------------------------------------------------------------------------------

@@ -121,6 +121,15 @@ def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
     assert sum(len(part) for part in graph.parts) == 20_000
 
 
+@pytest.mark.parametrize("section", [{"rank": "none"}, {"rank": "kl", "time_request": "all"}])
+def test_selections_of_the_whole_archive_are_made_for_fewer_targets_at_once(section):
+    """As sparse as the matrix itself: two million contributing runs a block, whatever the block of runs."""
+    graph = pipeline.build(*make_job(20_000, background_selection=section))
+    assert graph.runs.counts.chunks[0][0] == 1000
+    assert graph.targets.counts.chunks[0][0] * 20_000 <= 2_000_000
+    assert [target.obs_id for part in graph.parts for target in part] == graph.runs.obs_id.values.tolist()
+
+
 def test_ten_times_the_runs_are_not_a_hundred_times_the_tasks():
     few, many = (len(tasks(pipeline.build(*make_job(n)))) for n in (2000, 20_000))
     assert many < 2.5 * few

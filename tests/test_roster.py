@@ -15,8 +15,8 @@ from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.plan import plan_job
-from dask_bkg.roster import call_the_roll, list_digest, lists_by_hand, own_lists
-from dask_bkg.selection import selection_digest
+from dask_bkg.roster import call_the_roll
+from dask_bkg.runlists import list_digest, lists_by_hand, own_lists, selection_mark
 
 OBS_IDS = [64001, 64002, 64003, 64004]
 OTHERS = {"from_run": False}
@@ -194,58 +194,89 @@ def test_from_run_takes_no_list(called):
     assert roster.given[64001].obs_id.tolist() == [64001]
 
 
-def settings(**section):
-    return parse_config({"background_selection": section}).background_selection
+def of(lists=None, marks=None, **sections):
+    """A configuration with lists and their marks."""
+    selected = sections.pop("background_selection", {})
+    given = {"bkg_runlist": lists, "bkg_runlist_digest": marks}
+    return parse_config({**sections, "background_selection": {**selected, **given}})
 
 
 LISTS = {64001: [64002, 64003], 64002: [64004]}
+NSB = {"background_selection": {"rank": "kl", "nsb_diff": 1}}
 
 
-def marked(lists, by, **section):
-    """Settings with lists that a job has selected ``by`` some settings."""
-    marks = {"settings": selection_digest(settings(**by)), **{str(run): list_digest(r) for run, r in lists.items()}}
-    return settings(**section, bkg_runlist=lists, bkg_runlist_digest=marks)
+def marks_of(lists, **sections):
+    """Marks of lists that a job has selected by some settings."""
+    return {"settings": selection_mark(of(**sections)), **{str(run): list_digest(r) for run, r in lists.items()}}
 
 
 def test_lists_without_marks_are_the_users():
-    given = settings(bkg_runlist=LISTS, nsb_diff=1)
-    assert lists_by_hand(given) == own_lists(given) == LISTS
-    assert lists_by_hand(settings()) == {}
+    given = of(LISTS, **NSB)
+    assert lists_by_hand(given) == own_lists(given.background_selection) == LISTS
+    assert lists_by_hand(of()) == {}
 
 
 def test_lists_that_a_job_has_selected_are_used_again_while_the_settings_are_the_same(caplog):
-    given = marked(LISTS, {"nsb_diff": 1}, nsb_diff=1, smooth=True)
-    assert own_lists(given) == {}
+    given = of(LISTS, marks_of(LISTS, **NSB), background_selection={"rank": "kl", "nsb_diff": 1, "smooth": True})
+    assert own_lists(given.background_selection) == {}
     assert lists_by_hand(given) == LISTS
     assert caplog.text == ""
 
 
-def test_other_settings_select_anew_and_say_so(caplog):
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"background_selection": {"rank": "kl", "nsb_diff": 2}},
+        {"background_selection": {"rank": "elevation", "nsb_diff": 1}},
+        {"background_selection": {"rank": "kl", "nsb_diff": 1, "time_request": 5}},
+        NSB | {"model": {"divergence_prior": 100}},
+        NSB | {"binning": {"e_min": 0.2}},
+        NSB | {"exclusion": {"exclude_regions": [[83.0, 22.0, 0.3]]}},
+    ],
+)
+def test_other_settings_select_anew_and_say_so(sections, caplog):
     with caplog.at_level(logging.WARNING):
-        assert lists_by_hand(marked(LISTS, {"nsb_diff": 1}, nsb_diff=2)) == {}
+        assert lists_by_hand(of(LISTS, marks_of(LISTS, **NSB), **sections)) == {}
     assert "settings have changed since bkg_runlist was selected" in caplog.text
     assert "the selection of 2 runs is made anew" in caplog.text
 
 
-def test_a_list_that_was_edited_is_the_users(caplog):
-    edited = {**LISTS, 64001: [64003]}
-    marks = marked(LISTS, {"nsb_diff": 1}, nsb_diff=1).bkg_runlist_digest
+def test_a_list_that_was_edited_is_the_users():
+    edited, marks = {**LISTS, 64001: [64003]}, marks_of(LISTS, **NSB)
     for nsb_diff, expected in ((1, edited), (2, {64001: [64003]})):
-        given = settings(nsb_diff=nsb_diff, bkg_runlist=edited, bkg_runlist_digest=marks)
-        assert own_lists(given) == {64001: [64003]}
+        given = of(edited, marks, background_selection={"rank": "kl", "nsb_diff": nsb_diff})
+        assert own_lists(given.background_selection) == {64001: [64003]}
         assert lists_by_hand(given) == expected
 
 
 def test_a_list_that_was_added_is_the_users():
-    marks = marked({64001: LISTS[64001]}, {"nsb_diff": 1}).bkg_runlist_digest
-    given = settings(nsb_diff=2, bkg_runlist=LISTS, bkg_runlist_digest=marks)
-    assert lists_by_hand(given) == own_lists(given) == {64002: [64004]}
+    given = of(LISTS, marks_of({64001: LISTS[64001]}, **NSB))
+    assert lists_by_hand(given) == own_lists(given.background_selection) == {64002: [64004]}
 
 
 @pytest.mark.parametrize(("rank", "kept"), [("kl", True), ("conditions", False), ("kl-conditions", False)])
 def test_where_runs_are_weighted_the_selection_is_made_again_with_its_weights(rank, kept):
-    given = marked(LISTS, {"rank": rank}, rank=rank)
-    assert lists_by_hand(given) == (LISTS if kept else {})
+    ranked = {"background_selection": {"rank": rank}}
+    assert lists_by_hand(of(LISTS, marks_of(LISTS, **ranked), **ranked)) == (LISTS if kept else {})
+
+
+def test_a_list_that_a_job_has_selected_is_made_anew_where_a_run_of_it_is_gone(called):
+    """The user's own goes on without it, the job's own would have another run now."""
+    lists = {64001: [64002, 77], 64002: [64003]}
+    plan, roster = called(background_selection={"rank": "kl", "bkg_runlist": lists})
+    assert roster.given.keys() == {64001, 64002}
+    marks = {"settings": selection_mark(plan.config), **{str(run): list_digest(r) for run, r in lists.items()}}
+    section = {"rank": "kl", "bkg_runlist": lists, "bkg_runlist_digest": marks}
+    plan, roster = called(background_selection=section)
+    assert roster.given.keys() == {64002}
+    assert plan.failed == {}
+
+
+def test_an_empty_list_fails_alone(called):
+    plan, roster = called(background_selection={"bkg_runlist": {64001: [], 64002: [64003]}})
+    assert plan.failed.keys() == {64001}
+    assert "the list is empty" in plan.failed[64001]
+    assert numbers(roster.targets) == OBS_IDS[1:]
 
 
 def test_marks_of_equal_lists_are_equal_and_the_order_counts():

@@ -8,6 +8,8 @@ import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_bkg import schema
+from dask_bkg.dl3.views import solid_angles
+from dask_bkg.fov import MAX_PIXEL
 
 ENERGY, OFFSET = np.geomspace(0.5, 8, 5), np.array([0.0, 0.5, 1.0, 2.0])
 EDGES = schema.Edges(ENERGY, OFFSET)
@@ -182,11 +184,26 @@ def test_the_field_is_the_smallest_that_holds_the_rings(off_max, pixel, pixels, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"energy_range": (0.02, 1)}, {"energy_range": (1, 0.1)}, {"energy_range": (0, 1)}, {"pixel": 0}, {"ring": 3}],
+    [{"energy_range": (0.02, 1)}, {"energy_range": (1, 0.1)}, {"energy_range": (0, 1)}],
 )
 def test_a_fine_view_of_no_whole_bins_is_refused(options):
-    with pytest.raises(ValueError, match=r"energy_range|pixel"):
+    with pytest.raises(ValueError, match="energy_range"):
         schema.fine_view(**options)
+
+
+@pytest.mark.parametrize("name", ["pixel", "ring"])
+@pytest.mark.parametrize("width", [0, -1, 0.005, 0.0199, 2.51, 4.0, np.nan, np.inf])
+def test_widths_that_no_grid_has_are_refused_with_those_that_are_accepted(name, width):
+    with pytest.raises(ValueError, match=rf"{name} of .* deg: accepted are 0\.02 to off_max, 2\.5 deg"):
+        schema.fine_view(**{name: width})
+
+
+@pytest.mark.parametrize("pixel", [0.02, 0.03, 0.2, 0.21, 0.25, 2.5])
+def test_the_narrowest_rings_and_pixels_that_are_accepted_have_an_area(pixel):
+    """A bin without one has no exposed fraction, and would be taken for damaged."""
+    assert schema.LEAST_WIDTH == MAX_PIXEL
+    view = schema.fine_view(pixel=pixel, ring=0.02)
+    assert all((value > 0).all() for value in solid_angles(view).values())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         *((name, _view_text(store, name)) for name in store.views if name),
         ("exclusion", attributes["exclusion"] or "none yet"),
         *((f"  {name}", sha) for name, sha in attributes["catalogs"].items()),
+        *(("  " + sha, text) for sha, text in _exclusions(store, table, attributes["exclusions"])),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
@@ -55,7 +57,7 @@ def _run_lines(store: RunStore, table: dict[str, NDArray]) -> list[tuple[str, st
     if not n:
         return lines
     chosen = {name: column[usable] for name, column in table.items()}
-    hours, livetime = chosen["ontime"].sum() / 3600, chosen["livetime"].sum() / 3600
+    hours, livetime = chosen["ontime"].sum() / 3600, np.nansum(chosen["livetime"]) / 3600
     return [
         *lines,
         ("hours", f"{hours:.1f} h ontime, {livetime:.1f} h livetime"),
@@ -67,8 +69,16 @@ def _run_lines(store: RunStore, table: dict[str, NDArray]) -> list[tuple[str, st
 
 
 def _view_text(store: RunStore, name: str) -> str:
-    view = store.views[name]
-    return f"{layout.axes_text(view)}; {view.method}, {view.reach}; {int(store.usable(name).sum())} runs"
+    """A view beside the fine one; whoever needs it no more removes its directory in the store."""
+    view, n_runs = store.views[name], int(store.usable(name).sum())
+    about = f"{layout.axes_text(view)}; {view.method}, {view.reach}"
+    return f"{about}; {n_runs} runs; {_size_text(store.path / name)}"
+
+
+def _exclusions(store: RunStore, table: dict[str, NDArray], used: dict[str, str]) -> list[tuple[str, str]]:
+    """How many runs are of which exclusion; runs that none touches count with the one they were last seen with."""
+    counts = Counter(table["whole_exclusion"][store.usable()].tolist())
+    return [(sha, f"{n} runs, used {used.get(sha, 'at a time not known')}") for sha, n in counts.most_common()]
 
 
 def _range(values: NDArray, text) -> str:

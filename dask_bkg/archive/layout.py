@@ -1,8 +1,8 @@
-"""How run histograms lie on disk: the groups and arrays of the zarr store, and how they come into being and grow.
+"""How run histograms lie on disk: the groups and arrays of the zarr store, and how they grow.
 
 The root group holds the fine view and the table of the runs, a subgroup each further view; the rows of all arrays are
-runs, in the order in which they came.  What is made is made beside and renamed.  The consolidated metadata of a group
-is replaced last and as a whole: a reader sees the rows of before or of after, whatever happens in between.
+runs, in the order in which they came.  The consolidated metadata of a group is replaced last and as a whole: a reader
+sees the rows of before or of after, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,14 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dask_bkg.dl3.atomic import atomic_path
 from dask_bkg.dl3.reduce import solid_angles
 from dask_bkg.errors import ArchiveError
-from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, Edges, View, axis_coords
+from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, Edges, View, axis_coords
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of what is described here; a store of another one is not touched."""
 
 PROGRAM = f"dask_bkg {version('dask_bkg')}"
@@ -41,8 +38,11 @@ BLOCK = 50
 TABLE_CHUNK = 16384
 """Runs of a chunk of the table: few files, so that a store of 20,000 runs opens at once."""
 
-TEXTS = (*RUN_TEXTS, "fingerprint", "exclusion", "whole_exclusion")
-"""Per-run texts of the store; ``exclusion`` is the digest of the regions near the run when all of them together had
+TEXTS = (*RUN_TEXTS, "fingerprint")
+"""Per-run texts of the store."""
+
+VIEW_TEXTS = ("exclusion", "whole_exclusion")
+"""Per-run texts of a view: the digest of the regions within its radius of the pointing, when all of them together had
 the digest ``whole_exclusion``."""
 
 NEVER_WRITTEN = {"uint32": np.iinfo(np.uint32).max, "float64": np.nan}
@@ -88,119 +88,9 @@ def coordinates(view: View) -> dict[str, tuple[Any, NDArray, dict[str, str]]]:
     return coords
 
 
-def create(path: Path, view: View, block: int) -> None:
-    """Write an empty store, beside and then renamed; if another job was faster, its store stays."""
-    now = timestamp()
-    attributes = {
-        "title": "Run histograms of a gamma-ray archive",
-        "dask_bkg_layout": LAYOUT,
-        "program": PROGRAM,
-        "block": block,
-        "exclusion": "",
-        "catalogs": {},
-        "made": now,
-        "written": now,
-    }
-    with _beside(path, path.parent) as temporary:
-        group = _make_group(temporary, view, 0, block, attributes)
-        _table_arrays(group)
-        consolidate(temporary)
-
-
-def create_view(path: Path, view: View, n_runs: int, block: int) -> None:
-    """Add an empty view to a store."""
-    with _beside(path / view.name, path.parent) as temporary:
-        _make_group(temporary, view, n_runs, block, {})
-        consolidate(temporary)
-
-
-@contextmanager
-def _beside(target: Path, directory: Path) -> Iterator[Path]:
-    """A directory to be filled, which then takes its place, unless there is something in it by now."""
-    temporary = directory / f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{target.name[-40:]}"
-    with told(target):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                # a directory with something in it is never replaced: another job was faster
-                if not _is_full(target):
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_full(directory: Path) -> bool:
+def is_full(directory: Path) -> bool:
+    """Whether there is a directory with something in it."""
     return directory.is_dir() and any(directory.iterdir())
-
-
-def _make_group(directory: Path, view: View, n_runs: int, block: int, attributes: dict[str, Any]) -> zarr.Group:
-    """A group with the axes, histograms and keys of a view."""
-    coords = coordinates(view)
-    listed = sorted({*coords} - {"energy", "offset", *FIELD} | ({*RUN_NUMBERS, *TEXTS} if not view.name else set()))
-    attributes = {**attributes, "view": _view_attributes(view), "coordinates": " ".join(listed)}
-    group = zarr.open_group(directory, mode="w-", zarr_format=3, attributes=attributes)
-    for name, (dims, values, units) in coords.items():
-        dims = (dims,) if isinstance(dims, str) else dims
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype="float64",
-            dimension_names=dims,
-            attributes={**units},
-        )
-        array[:] = values
-    for name, (dtype, dims, shape) in histograms(view).items():
-        group.create_array(
-            name,
-            shape=(n_runs, *shape),
-            chunks=(block, *shape),
-            dtype=dtype,
-            fill_value=NEVER_WRITTEN[dtype],
-            # bits of a kind beside each other: counts are small, 45 % less than zstd alone
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=("obs_id", *dims),
-            attributes={"units": ""},
-        )
-    _column(group, "key", "uint64", 0, n_runs)
-    return group
-
-
-def _table_arrays(group: zarr.Group) -> None:
-    _column(group, "obs_id", "int64", -1)
-    for name in RUN_NUMBERS:
-        _column(group, name, "float64", np.nan)
-    for name in TEXTS:
-        _column(group, name, str, "")
-
-
-def _column(group: zarr.Group, name: str, dtype: Any, fill_value: Any, n_runs: int = 0) -> None:
-    group.create_array(
-        name,
-        shape=(n_runs,),
-        chunks=(TABLE_CHUNK,),
-        dtype=dtype,
-        fill_value=fill_value,
-        compressors=[ZstdCodec(level=1, checksum=True)],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("obs_id",),
-        attributes={"units": UNITS[name]} if name in UNITS else {},
-    )
-
-
-def _view_attributes(view: View) -> dict[str, Any]:
-    return {
-        "name": view.name,
-        "energy_edges": view.edges.energy.tolist(),
-        "offset_edges": view.edges.offset.tolist(),
-        "method": view.method,
-        "reach": view.reach,
-        "pixel_edges": None if view.pixels is None else list(view.pixels),
-    }
 
 
 def _view(attributes: Mapping[str, Any]) -> View:
@@ -223,7 +113,7 @@ def is_store(path: Path) -> bool:
     ArchiveError
         If there is something else, or a store of another version.
     """
-    if not path.exists() or (path.is_dir() and not _is_full(path)):
+    if not path.exists() or (path.is_dir() and not is_full(path)):
         return False
     found = _attributes(path).get("dask_bkg_layout")
     if found is None:
@@ -275,7 +165,10 @@ def change_attributes(path: Path, **changes: Any) -> None:
 def views_of(path: Path) -> dict[str, View]:
     """Views of a store by name, the fine one (empty name) first."""
     names = ["", *sorted(p.name for p in path.glob(f"{VIEW_DIRECTORY}*") if (p / "zarr.json").is_file())]
-    return {name: _view(_attributes(path / name)["view"]) for name in names}
+    try:
+        return {name: _view(_attributes(path / name)["view"]) for name in names}
+    except KeyError:
+        raise removed(path) from None
 
 
 def view_of(path: Path, name: str) -> View:
@@ -325,7 +218,7 @@ def grow(path: Path, views: Mapping[str, View], n_runs: int) -> None:
     with told(path):
         for name, view in views.items():
             columns = [] if name else [*RUN_NUMBERS, *TEXTS]
-            for array in (open_array(path, name, a, "r+") for a in (*histograms(view), "key", *columns)):
+            for array in (open_array(path, name, a, "r+") for a in (*histograms(view), "key", *VIEW_TEXTS, *columns)):
                 if array.shape[0] < n_runs:
                     array.resize((n_runs, *array.shape[1:]))
             if name:
@@ -336,15 +229,25 @@ def grow(path: Path, views: Mapping[str, View], n_runs: int) -> None:
 
 
 def open_array(path: str | os.PathLike[str], view: str, name: str, mode: Any = "r") -> zarr.Array:
-    """One array of a store."""
-    array = zarr.open_array(Path(path, view), path=name, mode=mode)
+    """One array of a store.
+
+    Raises
+    ------
+    ArchiveError
+        If it is no more there.
+    """
+    try:
+        array = zarr.open_array(Path(path, view), path=name, mode=mode)
+    except FileNotFoundError as error:
+        raise removed(path) from error
     assert isinstance(array, zarr.Array)
     return array
 
 
 def blocks_on_disk(path: Path, view: View) -> set[int]:
     """Blocks all of whose chunks are there."""
-    names = [os.listdir(path / view.name / array) for array in histograms(view)]
+    with told(path):
+        names = [os.listdir(path / view.name / array) for array in histograms(view)]
     return set.intersection(
         *({int(match[1]) for name in some if (match := _CHUNK.fullmatch(name))} for some in names)
     )
@@ -364,11 +267,21 @@ def told(path: str | os.PathLike[str]) -> Iterator[None]:
     """`ArchiveError` for what the disk refuses."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise removed(path) from error
     except OSError as error:
         raise ArchiveError(
             f"the store of run histograms {path} cannot be written ({error.strerror or error}): make room, or give a "
             "place that you may write to, and start again; what is in the store is kept."
         ) from error
+
+
+def removed(path: str | os.PathLike[str]) -> ArchiveError:
+    """The error of a store of which something vanished while it was in use."""
+    return ArchiveError(
+        f"the store of run histograms {path}, or a part of it, was removed or moved while it was in use: put it "
+        "back, or remove what is left of it, and start again; a new one is then made from the event files."
+    )
 
 
 def damaged(path: str | os.PathLike[str], view: str, name: str, block: int, why: object) -> ArchiveError:

@@ -40,7 +40,7 @@ def load_histograms(
     edges
         Axes that are wanted, of which the view's bins are a part.
     keys
-        What the rows must hold (`dask_bkg.archive.store.RunStore.keys`), shape ``(runs,)``.
+        What the rows must hold (`dask_bkg.archive.store.RunStore.keys`), shape ``(runs,)``; None: whatever they do.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def load_histograms(
     Raises
     ------
     ArchiveError
-        If a chunk is damaged or lost, or another job is replacing one of the rows.
+        If a chunk is damaged or lost, or another job is replacing one of the rows, or has done so since ``keys``.
     ValueError
         If the bins that are wanted are no sums of those of the view.
     """
@@ -102,15 +102,23 @@ def _steady(path: str, view: str, rows: NDArray, keys: ArrayLike | None = None) 
     if rows.size and rows.min() < 0:
         raise ValueError("a row of -1: only runs that `RunStore.find` has found can be loaded")
     before = _column(path, view, "key", rows)
-    planned = before if keys is None else np.asarray(keys, dtype=before.dtype)
-    yield
-    if (
-        (before == 0).any()
-        or not np.array_equal(before, planned)
-        or not np.array_equal(before, _column(path, view, "key", rows))
-    ):
+    if keys is not None:
+        _check_keys(path, before, np.asarray(keys, dtype=np.uint64))
+    if (before == 0).any():
         raise ArchiveError(
             f"another job is replacing runs in the store of run histograms {path}: start again when it has ended."
+        )
+    yield
+    _check_keys(path, _column(path, view, "key", rows), before)
+
+
+def _check_keys(path: str, found: NDArray, planned: NDArray) -> None:
+    if found.shape != planned.shape:
+        raise ValueError(f"{planned.size} keys for {found.size} rows: one for each, from `RunStore.keys`")
+    if changed := int((found != planned).sum()):
+        raise ArchiveError(
+            f"another job has changed runs of the store of run histograms {path} meanwhile, {changed} of the "
+            f"{found.size} that are needed here: run it again, when that job has ended."
         )
 
 
@@ -118,8 +126,13 @@ def _column(path: str, view: str, name: str, rows: NDArray) -> NDArray:
     """Values of a column of the table at some rows."""
     if not rows.size:
         return np.empty(0)
-    first = int(rows.min())
-    return np.asarray(layout.open_array(path, view, name)[first : int(rows.max()) + 1])[rows - first]
+    first, last, array = int(rows.min()), int(rows.max()), layout.open_array(path, view, name)
+    if last >= array.shape[0]:
+        raise ArchiveError(
+            f"another job has replaced the store of run histograms {path} meanwhile, by one of fewer runs: run it "
+            "again, when that job has ended."
+        )
+    return np.asarray(array[first : last + 1])[rows - first]
 
 
 def _rows_of(path: str, view: str, name: str, rows: NDArray) -> NDArray:
@@ -185,14 +198,16 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
         raise ArchiveError(f"{path} has no view {view!r}; it has {', '.join(map(repr, views))}")
     table = Table.read(path, [view])
     dataset = xr.open_zarr(path, group=view or None, chunks={})
-    dataset = dataset.drop_vars(["key", *(name for name in ("obs_id", *table.columns) if name in dataset.variables)])
+    of_runs = ("obs_id", *table.columns, *layout.VIEW_TEXTS)
+    dataset = dataset.drop_vars(["key", *(name for name in of_runs if name in dataset.variables)])
     rows = np.flatnonzero(table.usable(view)[: dataset.sizes["obs_id"]])
     rows = rows[np.argsort(table.obs_id[rows])]
     texts = [name for name in RUN_TEXTS if name != "error"]
     known: dict[str, Any] = {
         name: ("obs_id", table.columns[name][rows], {"units": UNITS[name]} if name in UNITS else {})
-        for name in (*RUN_NUMBERS, *texts, "fingerprint", "exclusion")
+        for name in (*RUN_NUMBERS, *texts, "fingerprint")
     }
+    known["exclusion"] = ("obs_id", table.exclusions[view]["exclusion"][rows])
     axes = layout.coordinates(views[view])
     dataset = _take(dataset, rows).assign_coords(axes).assign_coords(obs_id=table.obs_id[rows], **known)
     return schema.check(_with_exposure(dataset))

@@ -12,17 +12,23 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dask_bkg.errors import ArchiveError
+from dask_bkg.errors import ArchiveError, StoreBusyError
 
 log = logging.getLogger(__name__)
 
 STALE = 300.0
 """Seconds without a sign of life after which a lock belongs to nobody."""
+
+
+BEAT_EVERY = 20.0
+"""Seconds between signs of life."""
 
 
 class WriteLock:
@@ -44,7 +50,7 @@ class WriteLock:
 
         Raises
         ------
-        ArchiveError
+        StoreBusyError
             If another job holds it, saying which and what to do.
         """
         me = {"host": _place(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": self.token}
@@ -73,17 +79,29 @@ class WriteLock:
         with suppress(FileNotFoundError):
             os.utime(self.path)
 
+    def live(self, stop: threading.Event, also: Callable[[], None]) -> None:
+        """Show until ``stop`` that this job is alive, and do something else about every second."""
+        beaten = time.monotonic()
+        while not stop.wait(1.0):
+            try:
+                if time.monotonic() - beaten > BEAT_EVERY:
+                    self.beat()
+                    beaten = time.monotonic()
+                also()
+            except Exception as error:  # the driver meets it again when it writes
+                log.debug("%s: %s", self._store, error)
+
     def release(self) -> None:
         """Give the lock back, if it is still this one."""
         if _read(self.path).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
     def _remove_stale(self) -> None:
-        """Remove the lock of a job that is no more; `ArchiveError` if it is alive."""
+        """Remove the lock of a job that is no more; `StoreBusyError` if it is alive."""
         holder, age = _read(self.path), time.time() - self.path.stat().st_mtime
         if age < STALE and not _is_dead(holder):
             who, where, since = (holder.get(name, "?") for name in ("pid", "host", "since"))
-            raise ArchiveError(
+            raise StoreBusyError(
                 f"Another job writes into {self._store}: process {who} on {where}, since {since}, alive "
                 f"{max(age, 0):.0f} s ago. Start again when it has ended; if it is no more, its lock {self.path} is "
                 f"void after {STALE:.0f} s, or remove it. Its finished runs are kept."

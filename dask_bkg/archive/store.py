@@ -1,8 +1,8 @@
 """The store as the driver of a job sees it: opened, brought up to date, asked.
 
 The driver alone writes the table, in checkpoints; tasks write histograms (`dask_bkg.archive.update`).  A row that
-will be replaced is void on disk before a task may touch its histograms, and valid again when all of them are written:
-a job that is killed leaves rows that are right and rows that are void, and the next one continues.
+is replaced is void on disk before anyone touches its histograms, and valid again when all of them are written: a job
+that is killed leaves rows that are right and rows that are void, and the next one continues.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg import schema
 from dask_bkg.archive import layout
-from dask_bkg.archive.hints import Hints, state_of
+from dask_bkg.archive.create import create, create_view
+from dask_bkg.archive.hints import MISSING, Hints, state_of
 from dask_bkg.archive.lock import WriteLock
-from dask_bkg.archive.plan import digest_of, find_work, make_blocks
+from dask_bkg.archive.plan import Asked, Needed, digest_of, exclusions_used, make_blocks, void_lost, warn_of_replaced
 from dask_bkg.archive.table import Table
-from dask_bkg.archive.update import BlockDone, BlockWork
+from dask_bkg.archive.update import BlockDone, BlockWork, RunDone, put_histograms
 from dask_bkg.dl3.read import RunFile
+from dask_bkg.errors import ArchiveError
 from dask_bkg.exclusion import SkyRegions
-from dask_bkg.schema import RUN_NUMBERS, Edges, View
+from dask_bkg.schema import Edges, View
 
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY = 3.0
 """Seconds of work that a killed job may lose; more where a checkpoint takes long (a tenth of the time at most)."""
-
-BEAT_EVERY = 20.0
 
 
 class RunStore:
@@ -59,6 +59,9 @@ class RunStore:
         self._lock: WriteLock | None = None
         self._guard = threading.RLock()
         self._new: set[int] = set()
+        # of this job alone, never on disk: rows that were planned and not looked at yet, and runs out of reach
+        self._unseen: set[int] = set()
+        self._absent: dict[int, str] = {}
         self._flushed, self._took = time.monotonic(), 0.0
 
     @classmethod
@@ -70,7 +73,7 @@ class RunStore:
         ArchiveError
             If there is none, or one of another version.
         """
-        return cls(_absolute(path))
+        return cls(Path(os.path.abspath(path)))
 
     @classmethod
     def open_or_create(cls, path: str | os.PathLike[str], fine: View, block: int = layout.BLOCK) -> RunStore:
@@ -90,11 +93,11 @@ class RunStore:
         ArchiveError
             If there is something else, or a store of another version.
         """
-        path = _absolute(path)
+        path = Path(os.path.abspath(path))
         if fine.name:
             raise ValueError(f"the fine view has the empty name, got {fine.name!r}")
         if not layout.is_store(path):
-            layout.create(path, fine, block)
+            create(path, fine, block)
         store = cls(path)
         if not layout.same_axes(store.fine, fine):
             log.info("%s keeps its own fine axes: %s", path, layout.axes_text(store.fine))
@@ -118,17 +121,18 @@ class RunStore:
         Returns
         -------
         view
-            Added to the store if it is new; `plan_update` then says that all runs lack it.
+            Of all runs lacking if it is new; it comes into the store with `writing`.
         """
         fine = self.fine
         if (method, reach) == (fine.method, fine.reach) and schema.is_sum_of(fine.edges, edges):
             return fine
         view = schema.ring_view(edges, method, reach)
-        if view.name not in self.views:
-            if not (self.path / view.name / "zarr.json").is_file():
-                layout.create_view(self.path, view, len(self._table), self.block)
-            self.views[view.name] = view
-            self._table.keys[view.name] = np.zeros(len(self._table), np.uint64)
+        with self._guard:
+            if view.name not in self.views:
+                self.views[view.name] = view
+                self._table.add_view(view.name)
+                if self._lock is not None:
+                    create_view(self.path, view, len(self._table), self.block)
         return self.views[view.name]
 
     @contextmanager
@@ -146,14 +150,11 @@ class RunStore:
         with layout.told(self.path):
             lock.acquire()
         self._lock, stop = lock, threading.Event()
-        beat = threading.Thread(target=self._beat, args=(lock, stop), daemon=True, name="run-store")
+        beat = threading.Thread(target=lock.live, args=(stop, self._flush_if_due), daemon=True, name="run-store")
         try:
             # another job may have written since this one was opened
             layout.clear_leftovers(self.path)
-            self.views = layout.views_of(self.path)
-            self._table = Table.read(self.path, self.views)
-            self._hints.refresh()
-            self._new = set()
+            self._read_again()
             beat.start()
             yield
             self.flush()
@@ -162,6 +163,18 @@ class RunStore:
             if beat.is_alive():
                 beat.join()
             self._close(lock)
+
+    def _read_again(self) -> None:
+        """Views, table and hints as they are by now; views that are new come into the store."""
+        wanted, self.views = self.views, layout.views_of(self.path)
+        if missing := wanted.keys() - self.views.keys():
+            n_runs = layout.open_array(self.path, "", "obs_id").shape[0]
+            for name in missing:
+                create_view(self.path, wanted[name], n_runs, self.block)
+            self.views = layout.views_of(self.path)
+        self._table = Table.read(self.path, self.views)
+        self._hints.refresh()
+        self._new, self._unseen = set(), set()
 
     def _close(self, lock: WriteLock) -> None:
         """Keep what was recorded, whatever ended the work, and give the lock back."""
@@ -172,18 +185,6 @@ class RunStore:
         finally:
             self._lock = None
             lock.release()
-
-    def _beat(self, lock: WriteLock, stop: threading.Event) -> None:
-        """Show that this job is alive, and make checkpoints while the driver waits."""
-        beaten = time.monotonic()
-        while not stop.wait(1.0):
-            try:
-                if time.monotonic() - beaten > BEAT_EVERY:
-                    lock.beat()
-                    beaten = time.monotonic()
-                self._flush_if_due()
-            except Exception as error:  # the driver meets it again when it records or flushes
-                log.debug("checkpoint of %s: %s", self.path, error)
 
     def plan_update(
         self,
@@ -196,7 +197,9 @@ class RunStore:
 
         Opens no event file.  To be read are runs that are new, whose files changed as far as their size and time
         tell, whose exclusion near the pointing changed, or which lack a view; and runs that failed, unless their
-        files and the exclusion are the same.  They count as void from now on, until `record`.
+        files and the exclusion are the same.  They count as void from now on, until `record`; on disk only those that
+        are known to change.  Runs of which something is known and whose files are out of reach are only told of in
+        `errors`: they are back, unread, when their files are.
 
         Parameters
         ----------
@@ -218,19 +221,17 @@ class RunStore:
             raise RuntimeError("plan_update: only within `with store.writing():`")
         names, whole = [view.name for view in views], digest_of(regions)
         with self._guard:
-            work = self.outdated(runs, views, regions)
-            rows = self._rows_for(work)
-            about = {
-                "views": tuple(names),
-                "whole_exclusion": whole,
-                "radius": self._radius,
-                "lock": str(self._lock.path),
-                "token": self._lock.token,
-            }
-            blocks = make_blocks(work, rows, self._table, names, self.block, about)
-            self._prepare(rows, names)
+            work = self._find_work(runs, views, regions)
+            before = layout.attributes_of(self.path)
+            warn_of_replaced(work, len({run.obs_id for run in runs}), before)
+            rows = self._table.rows_for([needed.run.obs_id for needed in work])
+            lock = {"lock": str(self._lock.path), "token": self._lock.token}
+            about = {"views": tuple(names), "whole_exclusion": whole, **lock}
+            blocks = make_blocks(work, rows, self._table, self.block, about)
+            self._prepare(rows, names, np.array([needed.held for needed in work], dtype=bool).reshape(-1, len(names)))
+            exclusions = exclusions_used(self._table, before["exclusions"], whole, bool(work))
             attributes = {"exclusion": whole, "catalogs": dict(catalogs or {}), "program": layout.PROGRAM}
-            layout.change_attributes(self.path, **attributes)
+            layout.change_attributes(self.path, exclusions=exclusions, **attributes)
         return blocks
 
     def outdated(self, runs: Sequence[RunFile], views: Sequence[View], regions: SkyRegions | None) -> list[RunFile]:
@@ -239,60 +240,33 @@ class RunStore:
         Parameters are those of `plan_update`.  A store that lacks nothing can be used while another job writes, or
         where one may only read.
         """
-        names, first = [self._known(view).name for view in views], dict[int, RunFile]()
+        with self._guard:
+            return [needed.run for needed in self._find_work(runs, views, regions)]
+
+    def _find_work(self, runs: Sequence[RunFile], views: Sequence[View], regions: SkyRegions | None) -> list[Needed]:
+        views, first = [self._known(view) for view in views], dict[int, RunFile]()
         for run in runs:
             first.setdefault(run.obs_id, run)
-        with self._guard:
-            self._void_lost(names)
-            column = self._table.columns["whole_exclusion"]
-            before = column.copy()
-            found = find_work(self._table, names, self._hints, list(first.values()), regions, self._radius)
-            # an exclusion that changes nothing here is kept too: the next job need not look at each pointing
-            self._new |= set(np.flatnonzero(column != before).tolist())
+        self._new |= void_lost(self._table, self.path, views, self.block)
+        asked = Asked(self._table, self._hints, views, regions)
+        found = asked.find_work(list(first.values()))
+        # an exclusion that changes nothing here is kept too: the next job need not look at each pointing
+        self._new |= asked.touched
+        self._absent = {k: v for k, v in self._absent.items() if k not in first} | asked.absent
         return found
-
-    @property
-    def _radius(self) -> float:
-        """Distance from a pointing within which regions matter to any of the views [deg]."""
-        return max(view.radius for view in self.views.values())
 
     def _known(self, view: View) -> View:
         if view.name not in self.views or not layout.same_axes(view, self.views[view.name]):
             raise ValueError(f"view {view.name!r} is none of {self.path}: take those that `view_for` gives")
         return self.views[view.name]
 
-    def _void_lost(self, views: Sequence[str]) -> None:
-        """Rows whose chunks are no more on disk know nothing: some disks clear away what nobody has read for long."""
-        blocks = np.arange(len(self._table)) // self.block
-        for view in views:
-            keys = self._table.keys[view]
-            gone = (keys != 0) & ~np.isin(blocks, list(layout.blocks_on_disk(self.path, self.views[view])))
-            failed = self._table.columns["error"] != ""
-            keys[gone & ~failed] = 0
-            self._new |= set(np.flatnonzero(gone & ~failed).tolist())
-
-    def _rows_for(self, work: Sequence[RunFile]) -> NDArray:
-        """Rows of runs; those that are new get some, so far in memory."""
-        rows = self._table.rows([run.obs_id for run in work])
-        new = np.flatnonzero(rows < 0)
-        if new.size:
-            rows[new] = self._table.add([work[int(i)].obs_id for i in new])
-        return rows
-
-    def _prepare(self, rows: NDArray, views: Sequence[str]) -> None:
+    def _prepare(self, rows: NDArray, views: Sequence[str], held: NDArray) -> None:
         """Room for all rows on disk, and those that will be replaced void, before a task begins."""
-        table = self._table
-        for view in views:
-            table.keys[view][rows] = 0
+        for i, view in enumerate(views):
+            self._table.keys[view][rows[~held[:, i]]] = 0
+        self._unseen |= set(rows.tolist())
         with layout.told(self.path):
-            grown = not layout.is_consolidated(self.path, self.views, len(table))
-            if grown:
-                layout.grow(self.path, self.views, len(table))
-            if changed := {*rows.tolist(), *self._new}:
-                table.write_keys(self.path, changed)
-                table.write_ids(self.path)
-            if grown:
-                layout.consolidate(self.path)
+            self._table.make_room(self.path, self.views, {*rows.tolist(), *self._new})
 
     def record(self, done: BlockDone) -> None:
         """Take what a task did into the table; a checkpoint is made every few seconds.
@@ -305,18 +279,38 @@ class RunStore:
         if self._lock is None:
             raise RuntimeError("record: only within `with store.writing():`")
         with self._guard:
-            columns = self._table.columns
+            if any(done.unwritten):
+                self._write_for(done)
             for run in done.runs:
-                for name in RUN_NUMBERS:
-                    columns[name][run.row] = run.numbers.get(name, np.nan)
-                for name in layout.TEXTS:
-                    columns[name][run.row] = run.texts.get(name, "")
-                for view, key in zip(done.views, run.keys, strict=True):
-                    self._table.keys[view][run.row] = key
-                for hint in run.hints:
-                    self._hints.add(hint)
-                self._new.add(run.row)
+                self._take(run, done.views)
         self._flush_if_due()
+
+    def _take(self, run: RunDone, views: Sequence[str]) -> None:
+        """What became of one run into the table."""
+        if run.status == "absent":
+            self._absent[run.obs_id] = run.texts["error"]
+        else:
+            self._table.tell(run.row, run.numbers, run.texts, dict(zip(views, run.exclusions, strict=False)))
+        for view, key in zip(views, run.keys, strict=True):
+            self._table.keys[view][run.row] = key
+        for hint in run.hints:
+            self._hints.add(hint)
+        self._new.add(run.row)
+        self._unseen.discard(run.row)
+
+    def _write_for(self, done: BlockDone) -> None:
+        """Write what a task has left to the driver; the rows are void on disk before."""
+        assert self._lock is not None
+        rows = {row for part in done.unwritten for row in part}
+        for view in done.views:
+            self._table.keys[view][list(rows)] = 0
+        self._new |= rows
+        # numbers and texts too: the keys of other rows, which go with these, must not come before them
+        self.flush()
+        for name, part in zip(done.views, done.unwritten, strict=True):
+            if part:
+                place = self._lock.path, self._lock.token
+                put_histograms(str(self.path), self.views[name], done.block, part, *place)
 
     def saw(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         """A file as it is now holds the run of this fingerprint: it need not be opened to find that out.
@@ -324,9 +318,10 @@ class RunStore:
         For files that the job itself has changed or made, such as by a background that it attached; `flush` keeps it.
         """
         name = os.path.abspath(path)
-        if (state := state_of(name)) is not None:
+        if (state := state_of(name)) not in (None, MISSING):
             with self._guard:
-                self._hints.add((name, *state, fingerprint))
+                for mark in self._hints.marks(fingerprint):
+                    self._hints.add((name, *state, mark))
 
     def _flush_if_due(self) -> None:
         if self._new and time.monotonic() - self._flushed > max(FLUSH_EVERY, 10 * self._took):
@@ -342,7 +337,7 @@ class RunStore:
         """
         with self._guard, layout.told(self.path):
             start = time.monotonic()
-            self._hints.save()
+            self._save_hints()
             if self._new and self._lock is not None:
                 self._lock.beat()
                 self._table.write_columns(self.path, self._new)
@@ -352,6 +347,15 @@ class RunStore:
             self._flushed = time.monotonic()
             self._took = self._flushed - start
 
+    def _save_hints(self) -> None:
+        try:
+            self._hints.save()
+        except (ArchiveError, OSError) as error:
+            if self._lock is not None:
+                raise
+            # a store that one may only read is used without; the next job opens some files more
+            log.info("the hints of %s are not kept: %s", self.path, error)
+
     def find(self, obs_ids: ArrayLike, view: str = "") -> NDArray:
         """Rows of runs that have valid histograms in a view.
 
@@ -359,8 +363,6 @@ class RunStore:
         ----------
         obs_ids
             Run numbers, shape ``(runs,)``.
-        view
-            Name of the view.
 
         Returns
         -------
@@ -368,17 +370,21 @@ class RunStore:
             Shape ``(runs,)``; -1 for runs that are not there or cannot be used.
         """
         rows = self._table.rows(obs_ids)
-        if not len(self._table):
-            return rows
-        return np.where(self._table.usable(view)[rows], rows, -1)
+        return np.where(self.usable(view)[rows], rows, -1) if len(self._table) else rows
 
     def table(self) -> dict[str, NDArray]:
-        """``obs_id``, `dask_bkg.schema.RUN_NUMBERS` and texts of all rows, each of shape ``(rows,)``."""
-        return {"obs_id": self._table.obs_id.copy(), **{k: v.copy() for k, v in self._table.columns.items()}}
+        """``obs_id``, `dask_bkg.schema.RUN_NUMBERS` and texts of all rows, each of shape ``(rows,)``.
+
+        The exclusion is that of the fine view.
+        """
+        columns = {**self._table.columns, **self._table.exclusions[""]}
+        return {"obs_id": self._table.obs_id.copy(), **{name: column.copy() for name, column in columns.items()}}
 
     def usable(self, view: str = "") -> NDArray:
         """Which rows have valid histograms in a view, boolean of shape ``(rows,)``."""
-        return self._table.usable(view)
+        valid, absent = self._table.usable(view), self._table.rows(list(self._absent))
+        valid[[*self._unseen, *absent[absent >= 0].tolist()]] = False
+        return valid
 
     def keys(self, rows: ArrayLike, view: str = "") -> NDArray:
         """What rows hold, as a number: events, exclusion and how they are counted; uint64, shape ``(rows,)``."""
@@ -389,8 +395,5 @@ class RunStore:
         rows = self._table.rows(obs_ids)
         found = zip(np.asarray(obs_ids).tolist(), rows.tolist(), strict=True)
         texts = self._table.columns["error"]
-        return {int(obs_id): str(texts[row]) for obs_id, row in found if row >= 0 and texts[row]}
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(path))
+        known = {int(obs_id): str(texts[row]) for obs_id, row in found if row >= 0 and texts[row]}
+        return known | {int(k): self._absent[k] for k in np.asarray(obs_ids).tolist() if k in self._absent}

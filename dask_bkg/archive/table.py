@@ -1,26 +1,31 @@
 """The table of a store in memory: one row a run, with its numbers, its texts and the key of its histograms.
 
-The key of a row in a view says for which events and which exclusion the histograms there are; the row can be used as
-long as that is what the row's own fingerprint and exclusion say.  Zero says nothing, and is never valid.
+The key of a row in a view says for which events, which exclusion and by which reduction the histograms there are; the
+row can be used as long as that is what its fingerprint and the view's exclusion say.  Zero is never valid.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.archive import layout
 from dask_bkg.errors import ArchiveError
-from dask_bkg.schema import RUN_NUMBERS
+from dask_bkg.schema import RUN_NUMBERS, View
+
+REDUCTION = 1
+"""Version of what makes histograms and numbers out of a file (`dask_bkg.dl3.reduce` and what it calls): raise it with
+each change after which the same file gives other ones, and all runs are read again."""
 
 
 def key_of(fingerprint: str, exclusion: str) -> int:
-    """Key of histograms made of these events with this exclusion; never zero."""
-    digest = hashlib.blake2b(f"{fingerprint}/{exclusion}".encode(), digest_size=8).digest()
+    """Key of histograms made of these events with this exclusion, by the present reduction; never zero."""
+    digest = hashlib.blake2b(f"{REDUCTION}/{fingerprint}/{exclusion}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) or 1
 
 
@@ -40,10 +45,18 @@ class Table:
         `dask_bkg.schema.RUN_NUMBERS` (float64) and `dask_bkg.archive.layout.TEXTS` (str), each of shape ``(runs,)``.
     keys
         For each view what its histograms are of, uint64 of shape ``(runs,)``.
+    exclusions
+        For each view the texts `dask_bkg.archive.layout.VIEW_TEXTS`, each of shape ``(runs,)``.
     """
 
-    def __init__(self, obs_id: NDArray, columns: dict[str, NDArray], keys: dict[str, NDArray]):
-        self.obs_id, self.columns, self.keys = obs_id, columns, keys
+    def __init__(
+        self,
+        obs_id: NDArray,
+        columns: dict[str, NDArray],
+        keys: dict[str, NDArray],
+        exclusions: dict[str, dict[str, NDArray]],
+    ):
+        self.obs_id, self.columns, self.keys, self.exclusions = obs_id, columns, keys, exclusions
         self._order = np.argsort(obs_id, kind="stable")
 
     @classmethod
@@ -54,10 +67,21 @@ class Table:
         columns = {name: _read(path, "", name)[:n] for name in RUN_NUMBERS}
         columns |= {name: np.asarray(_read(path, "", name)[:n], dtype=object) for name in layout.TEXTS}
         # a view that was added while the store grew may be behind, any other array may be ahead
+        views = list(views)
         keys = {view: _resized(_read(path, view, "key"), n) for view in views}
+        exclusions = {
+            view: {name: _resized(np.asarray(_read(path, view, name), dtype=object), n) for name in layout.VIEW_TEXTS}
+            for view in views
+        }
         # a chunk of numbers that is lost reads as NaN
         lost = ~np.isfinite(columns["ontime"]) & (columns["error"] == "")
-        return cls(obs_id, columns, {view: np.where(lost, 0, key).astype(np.uint64) for view, key in keys.items()})
+        keys = {view: np.where(lost, 0, key).astype(np.uint64) for view, key in keys.items()}
+        return cls(obs_id, columns, keys, exclusions)
+
+    def add_view(self, view: str) -> None:
+        """Room for a view of which nothing is known."""
+        self.keys[view] = np.zeros(len(self), np.uint64)
+        self.exclusions[view] = {name: np.full(len(self), "", dtype=object) for name in layout.VIEW_TEXTS}
 
     def __len__(self) -> int:
         return self.obs_id.size
@@ -75,13 +99,15 @@ class Table:
         """Which rows have histograms in a view that are those of the run as it is; boolean."""
         valid = np.zeros(len(self), dtype=bool)
         for row in np.flatnonzero((self.keys[view] != 0) & (self.columns["error"] == "")).tolist():
-            valid[row] = self.keys[view][row] == self.key(row)
+            valid[row] = self.is_valid(view, row)
         return valid
 
-    def key(self, row: int) -> int:
-        """Key that the histograms of a row should have; zero if nothing is known of the run."""
+    def is_valid(self, view: str, row: int) -> bool:
+        """Whether the histograms of a row in a view are those of its fingerprint and of the view's exclusion."""
         fingerprint = self.columns["fingerprint"][row]
-        return key_of(fingerprint, self.columns["exclusion"][row]) if fingerprint else 0
+        return bool(fingerprint) and self.keys[view][row] == key_of(
+            fingerprint, self.exclusions[view]["exclusion"][row]
+        )
 
     def add(self, obs_ids: Sequence[int]) -> NDArray:
         """Rows for new runs: those that nobody filled, then new ones at the end."""
@@ -91,13 +117,45 @@ class Table:
         self.obs_id = np.append(self.obs_id, np.full(more, -1))
         self.obs_id[rows] = obs_ids
         self._order = np.argsort(self.obs_id, kind="stable")
-        for name, column in self.columns.items():
-            self.columns[name] = np.append(column, np.full(more, "" if column.dtype == object else np.nan))
-            self.columns[name][rows] = "" if column.dtype == object else np.nan
+        for columns in (self.columns, *self.exclusions.values()):
+            for name, column in columns.items():
+                columns[name] = np.append(column, np.full(more, "" if column.dtype == object else np.nan))
+                columns[name][rows] = "" if column.dtype == object else np.nan
         for view, key in self.keys.items():
             self.keys[view] = _resized(key, n + more)
             self.keys[view][rows] = 0
         return rows
+
+    def rows_for(self, obs_ids: Sequence[int]) -> NDArray:
+        """Rows of runs; those that are new get some."""
+        rows = self.rows(obs_ids)
+        new = np.flatnonzero(rows < 0)
+        if new.size:
+            rows[new] = self.add([obs_ids[int(i)] for i in new])
+        return rows
+
+    def tell(
+        self, row: int, numbers: Mapping[str, float], texts: Mapping[str, str], exclusions: Mapping[str, str]
+    ) -> None:
+        """What is known of a row from now on, with the digest of its exclusion for each view."""
+        for name in RUN_NUMBERS:
+            self.columns[name][row] = numbers.get(name, np.nan)
+        for name in layout.TEXTS:
+            self.columns[name][row] = texts.get(name, "")
+        for view, exclusion in exclusions.items():
+            self.exclusions[view]["exclusion"][row] = exclusion
+            self.exclusions[view]["whole_exclusion"][row] = texts.get("whole_exclusion", "")
+
+    def make_room(self, path: Path, views: Mapping[str, View], changed: set[int]) -> None:
+        """Make the arrays on disk as long as the table, and write keys of rows before new ones are seen."""
+        grown = not layout.is_consolidated(path, views, len(self))
+        if grown:
+            layout.grow(path, views, len(self))
+        if changed:
+            self.write_keys(path, changed)
+            self.write_ids(path)
+        if grown:
+            layout.consolidate(path)
 
     def write_ids(self, path: Path) -> None:
         """Write the run numbers."""
@@ -106,8 +164,9 @@ class Table:
     def write_columns(self, path: Path, rows: Iterable[int]) -> None:
         """Write numbers and texts, in the chunks that hold these rows."""
         rows = list(rows)
-        for name, column in self.columns.items():
-            _write(path, "", name, column, rows)
+        for view, columns in (("", self.columns), *self.exclusions.items()):
+            for name, column in columns.items():
+                _write(path, view, name, column, rows)
 
     def write_keys(self, path: Path, rows: Iterable[int]) -> None:
         """Write the keys of all views, in the chunks that hold these rows."""
@@ -134,5 +193,6 @@ def _write(path: Path, view: str, name: str, column: NDArray, rows: Iterable[int
 
 
 def _resized(column: NDArray, n: int) -> NDArray:
-    """The first ``n`` values, zeros added where there are fewer."""
-    return np.append(column, np.zeros(max(n - column.size, 0), column.dtype))[:n]
+    """The first ``n`` values, zeros or empty texts added where there are fewer."""
+    nothing: Any = "" if column.dtype == object else 0
+    return np.append(column, np.full(max(n - column.size, 0), nothing, column.dtype))[:n]

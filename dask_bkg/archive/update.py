@@ -1,6 +1,8 @@
 """The task that reads runs into a store: eager, module-level and picklable.
 
-One task has one block of rows, and writes whole chunks of histograms; the table is written by the driver alone.
+One task has one block of rows, and writes whole chunks of histograms; the table is written by the driver alone.  Rows
+that are still valid on disk, because their files may be the same after all, are never written over here: where one
+of them differs, the driver gets the histograms of the block, voids the rows, and writes them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.archive import layout, lock
-from dask_bkg.archive.hints import Hint, states_of
+from dask_bkg.archive.hints import MISSING, Hint, State, mark_of, out_of_reach, states_of
 from dask_bkg.archive.table import failed_key, key_of
 from dask_bkg.dl3 import reduce
 from dask_bkg.dl3.read import RunFile
@@ -35,12 +37,12 @@ class BlockWork(NamedTuple):
         What the rows are of so far, empty: nothing.
     keys
         For each run the key of its histograms in each of the views.
+    held
+        For each run and view whether the row is valid on disk: its histograms are right if the events are the same.
     views
         Names of the views, in the order in which they are needed again.
     whole_exclusion
         Digest of all regions together.
-    radius
-        Distance from the pointing within which regions matter [deg].
     lock, token
         Lock of the store, and what must stand in it.
     """
@@ -50,9 +52,9 @@ class BlockWork(NamedTuple):
     runs: tuple[RunFile, ...]
     fingerprints: tuple[str, ...]
     keys: tuple[tuple[int, ...], ...]
+    held: tuple[tuple[bool, ...], ...]
     views: tuple[str, ...]
     whole_exclusion: str
-    radius: float
     lock: str
     token: str
 
@@ -65,13 +67,16 @@ class RunDone(NamedTuple):
     row, obs_id
         Its row and its number.
     status
-        ``read``: its histograms were made; ``same``: its file was opened, and they were there already; ``failed``.
+        ``read``: its histograms were made; ``same``: its file was opened, and they were there already; ``failed``;
+        ``absent``: it cannot be read at the moment, and what the store has of it stays.
     numbers, texts
-        What the table says of it from now on; of a run that failed only the ``error``.
+        What the table says of it from now on; of a run that failed or is absent only the ``error``.
     keys
         Key of its histograms in each of the views.
     hints
         States of its files before they were read.
+    exclusions
+        Digest of the regions near it in each of the views; none: empty ones.
     """
 
     row: int
@@ -81,14 +86,23 @@ class RunDone(NamedTuple):
     texts: dict[str, str]
     keys: tuple[int, ...]
     hints: tuple[Hint, ...]
+    exclusions: tuple[str, ...] = ()
 
 
 class BlockDone(NamedTuple):
-    """What `update_block` did: its block, the names of the views, and what became of each run."""
+    """What `update_block` did: its block, the names of the views, and what became of each run.
+
+    Attributes
+    ----------
+    unwritten
+        For each view histograms by row which the driver is to write, as a row that is valid on disk is among them;
+        empty: all is written.
+    """
 
     block: int
     views: tuple[str, ...]
     runs: tuple[RunDone, ...]
+    unwritten: tuple[dict[int, dict[str, NDArray]], ...] = ()
 
 
 def update_block(store_path: str, work: BlockWork, regions: SkyRegions | None, views: Sequence[View]) -> BlockDone:
@@ -123,14 +137,20 @@ def update_block(store_path: str, work: BlockWork, regions: SkyRegions | None, v
         done.append(run)
         if found is not None:
             histograms[run.row] = found
-    for i, view in enumerate(views):
-        new = {
-            run.row: histograms[run.row][i]
-            for run, keys in zip(done, work.keys, strict=True)
-            if run.status != "failed" and run.keys[i] != keys[i]
-        }
-        if new:
-            write_histograms(store_path, view, work, new)
+    changed = [
+        [run.row in histograms and key != before for key, before in zip(run.keys, keys, strict=True)]
+        for run, keys in zip(done, work.keys, strict=True)
+    ]
+    new = tuple(
+        {run.row: histograms[run.row][i] for run, differs in zip(done, changed, strict=True) if differs[i]}
+        for i in range(len(views))
+    )
+    if (np.array(changed) & np.array(work.held)).any():
+        # all of the block: two writers would undo each other's rows
+        return BlockDone(work.block, work.views, tuple(done), new)
+    for view, part in zip(views, new, strict=True):
+        if part:
+            write_histograms(store_path, view, work, part)
     return BlockDone(work.block, work.views, tuple(done))
 
 
@@ -144,31 +164,39 @@ def _reduce(
     try:
         reduced = reduce.reduce_views(run, views, regions)
     except Exception as error:  # whatever it is, the other runs go on
-        return _failed(work, run, row, error, states, len(views)), None
+        return _failed(work, i, error, states), None
     pointing = reduced.numbers["ra_pnt"], reduced.numbers["dec_pnt"]
-    exclusion = exclusion_digest(regions, *pointing, work.radius)
+    digests = {view.radius: exclusion_digest(regions, *pointing, view.radius) for view in views}
+    exclusions = tuple(digests[view.radius] for view in views)
     fingerprint = reduced.texts["fingerprint"]
     texts = {name: reduced.texts.get(name, "") for name in RUN_TEXTS}
-    texts |= {"fingerprint": fingerprint, "exclusion": exclusion, "whole_exclusion": work.whole_exclusion}
-    keys = (key_of(fingerprint, exclusion),) * len(views)
+    texts |= {"fingerprint": fingerprint, "whole_exclusion": work.whole_exclusion}
+    keys = tuple(key_of(fingerprint, exclusion) for exclusion in exclusions)
     status = "same" if fingerprint == work.fingerprints[i] and keys == work.keys[i] else "read"
-    hints = tuple((*state, fingerprint) for state in states)
-    return RunDone(row, run.obs_id, status, reduced.numbers, texts, keys, hints), reduced.histograms
+    hints = _hints(run, fingerprint, states)
+    return RunDone(row, run.obs_id, status, reduced.numbers, texts, keys, hints, exclusions), reduced.histograms
 
 
-def _failed(
-    work: BlockWork, run: RunFile, row: int, error: Exception, states: list[tuple[str, int, int]], n_views: int
-) -> RunDone:
-    known = isinstance(error, RunError)
+def _failed(work: BlockWork, i: int, error: Exception, states: Mapping[str, State | None]) -> RunDone:
+    """What is told of a run that could not be used."""
+    run, row, known = work.runs[i], work.rows[i], isinstance(error, RunError)
     text = str(error) if known else f"run {run.obs_id}: unexpected {type(error).__name__}: {error}"
-    # what a disk or network refused once may be granted the next time
-    cause = error.__cause__
+    # what a disk or network refused once may be granted the next time; a missing file is not told of as the cause
+    cause = error.__cause__ or error.__context__
     lasting = known and not (isinstance(cause, OSError) and cause.errno is not None)
-    hints = tuple((*state, "") for state in states) if lasting else ()
-    texts = {**dict.fromkeys(layout.TEXTS, ""), "error": text}
-    numbers = dict.fromkeys(RUN_NUMBERS, float("nan"))
-    keys = (failed_key(work.whole_exclusion),) * n_views
+    texts, numbers = {**dict.fromkeys(layout.TEXTS, ""), "error": text}, dict.fromkeys(RUN_NUMBERS, float("nan"))
+    if work.fingerprints[i] and not lasting:
+        return RunDone(row, run.obs_id, "absent", numbers, texts, work.keys[i], ())
+    gone = MISSING in states.values() and bool(out_of_reach(run, states))
+    hints = _hints(run, "", states) if lasting or gone else ()
+    keys = (failed_key(work.whole_exclusion),) * len(work.views)
     return RunDone(row, run.obs_id, "failed", numbers, texts, keys, hints)
+
+
+def _hints(run: RunFile, fingerprint: str, states: Mapping[str, State | None]) -> tuple[Hint, ...]:
+    """What is remembered of the files of a run."""
+    mark = mark_of(run, fingerprint)
+    return tuple((path, *state, mark) for path, state in states.items() if state is not None)
 
 
 def write_histograms(store_path: str, view: View, work: BlockWork, new: Mapping[int, Mapping[str, NDArray]]) -> None:
@@ -185,20 +213,32 @@ def write_histograms(store_path: str, view: View, work: BlockWork, new: Mapping[
     new
         Histograms of rows of this block.
     """
+    put_histograms(store_path, view, work.block, new, work.lock, work.token)
+
+
+def put_histograms(
+    store_path: str,
+    view: View,
+    block: int,
+    new: Mapping[int, Mapping[str, NDArray]],
+    lock_path: str | Path,
+    token: str,
+) -> None:
+    """What `write_histograms` does, for one who has no work of a task."""
     packed = {}
     for name, histogram in layout.histograms(view).items():
         array = layout.open_array(store_path, view.name, name, "r+")
-        first, stop = block_rows(work.block, array.chunks[0], array.shape[0])
+        first, stop = block_rows(block, array.chunks[0], array.shape[0])
         whole = new.keys() >= set(range(first, stop))
         values = (
             np.empty((stop - first, *histogram.shape), histogram.dtype)
             if whole
-            else read_block(store_path, view.name, name, work.block)
+            else read_block(store_path, view.name, name, block)
         )
         for row, histograms in new.items():
             values[row - first] = histograms[name]
         packed[name] = (array, slice(first, stop), values)
-    lock.check(work.lock, work.token)
+    lock.check(lock_path, token)
     with layout.told(store_path):
         for array, rows, values in packed.values():
             array[rows] = values
