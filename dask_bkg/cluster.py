@@ -15,6 +15,9 @@ DASHBOARD = "127.0.0.1:8787"
 
 CONNECT_SECONDS = 20
 
+IDLE = "1 hour"
+"""Time without a task after which the processes of a local cluster end by themselves."""
+
 
 @contextmanager
 def open_client(cluster: str, n_workers: int) -> Iterator[Client | None]:
@@ -65,7 +68,13 @@ def _local_cluster(n_workers: int):
         return LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=DASHBOARD)
     from distributed.deploy import SubprocessCluster
 
-    return SubprocessCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=DASHBOARD)
+    return SubprocessCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        dashboard_address=DASHBOARD,
+        # processes of their own outlive a driver that is killed: they end when nobody has asked for anything
+        scheduler_kwargs={"idle_timeout": IDLE},
+    )
 
 
 def _connect(address: str) -> Client:

@@ -121,7 +121,8 @@ def _job(out_dir: Path, name: str, echo: Callable[[str], None], progress: bool) 
     what = "of the run itself" if name == "runwise" else f"of {HOURS:g} h of the runs most like it"
     echo(f"{name} backgrounds: each {what}")
     done = pipeline.run(prepare_runs(load_config(path)), progress=progress)
-    echo(f"events of {done.runs_read} runs read" + ("" if done.runs_read else f": {STORE} has them all"))
+    counted = f"{done.runs_opened} event files opened, events of {done.runs_read} runs counted"
+    echo(counted + ("" if done.runs_read else f": {STORE} has them all"))
     return done
 
 

@@ -212,7 +212,8 @@ def test_the_whole_runs_among_broken_ones_are_done(many_faults):
 def test_a_broken_contributing_run(job, four_runs, run_path, tmp_path, fault):
     """Its own target fails for want of a file to copy; the others are made without it."""
     FILE_FAULTS[fault][0](run_path(four_runs, BAD))
-    finished = run_make_background(job(four_runs, io={"from_run": False}))
+    every = {"rank": "none"}
+    finished = run_make_background(job(four_runs, io={"from_run": False}, background_selection=every))
     assert list(finished["run_selection"]["failed_runs"]) == [BAD]
     assert finished_runs(tmp_path / "out") == GOOD
     told = json.loads((tmp_path / "out/results/provenance.json").read_text())

@@ -15,7 +15,7 @@ from distributed import Client
 from gammapy.data import DataStore
 from matplotlib.image import imread
 
-from dask_bkg import demo
+from dask_bkg import demo, open_runs
 from dask_bkg.cli import main
 from dask_bkg.cluster import active_client
 from dask_bkg.config import load_config
@@ -56,9 +56,9 @@ def digests(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def colors(path: Path) -> int:
+def colors(path: Path, shape: tuple[int, int] | None = (792, 1375)) -> int:
     picture = imread(path)
-    assert picture.shape[:2] == (792, 1375)
+    assert shape in (None, picture.shape[:2])
     return len(np.unique((picture * 255).astype(int).reshape(-1, picture.shape[-1]), axis=0))
 
 
@@ -75,13 +75,15 @@ def test_gammapy_reads_the_datastores(made, name):
 
 
 def test_contributing_runs(made):
-    """Run-wise: the run itself; stacked: others, until the hours are reached."""
+    """Run-wise: the run itself; stacked: others, the most alike first, until the hours are reached."""
     directory, _, _ = made
     told = {name: json.loads((directory / name / "results/provenance.json").read_text()) for name in DATASTORES}
     for obs_id in OBS_IDS:
         own, stacked = (told[name]["backgrounds"][str(obs_id)] for name in DATASTORES)
         assert own["contributing_runs"] == [obs_id]
         assert obs_id not in stacked["contributing_runs"]
+        assert stacked["scores"] == sorted(stacked["scores"])
+        assert "scores" not in own
         assert demo.HOURS <= stacked["livetime_hours"] < demo.HOURS + 0.5
     assert all(told[name]["exclusion"]["regions"] > 2 for name in DATASTORES)
 
@@ -158,16 +160,40 @@ def test_what_the_demo_tells(made):
         assert (directory / name).exists()
 
 
+def test_both_jobs_have_one_run_store(made):
+    """The first one fills it, the second one reads no event."""
+    directory, _, lines = made
+    told = [re.match(r"(\d+) event files opened, events of (\d+) runs counted", line) for line in lines]
+    assert [tuple(map(int, found.groups())) for found in told if found] == [(RUNS, RUNS), (0, 0)]
+    assert open_runs(directory / "runs.zarr").obs_id.values.tolist() == OBS_IDS
+    assert not list(directory.glob("*/results/*.zarr"))
+
+
 @pytest.mark.parametrize("name", DATASTORES)
 def test_it_can_be_done_again_by_hand(made, name):
-    """With the command that it tells, from any directory; the files are the same, byte by byte."""
+    """From any directory; nothing is read or written, unless it is asked for; then it is the same byte by byte."""
     directory, _, _ = made
     before = digests(directory / name / "data")
     assert len(before) == RUNS
-    done = CliRunner().invoke(main, ["run", str(directory / f"{name}.yaml"), "--cluster", "threads"])
-    assert done.exit_code == 0, done.output
-    assert digests(directory / name / "data") == before
+    for options, made_again in (([], 0), (["--refresh"], RUNS)):
+        command = ["run", str(directory / f"{name}.yaml"), "--cluster", "threads", *options]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+        assert digests(directory / name / "data") == before
+        words = f"events of 0 runs counted; {made_again} backgrounds written, {RUNS - made_again} unchanged"
+        assert words in done.output
     assert load_config(directory / f"{name}.yaml").io.from_run == (name == "runwise")
+
+
+def test_the_commands_that_it_tells(made):
+    directory, _, lines = made
+    commands = re.findall(r"dask-bkg (\w+) (\S+)$", "\n".join(lines), re.MULTILINE)
+    assert [command for command, _ in commands] == ["info", "kl", "run"]
+    for command, path in commands:
+        done = CliRunner().invoke(main, [command, path, *(["--cluster", "threads"] if command != "info" else [])])
+        assert done.exit_code == 0, done.output
+    assert f"{RUNS} usable, 0 failed" in CliRunner().invoke(main, ["info", commands[0][1]]).output
+    assert colors(directory / "stacked/results/kl.png", shape=None) > 30
 
 
 def test_the_demo_can_be_run_twice(made, first, monkeypatch):
@@ -181,7 +207,15 @@ def test_the_demo_can_be_run_twice(made, first, monkeypatch):
     for name in ("own", "own_error", "stacked", "stacked_error", "zenith"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     after = digests(directory)
-    assert {name for name in first | after if first.get(name) != after.get(name)} == set()
+    changed = {name for name in first | after if first.get(name) != after.get(name)}
+    # what tells of times: when the store was written, and how files were left
+    times = {
+        "runs.zarr/zarr.json",
+        "runs.zarr.hints.json",
+        *(f"{name}/results/provenance.json" for name in DATASTORES),
+    }
+    assert {name for name in changed if "results/kl." not in name} <= times
+    assert any(name.startswith("stacked/data") for name in first)
 
 
 def test_refuses_what_is_not_its_own(tmp_path):

@@ -247,11 +247,10 @@ def of_rank(rank: str, hours: float = 3.0) -> dict:
 def test_stacks_of_every_ranking_recover_the_truth_of_their_runs(dark, job, rank):
     """Three hours of 40 targets, weighted or not: what is written is the (weighted) truth of those that contribute.
 
-    Measured: pulls up to WRITE; chi2 a ring WRITE, an energy WRITE.
+    Measured: pulls up to 2.3, of a ring 2.9, of an energy 3.0; chi2 a ring 0.76 to 0.82, an energy 0.70 to 0.77.
     """
     summary = job(dark, False, **of_rank(rank))
     total, rings, energies = pulls(dark, summary)
-    print(rank, np.abs(total).max(), total.mean(), [(reduced_chi2(v).mean(), reduced_chi2(v).max(), np.nanmax(np.abs(v))) for v in (rings, energies)])
     assert len(total) == 40
     assert np.abs(total).max() < 4
     for values in (rings, energies):
@@ -261,7 +260,7 @@ def test_stacks_of_every_ranking_recover_the_truth_of_their_runs(dark, job, rank
 
 
 def misses(archive, summary):
-    """How far the shape of each stack is from the target's true one: root of the chi2 of 2500 events, without level."""
+    """How far the shape of each stack is from the target's true one: root of the chi2 of 2500 events."""
     found = []
     for result in finished(summary):
         made, target = written(result), true_rates(archive)[result.obs_id][1]
@@ -271,12 +270,11 @@ def misses(archive, summary):
 
 
 def test_nearer_runs_make_a_better_background(dark, job):
-    """Each ranking against all that there is; and what conditions add.  Measured: WRITE."""
+    """Each ranking against all that there is.  Measured: 12.7 for everything, 1.55 to 1.65 for the rankings."""
     everything = misses(dark, job(dark, False, background_selection={"rank": "elevation", "time_request": "all"}))
     by_rank = {rank: misses(dark, job(dark, False, **of_rank(rank))) for rank in RANKS}
-    print(np.median(everything), {k: np.median(v) for k, v in by_rank.items()})
     for found in by_rank.values():
-        assert np.median(found) < 0.7 * np.median(everything)
+        assert np.median(found) < 0.25 * np.median(everything)
 
 
 # --- with sources and stars --------------------------------------------------------------------------------

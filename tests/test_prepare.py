@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from kept_store import keep_store
 from test_bookkeeping import OBS_IDS, add_old_background, backgrounds, broken_rows
 
 from dask_bkg import prepare as prepare_module
@@ -18,6 +19,12 @@ from dask_bkg.dl3.index import read_datastore
 from dask_bkg.errors import ArchiveError
 from dask_bkg.pipeline import run
 from dask_bkg.prepare import prepare_runs
+
+
+@pytest.fixture
+def job(job, _four_runs, tmp_path, tmp_path_factory):
+    """The shared fixture, with a run store that has the four runs already."""
+    return keep_store(job, _four_runs, tmp_path, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

@@ -45,14 +45,18 @@ def digests(directory: Path) -> dict[str, str]:
 def do(hess: Path, out: Path, from_run: bool, attach: str = "index", **sections) -> pipeline.Summary:
     io = {"search_datastore": hess, "in_dir": out / "in", "out_dir": out / "out", "from_run": from_run}
     config = {"io": {**io, "attach": attach}, "cluster": "threads", "config": {"njobs": 1}, **sections}
+    config.setdefault("background_selection", {"rank": "elevation"})
     return pipeline.run(prepare_runs(parse_config(config)), progress=False)
 
 
 @pytest.fixture(scope="module")
 def done(hess, originals, tmp_path_factory):
-    """All runs in both modes, with the defaults: ``{mode: (directory of the datastore, summary)}``."""
-    places = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}
-    return {mode: (places[mode] / "out", do(hess, places[mode], from_run)) for mode, from_run in MODES.items()}
+    """All runs in both modes, on one run store: ``{mode: (directory of the datastore, summary)}``."""
+    places, store = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}, tmp_path_factory.mktemp("store")
+    kept = {"run_store": {"path": store / "runs.zarr"}}
+    return {
+        mode: (places[mode] / "out", do(hess, places[mode], from_run, **kept)) for mode, from_run in MODES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,11 @@ def test_contributing_runs_and_hours(done, mode):
             assert result.obs_id not in result.contributing
             assert 10 <= result.hours < 10.6
         assert 0.1 < result.threshold < 1.5
+
+
+def test_every_run_is_read_once(done):
+    """The two jobs have one run store: the second finds all in it."""
+    assert [summary.runs_read for _, summary in done.values()] == [N_RUNS, 0]
 
 
 def test_predicted_over_observed(done, regions):
