@@ -149,7 +149,7 @@ def make_background(i: int, archive: Archive, runwise: Path, out_dir: Path, hour
     before = np.cumsum(archive.livetime[nearest]) - archive.livetime[nearest]
     nearest = nearest[before < hours * 3600]
     parts = [bin_run(archive.files[j], archive.regions) for j in nearest]
-    total = Histogram(sum(p.counts for p in parts), sum(p.exposure for p in parts))
+    total = Histogram(*(np.sum(histograms, axis=0) for histograms in zip(*parts, strict=True)))
     write_rate(out_dir / f"{archive.obs_id[i]}.fits", total)
     return Background(int(archive.obs_id[i]), archive.obs_id[nearest], total)
 
@@ -187,20 +187,20 @@ def time_pieces(archive: Archive, runwise: Path) -> dict[str, float]:
 # -- ours ----------------------------------------------------------------------------------------------------
 
 
-def job(archive: Path, out_dir: Path, options: argparse.Namespace) -> Config:
+def job(archive: Path, out_dir: Path, workers: int, hours: float) -> Config:
     """Configuration of the same job: formulas, bins and exclusion of the original; a run store that is new."""
     places = {name: str(archive) for name in ("search_datastore", "in_dir")}
     return parse_config({
         "preset": "gammapy-tools",
         "cluster": "local",
-        "config": {"njobs": options.workers},
+        "config": {"njobs": workers},
         "io": {**places, "out_dir": str(out_dir), "attach": "index"},
         "binning": {"e_min": ENERGY[0], "e_max": ENERGY[-1], "e_bins": 20, "off_max": OFFSET[-1], "off_bins": 5},
         "exclusion": {
             "catalogs": [], "star_cat": str(archive / "stars.dat"), "star_mag": STAR_MAG, "star_radius": STAR_RADIUS,
             "exclude_region_files": [str(archive / "sources.reg")],
         },
-        "background_selection": {"rank": "kl", "time_request": options.hours},
+        "background_selection": {"rank": "kl", "time_request": hours},
     })  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def measure(runs: int, options: argparse.Namespace, scratch: Path) -> dict[str, 
     """One archive, both ways."""
     directory = find_archive(runs, options.events, options.archive or scratch)
     archive, out_dir = open_archive(directory), scratch / "ours"
-    config = job(directory, out_dir, options)
+    config = job(directory, out_dir, options.workers, options.hours)
     start = time.perf_counter()
     summary = ours(config)
     seconds = time.perf_counter() - start

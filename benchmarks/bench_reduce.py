@@ -25,12 +25,13 @@ from astropy.io import fits
 from distributed import Client
 from distributed.deploy import SubprocessCluster
 
-from dask_bkg import fov, pipeline
+from dask_bkg import fov
 from dask_bkg.catalogs import read_region_file, read_stars
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_block
 from dask_bkg.exclusion import SkyRegions, concat_regions
+from dask_bkg.lazy.runs import reduce_runs
 from dask_bkg.plan import run_file
 from dask_bkg.report import format_table
 from dask_bkg.schema import Edges
@@ -84,7 +85,7 @@ def plain_loop(runs: list[RunFile], edges: Edges, regions: SkyRegions) -> tuple[
 def with_dask(runs: list[RunFile], regions: SkyRegions, client: Client) -> float:
     """Seconds for the lazy dataset to be computed on the workers, results left there."""
     start = time.perf_counter()
-    dataset = pipeline.reduce_runs(runs, EDGES, regions)
+    dataset = reduce_runs(runs, EDGES, regions)
     tasks = dataset["error"].data.to_delayed(optimize_graph=False).ravel().tolist()
     reasons = np.concatenate(client.gather(client.compute(tasks)))
     seconds = time.perf_counter() - start

@@ -29,7 +29,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import bench_kl
@@ -81,8 +80,7 @@ def measure_job(archive: Path, scratch: Path, options: argparse.Namespace) -> Me
     """The job on real workers that are up; its task times from the last of them."""
     seconds: dict[int, float] = {}
     for workers in options.job_workers:
-        settings = SimpleNamespace(workers=workers, hours=options.hours)
-        config = job(archive, scratch / f"out-{workers}", settings)
+        config = job(archive, scratch / f"out-{workers}", workers, options.hours)
         with local_cluster(workers) as client, client.as_current(), get_task_stream(client=client) as stream:
             # imports are not what is measured
             client.run(lambda: __import__("dask_bkg.pipeline") and __import__("gammapy.irf"))

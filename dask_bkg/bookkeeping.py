@@ -212,9 +212,9 @@ def write_results(plan: Plan, results: list[Result]) -> Path:
 
 
 def _with_journals(path: Path) -> dict:
-    """A side file, and what jobs that were killed have made since."""
-    earlier = json.loads(path.read_text())
-    backgrounds = {**earlier.get("backgrounds", {}), **read_journals(path.parent)}
+    """A side file, and what jobs that were killed have made since, the very first one perhaps."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    backgrounds = {**earlier.get("backgrounds", {}), **read_journals(path.parent, path)}
     return {**earlier, "backgrounds": backgrounds}
 
 
@@ -302,7 +302,7 @@ def made_before(plan: Plan) -> dict[int, Made]:
     """What earlier jobs made of the targets of a plan, by their provenance; nothing where it cannot be read."""
     path = Path(plan.config.directory("results_dir")) / "provenance.json"
     try:
-        entries = {**_backgrounds(path), **read_journals(path.parent)}
+        entries = {**_backgrounds(path), **read_journals(path.parent, path)}
         wanted = {str(target.obs_id): target for target in plan.targets}
         return {
             target.obs_id: _made(target.obs_id, entries[run])
@@ -359,7 +359,9 @@ def merge_provenance(earlier: dict, told: dict) -> dict:
         if there and entry["status"] == "failed":
             entry = {**old, "failed_since": {name: entry[name] for name in ("job", "reason")}}
         elif there and entry["status"] == "unchanged":
-            entry = {name: value for name, value in old.items() if name != "failed_since"}
+            # a job that was killed has not told which it was: the same configuration as this one
+            of_job = {name: entry[name] for name in ("job", "config_hash")}
+            entry = {**of_job, **{name: value for name, value in old.items() if name != "failed_since"}}
         backgrounds[run] = entry
     used = {job for b in backgrounds.values() for job in (b.get("job"), b.get("failed_since", {}).get("job"))}
     jobs = {name: job for name, job in earlier.get("jobs", {}).items() if name in used}

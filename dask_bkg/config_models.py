@@ -201,7 +201,7 @@ class BackgroundSelection(Section):
         1.0, "width of the smoothing in offset bins, or an angle ('0.3 deg')"
     )
     time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
-        10.0, "hours of contributing runs, or 'all'"
+        10.0, "hours of contributing runs (times their weights), or 'all'"
     )
     exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
     rank: Literal["conditions", "kl", "kl-conditions", "elevation", "none"] = option(
@@ -209,7 +209,7 @@ class BackgroundSelection(Section):
     )
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
-        False, "write the divergences of all runs from each target to io.results_dir/kl"
+        False, "write the divergences of each target's candidates to io.results_dir/kl"
     )
     bkg_runlist: Annotated[dict[int, list[int]], BeforeValidator(values.to_run_table)] | None = option(
         None, "contributing runs given by hand, {run: [run, ...]}"

@@ -38,10 +38,14 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def read_journals(directory: Path) -> dict[str, dict]:
-    """Entries of all journals of a directory, the latest of each run; a line that was cut short is left out."""
+def read_journals(directory: Path, side_file: Path) -> dict[str, dict]:
+    """Entries of the journals of a directory, the latest of each run; a line that was cut short is left out.
+
+    A journal that is older than the side file was read when that was written, and what is told there is newer.
+    """
     entries: dict[str, dict] = {}
-    for path in sorted(directory.glob(f"{PREFIX}*.jsonl"), key=_changed):
+    journals = [path for path in directory.glob(f"{PREFIX}*.jsonl") if _changed(path) >= _changed(side_file)]
+    for path in sorted(journals, key=_changed):
         for line in _lines(path):
             try:
                 entries |= json.loads(line)

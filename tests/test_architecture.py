@@ -16,7 +16,8 @@ CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"
 BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "dl3", "irf"}
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
-    "plan", "roster", "runlists", "journal", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect", "matrix"
+    "plan", "roster", "runlists", "journal", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect",
+    "matrix",
 }  # fmt: skip
 
 MAY_IMPORT = {

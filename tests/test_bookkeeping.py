@@ -357,6 +357,96 @@ def test_a_job_killed_in_mid_write(in_place, run_path, tmp_path):
         assert (directory / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+@pytest.fixture
+def stopped(job, four_runs, tmp_path, monkeypatch):
+    """A job that is stopped when it has written two of four backgrounds: ``stopped(section={...})`` gives these."""
+
+    def stop(**sections) -> list[int]:
+        write_block, written = pipeline.write_block, []
+
+        def write_two(targets, *args):
+            if len(written) == 2:
+                raise KeyboardInterrupt
+            done = write_block(targets, *args)
+            written.extend(result.obs_id for result in done)
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "WRITE_BATCH", 1)
+            patch.setattr(pipeline, "write_block", write_two)
+            with pytest.raises(KeyboardInterrupt):
+                run_make_background(job(four_runs, **sections))
+        return sorted(written)
+
+    return stop
+
+
+def statuses(tmp_path) -> dict[int, str]:
+    """What the latest job did with the runs."""
+    table = Table.read(tmp_path / "out/results/summary.ecsv")
+    return dict(zip(table["OBS_ID"].tolist(), table["STATUS"].tolist(), strict=True))
+
+
+def told_of(tmp_path) -> dict:
+    return json.loads((tmp_path / "out/results/provenance.json").read_text())
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["the first job", "a later job"])
+def test_what_a_stopped_job_has_done_is_not_done_again(stopped, job, four_runs, tmp_path, before):
+    """And in the end the provenance is that of a job that went through."""
+    if before:
+        run_make_background(job(four_runs, binning={"e_bins": 12}))
+    two = stopped()
+    assert len(two) == 2
+    stamps = {i: (tmp_path / f"out/data/run_0{i}.fits.gz").stat().st_mtime_ns for i in two}
+    run_make_background(job(four_runs))
+    assert statuses(tmp_path) == {i: "unchanged" if i in two else "done" for i in OBS_IDS}
+    assert {i: (tmp_path / f"out/data/run_0{i}.fits.gz").stat().st_mtime_ns for i in two} == stamps
+    told = told_of(tmp_path)
+    assert {entry["status"] for entry in told["backgrounds"].values()} == {"done"}
+    assert {entry["job"] for entry in told["backgrounds"].values()} == set(told["jobs"])
+    assert {entry["config_hash"] for entry in told["backgrounds"].values()} == {told["config_hash"]}
+    assert broken_rows(tmp_path / "out") == []
+    run_make_background(job(four_runs))
+    assert set(statuses(tmp_path).values()) == {"unchanged"}
+    assert told_of(tmp_path) == told
+
+
+def test_what_a_stopped_job_has_told_is_not_believed_for_ever(stopped, job, four_runs, tmp_path):
+    """A job with other settings has made all anew since: neither are they made again, nor is the old tale told."""
+    two = stopped()
+    other = {"binning": {"e_bins": 12}}
+    run_make_background(job(four_runs, **other))
+    assert set(statuses(tmp_path).values()) == {"done"}
+    before = told_of(tmp_path)
+    run_make_background(job(four_runs, **other))
+    assert set(statuses(tmp_path).values()) == {"unchanged"}
+    assert told_of(tmp_path) == before
+    rest = next(i for i in OBS_IDS if i not in two)
+    run_make_background(job(four_runs, **other, run_selection={"runlist": [rest]}))
+    assert told_of(tmp_path)["backgrounds"] == before["backgrounds"]
+
+
+@pytest.mark.parametrize("tail", ['{"64001": {"sta', "[1, 2]\n", "\0\0\n"])
+def test_a_line_that_was_cut_short(stopped, job, four_runs, tmp_path, tail):
+    """What stands before it counts, and it is no error."""
+    two = stopped()
+    journal = next((tmp_path / "out/results").glob(".dask_bkg-journal-*"))
+    with journal.open("a") as file:
+        file.write(tail)
+    run_make_background(job(four_runs))
+    assert [run for run, status in statuses(tmp_path).items() if status == "unchanged"] == two
+
+
+def test_old_journals_are_cleared_away(stopped, job, four_runs, tmp_path):
+    stopped()
+    run_make_background(job(four_runs))
+    for path in (tmp_path / "out/results").glob(".dask_bkg-journal-*"):
+        os.utime(path, (1e9, 1e9))
+    run_make_background(job(four_runs))
+    assert not [path.name for path in (tmp_path / "out").rglob(".*")]
+
+
 # --- files that runs share, and files of one name ----------------------------------------------------------
 
 
@@ -506,7 +596,8 @@ def test_provenance_tells_what_runs_were_ranked_by_and_how_they_weigh(job, four_
 
 
 def entry_of(status: str, **changes) -> dict:
-    return {"status": status, "reason": "", "digest": "d1", "job": "j1", "contributing_runs": [1], **changes}
+    made_by = {"job": "j1", "config_hash": "c1"}
+    return {"status": status, "reason": "", "digest": "d1", "contributing_runs": [1], **made_by, **changes}
 
 
 def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
@@ -520,6 +611,8 @@ def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
             "4": entry_of("failed", reason="run 4: gone"),
             "5": entry_of("done", failed_since={"job": "j0", "reason": "run 5: gone"}),
             "6": entry_of("done", failed_since={"job": "j0", "reason": "run 6: gone"}),
+            # of a journal: the job was killed, and did not say which it was
+            "8": {name: value for name, value in entry_of("done").items() if name not in ("job", "config_hash")},
         },
     }
     new = {
@@ -529,6 +622,7 @@ def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
         "5": entry_of("failed", job="j2", reason="run 5: still gone"),
         "6": entry_of("unchanged", job="j2"),
         "7": entry_of("done", job="j2"),
+        "8": entry_of("unchanged", job="j2", config_hash="c2"),
     }
     told = merge_provenance(earlier, {"jobs": {"j2": {"a": 2}}, "versions": {"x": "2"}, "backgrounds": new})
     since = {"job": "j2", "reason": "run 5: still gone"}
@@ -540,6 +634,7 @@ def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
         "5": entry_of("done", failed_since=since),
         "6": entry_of("done"),
         "7": new["7"],
+        "8": entry_of("done", job="j2", config_hash="c2"),
     }
     assert set(told["jobs"]) == {"j0", "j1", "j2"}
     assert told["versions"] == {"x": "2"}

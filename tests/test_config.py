@@ -17,8 +17,9 @@ from astropy.time import Time
 
 from dask_bkg.config import PRESETS, VERITAS_SEASONS, load_config, parse_config
 from dask_bkg.config_io import default_config, dump_yaml, parse_yaml
-from dask_bkg.config_models import SECTIONS
+from dask_bkg.config_models import SECTIONS, choices_of
 from dask_bkg.errors import ConfigError
+from dask_bkg.selection import RANKINGS
 
 TABLE = {"2019": ["2019-01-01", "2019-12-31"], "later": ["2020-02-01", None]}
 
@@ -142,6 +143,7 @@ def test_preset_gammapy_tools():
         False,
     )
     assert config.background_selection.rank == "none"
+    assert config.model.divergence == "document"
     assert config.background_selection.seasons is not None
     # The conditions stay the user's.
     assert config.background_selection.nsb_diff is None
@@ -237,6 +239,62 @@ def test_results_go_below_the_output():
     assert parse_config({"io": {"out_dir": "/data/out"}}).io.results_dir == "/data/out/results"
     assert parse_config({"io": {"out_dir": "/data/out", "results_dir": "plots"}}).io.results_dir == "plots"
     assert parse_config({}).io.results_dir is None
+
+
+def test_the_run_store_is_below_the_results_or_where_it_is_said():
+    """Shared between jobs it has a place of its own; with neither there is nowhere to put it."""
+    assert str(parse_config({"io": {"out_dir": "out"}}).store_path) == "out/results/runs.zarr"
+    assert str(parse_config({"io": {"out_dir": "out", "results_dir": "r"}}).store_path) == "r/runs.zarr"
+    assert str(parse_config({"run_store": {"path": "a.zarr"}}).store_path) == "a.zarr"
+    assert str(parse_config({"io": {"out_dir": "out"}, "run_store": {"path": "a.zarr"}}).store_path) == "a.zarr"
+    with pytest.raises(ConfigError, match=r"set run_store\.path, or io\.out_dir"):
+        _ = parse_config({}).store_path
+
+
+def test_fine_bins_and_blocks_have_defaults():
+    config = parse_config({})
+    store = config.run_store
+    assert (store.bins_per_decade, store.pixel, store.ring) == (10, 0.2, 0.05)
+    assert (config.config.block, config.config.split_every) == (None, 8)
+    given = parse_config({"run_store": {"pixel": "15 arcmin", "block": 7}, "config": {"block": 3, "split_every": 2}})
+    assert (given.run_store.pixel, given.run_store.block) == (0.25, 7)
+    assert (given.config.block, given.config.split_every) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("selection", "ranking"),
+    [
+        ({}, "conditions"),
+        ({"KL_DIV": True}, "kl"),
+        ({"KL_DIV": True, "rank": "elevation"}, "kl"),
+        ({"KL_DIV": True, "rank": "none"}, "kl"),
+        ({"KL_DIV": True, "rank": "kl-conditions"}, "kl-conditions"),
+        ({"KL_DIV": False, "rank": "kl"}, "kl"),
+        ({"rank": "kl-conditions"}, "kl-conditions"),
+        ({"rank": "none"}, "none"),
+    ],
+)
+def test_ranking_by_word_or_by_the_switch_of_gammapy_tools(selection, ranking):
+    """The switch asks for a divergence, and keeps a ranking that has one."""
+    assert parse_config({"background_selection": selection}).background_selection.ranking == ranking
+    under_preset = parse_config({"preset": "gammapy-tools", "background_selection": selection}).background_selection
+    assert under_preset.ranking == (ranking if selection else "none")
+
+
+def test_every_ranking_of_the_configuration_is_one():
+    field = SECTIONS["background_selection"].model_fields["rank"]
+    assert set(choices_of(field)) == set(RANKINGS)
+
+
+def test_marks_of_lists_survive_json_and_yaml():
+    """Run numbers become texts in one and numbers in the other; in the configuration they are texts."""
+    marks = {"settings": "8fe1", "64001": "a1b2"}
+    for given in (marks, json.loads(json.dumps(marks)), parse_yaml("settings: '8fe1'\n64001: a1b2\n")):
+        section = {"bkg_runlist": {64001: [64002]}, "bkg_runlist_digest": given}
+        assert parse_config({"background_selection": section}).background_selection.bkg_runlist_digest == marks
+    assert parse_config({"background_selection": {"bkg_runlist_digest": None}}).effective() == (
+        parse_config({}).effective()
+    )
 
 
 def test_directory_that_is_not_set_is_asked_for():
@@ -346,6 +404,13 @@ def test_load_config_keeps_the_directory_and_names_the_file(tmp_path):
         ({"binnings": {"e_min": 5}}, r"binnings: unknown key, did you mean binning\?"),
         ({"io": {"njobs": 3}}, r"io\.njobs: unknown key, it belongs to the section config"),
         ({"config": {"zzz": 3}}, r"config\.zzz: unknown key, accepted are njobs"),
+        ({"runstore": {"path": "a"}}, r"did you mean run_store\?"),
+        ({"run_store": {"pixels": 0.2}}, r"did you mean run_store\.pixel\?"),
+        ({"background_selection": {"exclude_same_targets": True}}, r"did you mean .*\.exclude_same_target\?"),
+        (
+            {"run_store": {"rank": "kl"}},
+            r"run_store\.rank: unknown key, it belongs to the section background_selection",
+        ),
         ({"clustre": "local"}, r"did you mean cluster\?"),
         ({"zzz": None}, r"zzz: unknown key, accepted are preset, cluster, io"),
         ({"io": {5: 3}}, r"io\.5: unknown key"),
@@ -376,6 +441,22 @@ def test_unknown_key_is_refused_with_the_nearest_name(given, match):
         ({"background_selection": {"az_diff": -1}}, r"background_selection\.az_diff"),
         ({"background_selection": {"n_tels": 2.5}}, r"background_selection\.n_tels"),
         ({"background_selection": {"bkg_runlist": [1]}}, r"background_selection\.bkg_runlist: must be a table"),
+        (
+            {"background_selection": {"bkg_runlist_digest": "abc"}},
+            r"background_selection\.bkg_runlist_digest: must be a",
+        ),
+        ({"background_selection": {"rank": "kld"}}, r"\.rank: must be 'conditions', 'kl', .*or 'none', got 'kld'"),
+        ({"background_selection": {"rank": None, "KL_DIV": "yes"}}, r"\.KL_DIV: must be true or false"),
+        ({"run_store": {"pixel": 0}}, r"run_store\.pixel: must be greater than 0 deg"),
+        ({"run_store": {"ring": -0.1}}, r"run_store\.ring: must be greater than 0 deg"),
+        ({"run_store": {"bins_per_decade": 0}}, r"run_store\.bins_per_decade"),
+        ({"run_store": {"bins_per_decade": 2.5}}, r"run_store\.bins_per_decade"),
+        ({"run_store": {"block": 0}}, r"run_store\.block"),
+        ({"run_store": {"path": 5}}, r"run_store\.path: must be a path, got 5"),
+        ({"config": {"split_every": 1}}, r"config\.split_every: must be greater than or equal to 2"),
+        ({"config": {"block": 0}}, r"config\.block"),
+        ({"model": {"divergence": "kl"}}, r"model\.divergence: must be 'shape' or 'document'"),
+        ({"model": {"divergence_prior": 0}}, r"model\.divergence_prior: must be greater than 0"),
         ({"run_selection": {"runlist": [1.5]}}, r"run_selection\.runlist: must be run numbers, got 1.5"),
         ({"run_selection": {"runlist": []}}, r"run_selection\.runlist: is an empty list"),
         ({"model": {"exposure": "events"}}, r"model\.exposure: must be 'geometry' or 'event_ratio'"),

@@ -142,7 +142,8 @@ def test_an_interrupt_leaves_nothing_behind_on_a_cluster(client):
     def interrupt(i, result):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    # the traceback keeps the futures alive, as that of a notebook does
+    with pytest.raises(KeyboardInterrupt) as caught:
         compute_each(tasks(50, seconds=0.1), client, 1, interrupt)
     for _ in range(100):
         left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
@@ -150,6 +151,7 @@ def test_an_interrupt_leaves_nothing_behind_on_a_cluster(client):
             break
         time.sleep(0.05)
     assert left == 0
+    assert caught.traceback
 
 
 def test_results_do_not_stay_on_the_cluster(client):
