@@ -79,7 +79,7 @@ def local_cluster(workers: int, memory: str | int = "auto") -> Iterator[Client]:
     A worker has one thread for linear algebra too: Dask's nanny sees to it.
     """
     with (
-        environment(**{name: str(size * 2**20) for name, size in MALLOC.items()}),
+        environment(**{name: str(size * 2**20) for name, size in MALLOC.items()}, DASK_LOGGING__DISTRIBUTED="error"),
         SubprocessCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=None, worker_kwargs={"memory_limit": memory}
         ) as cluster,

@@ -150,11 +150,21 @@ def make_background(
     if isinstance(config, Config):
         base_dir, config = config.base_dir, config.explicit
     values = plain(config if config is not None else {"io": {"from_run": True}})
+    if (kept := _store_of_job(parse_config(values, base_dir=base_dir), datastore)) is not None:
+        values["run_store"] = {**(values.get("run_store") or {}), "path": str(kept)}
     places = {"search_datastore": str(datastore), "in_dir": str(datastore), "out_dir": str(datastore)}
     values["io"] = {**(values.get("io") or {}), **places}
     values["run_selection"] = {"runlist": [int(obs_id)]}
     parsed = parse_config(values, base_dir=base_dir)
     return pipeline.make_one(plan_job(parsed))
+
+
+def _store_of_job(config: Config, datastore: str | os.PathLike) -> Path | None:
+    """The run store that a job with this configuration has for the same archive; None if it can have none."""
+    archive = config.io.search_datastore
+    if archive is None or os.path.realpath(archive) != os.path.realpath(datastore) or config.io.results_dir is None:
+        return None
+    return config.store_path
 
 
 class BackgroundModelEstimator:

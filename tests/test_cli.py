@@ -38,10 +38,11 @@ ROW = re.compile(r"^ *(\d+)  +(done|unchanged|failed)  +(\d+)  +([\d.]+)  +(\d+)
 @pytest.fixture(autouse=True)
 def _same_logging():
     """The command changes logging for its whole process, which here is that of all tests."""
-    level = logging.getLogger("distributed").level
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "dask_bkg")}
     yield
     logging.captureWarnings(False)
-    logging.getLogger("distributed").setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def call(*arguments):

@@ -26,7 +26,15 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import entropy
 
 import dask_bkg
-from dask_bkg import ExclusionFinder, get_config, load_config, prepare_dataset, reduce_run, run_make_background
+from dask_bkg import (
+    ExclusionFinder,
+    get_config,
+    load_config,
+    pipeline,
+    prepare_dataset,
+    reduce_run,
+    run_make_background,
+)
 from dask_bkg.compat import BackgroundModelEstimator, make_background
 from dask_bkg.config import parse_config
 from dask_bkg.config_io import dump_yaml
@@ -499,6 +507,29 @@ def test_make_background_is_what_the_job_writes(job, four_runs, tmp_path, from_r
     assert isinstance(made, Background2D)
     assert made.data == pytest.approx(written.quantity.to_value(made.unit), rel=1e-6)
     assert not list(four_runs.glob("results"))
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the job's archive", "another archive"])
+def test_make_background_takes_the_run_store_of_the_job(archive, catalogs, four_runs, tmp_path, monkeypatch, same):
+    """Its runs are not read again; an archive that is not the job's has nothing to do with its store."""
+    directory, _ = archive
+    kl_job(directory, tmp_path / "out")
+    io = {"search_datastore": f"{directory}/", "out_dir": str(tmp_path / "out")}
+    config = {"io": io, "background_selection": {"KL_DIV": True, "time_request": 1.5}}
+    update, places = pipeline.update_store, []
+
+    def noted(plan, client, path, **options):
+        stored = update(plan, client, path, **options)
+        places.append((path, stored.opened))
+        return stored
+
+    monkeypatch.setattr(pipeline, "update_store", noted)
+    made = make_background(directory if same else four_runs, 64002, config)
+    store = tmp_path / "out/results/runs.zarr"
+    assert [(path == store, opened) for path, opened in places] == [(same, 0 if same else 4)]
+    if same:
+        written = Background2D.read(tmp_path / "out/backgrounds/bkg_64002.fits.gz", hdu="BACKGROUND")
+        assert made.data == pytest.approx(written.quantity.to_value(made.unit), rel=1e-6)
 
 
 def test_make_background_travels_to_a_worker(job, four_runs):

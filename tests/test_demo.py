@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -26,6 +27,16 @@ from dask_bkg.simulate import Truth
 RUNS, EVENTS = 10, 3000
 OBS_IDS = list(range(64001, 64001 + RUNS))
 DATASTORES = ("runwise", "stacked")
+
+
+@pytest.fixture(autouse=True)
+def _same_logging():
+    """The command changes logging for its whole process, which here is that of all tests."""
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "dask_bkg")}
+    yield
+    logging.captureWarnings(False)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="module")
