@@ -4,10 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 from astropy.io import fits
 
 from dask_bkg.simulate import simulate_archive
+
+# how long an example takes says more of the machine than of the code
+hypothesis.settings.register_profile("steady", deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

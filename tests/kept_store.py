@@ -1,4 +1,4 @@
-"""A run store of the four runs, made once for the session: most tests are not about how one is made."""
+"""A run store of an archive, made once for the session: most tests are not about how one is made."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from dask_bkg.collect import reduce_archive
 from dask_bkg.config import parse_config
 
 
-def keep_store(job, archive: Path, tmp_path: Path, base: Path):
-    """The fixture ``job`` with a copy of that store below ``tmp_path``; its hints, which know paths, stay behind."""
-    template, copy = base / "four-runs.zarr", tmp_path / "store" / "runs.zarr"
+def keep_store(job, archive: Path, tmp_path: Path, base: Path, **sections):
+    """The fixture ``job`` with a copy of that store below ``tmp_path``; its hints, which know paths, stay behind.
+
+    Parameters
+    ----------
+    job, archive, tmp_path
+        The fixture, the archive, and the directory of the test.
+    base
+        Directory of the session.
+    sections
+        What the store is made with.
+    """
+    template, copy = base / f"store-of-{archive.name}.zarr", tmp_path / "store" / "runs.zarr"
     if not template.exists():
         io = {"from_run": False, "results_dir": str(base)}
-        reduce_archive(parse_config(job(archive, io=io, run_store={"path": str(template)})), progress=False)
+        config = job(archive, io=io, run_store={"path": str(template)}, **sections)
+        reduce_archive(parse_config(config), progress=False)
     shutil.copytree(template, copy)
 
     def make(archive, **sections):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
+from kept_store import keep_store
 
 from dask_bkg.archive.store import RunStore
 from dask_bkg.compat import prepare_dataset, run_make_background
@@ -22,6 +23,12 @@ from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.simulate import simulate_archive
 
 GOOD, BAD = [64001, 64003, 64004], 64002
+
+
+@pytest.fixture
+def job(job, _four_runs, tmp_path, tmp_path_factory):
+    """The shared fixture, with a run store that has the four runs already."""
+    return keep_store(job, _four_runs, tmp_path, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True, scope="module")

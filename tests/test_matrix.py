@@ -14,6 +14,7 @@ import xarray as xr
 from astropy.io import fits
 from astropy.table import Table
 from distributed import Client
+from kept_store import keep_store
 from scipy.stats import entropy
 
 import dask_bkg
@@ -28,8 +29,9 @@ BINNING = {"e_min": 0.2, "e_max": 20, "e_bins": 4, "off_max": 2, "off_bins": 2}
 
 
 @pytest.fixture
-def config(job, archive, tmp_path):
+def config(job, archive, tmp_path, tmp_path_factory):
     """A configuration for the twelve runs, stacks by divergence: ``config(section={...}, ...)``."""
+    job = keep_store(job, archive[0], tmp_path, tmp_path_factory.getbasetemp(), binning=BINNING)
 
     def make(**sections):
         defaults = {"io": {"from_run": False}, "binning": BINNING, "background_selection": {"rank": "kl"}}
@@ -70,8 +72,8 @@ def test_the_matrix_is_that_of_python(config, tmp_path):
     """From the store that it made, with `dask_bkg.open_runs`, sums of its fine bins; another block is another sum."""
     kl = write(config(config={"block": 5}))
     # the axes of this job are no sums of the fine bins, and have a view of their own
-    views = [path.name for path in (tmp_path / "out/results/runs.zarr").glob("rings-*")]
-    runs = dask_bkg.open_runs(tmp_path / "out/results/runs.zarr", *views)
+    store = tmp_path / "store" / "runs.zarr"
+    runs = dask_bkg.open_runs(store, *(path.name for path in store.glob("rings-*")))
     assert runs.obs_id.values.tolist() == OBS_IDS
     assert runs.counts.shape == (12, 4, 2)
     here = dask_bkg.kl_matrix(runs).compute()

@@ -28,7 +28,7 @@ RANKS = ("none", "elevation", "kl", "conditions", "kl-conditions")
 
 
 def settings(**section):
-    return parse_config({"background_selection": section}).background_selection
+    return parse_config({"background_selection": {"rank": "elevation", **section}}).background_selection
 
 
 def make_runs(n, **columns):
