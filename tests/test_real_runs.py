@@ -121,7 +121,7 @@ def test_predicted_over_observed(done, regions):
     """
     out_dir, summary = done["run-wise"]
     store = DataStore.from_dir(out_dir)
-    found = [compare_counts(store.obs(r.obs_id), regions, r.threshold, pixel=0.1) for r in summary.results]
+    found = [compare_counts(store.obs(r.obs_id), regions, r.threshold) for r in summary.results]
     ratio, error = (np.array([getattr(c, name) for c in found]) for name in ("ratio", "error"))
     assert min(c.observed for c in found) > 500
     assert ratio.mean() == pytest.approx(1, abs=0.005)
