@@ -232,21 +232,28 @@ def show(measured: Measured, rows: list[dict[str, Any]], options: argparse.Names
     numbers = [[f"{row['a task']:.3f}", *(f"{row[name]:.1f}" for name in TIMES)] for row in rows]
     named = [[row[name] for name in header[:3]] for row in rows]
     print(format_table(header, [a + b for a, b in zip(named, numbers, strict=True)]))
-    cost = scheduling_cost(rows)
-    print(f"\nthe scheduler needs {cost * 1e3:.2f} ms a task:")
-    for workers in options.workers:
-        least = workers * cost
-        batch = int(np.ceil(least / measured.a_run))
-        print(f"  {workers} workers are fed by tasks of {least:.2f} s or more: {batch} or more runs a task")
+    print()
+    for workers, cost in scheduling_costs(rows).items():
+        batch = int(np.ceil(workers * cost / measured.a_run))
+        print(
+            f"{workers} workers: the scheduler needs {cost * 1e3:.2f} ms a task, and feeds them with tasks of "
+            f"{workers * cost:.2f} s or more: {batch} or more runs a task"
+        )
 
 
 TIMES = ("ideal", "scheduler CPU", "at best", "wall", "worker CPU")
 
 
-def scheduling_cost(rows: list[dict[str, Any]]) -> float:
-    """CPU seconds of the scheduler for one task: of the graph with the most, where start and end matter least."""
-    most = max(rows, key=lambda row: row["tasks"])
-    return most["scheduler CPU"] / most["tasks"]
+def scheduling_costs(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """CPU seconds of the scheduler for one task, for each number of workers.
+
+    From the graph with the most tasks, where start and end matter least.
+    """
+    costs = {}
+    for workers in dict.fromkeys(row["workers"] for row in rows):
+        most = max((row for row in rows if row["workers"] == workers), key=lambda row: row["tasks"])
+        costs[workers] = most["scheduler CPU"] / most["tasks"]
+    return costs
 
 
 def main() -> None:
@@ -274,7 +281,7 @@ def main() -> None:
     show(measured, rows, options)
     write_json(options.json, {
         "job": measured._asdict(), "seconds of tasks": blocks, "sleeping": rows,
-        "scheduler seconds a task": scheduling_cost(rows),
+        "scheduler seconds a task": scheduling_costs(rows),
     })  # fmt: skip
 
 

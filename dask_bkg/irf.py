@@ -1,12 +1,9 @@
-"""Arrays to gammapy's `~gammapy.irf.Background2D`: axes, units, the table HDU, and the procedure's smoothing."""
+"""Arrays to gammapy's `~gammapy.irf.Background2D`: axes, units, and the procedure's smoothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import xarray as xr
-from astropy.io import fits
 from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
 from numpy.typing import NDArray
@@ -16,7 +13,6 @@ from dask_bkg.rate import RateSettings, estimate_rate
 from dask_bkg.schema import Edges
 
 RATE_UNIT = "s-1 TeV-1 sr-1"
-FILE_UNIT = "s-1 MeV-1 sr-1"
 
 
 def axes_of(edges: Edges) -> list[MapAxis]:
@@ -39,12 +35,14 @@ def rate_to_background(
 ) -> tuple[Background2D, NDArray]:
     """Background of counts and exposure, and the flag of each bin (see `dask_bkg.rate.Rate`)."""
     rate = estimate_rate(counts, exposure, (edges.energy, edges.offset), settings)
-    # only a plain rate has bins without a value; a NaN of a filled one would be a fault, and is not to be hidden
-    value = rate.value if settings.fill else np.nan_to_num(rate.value, posinf=0.0)
-    background = background_2d(value, edges)
-    if settings.smooth_method == "to_3d" and settings.smooth_bins > 0:
-        background = smooth(background, settings.smooth_bins)
-    return background, rate.flag
+    return background_2d(smooth_as_asked(rate.value, edges, settings), edges), rate.flag
+
+
+def smooth_as_asked(value: NDArray, edges: Edges, settings: RateSettings) -> NDArray:
+    """A rate smoothed by `smooth` if the settings say ``to_3d``, else as it is; shape ``(energy, offset)``."""
+    if not settings.through_gammapy:
+        return value
+    return smooth(background_2d(value, edges), settings.smooth_bins).data
 
 
 def to_background(dataset: xr.Dataset, settings: RateSettings | None = None) -> Background2D:
@@ -110,12 +108,3 @@ def smooth(bkg: Background2D, sigma: float = 1) -> Background2D:
     cube = type(cube)(axes=cube.axes, data=data, unit=cube.unit, meta=bkg.meta)
     flat = cube.to_2d()
     return Background2D(axes=bkg.axes, data=flat.data, unit=flat.unit, meta=bkg.meta)
-
-
-def to_hdu(background: Background2D, cards: Mapping[str, tuple[object, str]] | None = None) -> fits.BinTableHDU:
-    """Table HDU in GADF's unit [s-1 MeV-1 sr-1], with more header cards ``{key: (value, comment)}``."""
-    data = background.quantity.to_value(FILE_UNIT)
-    hdu = Background2D(axes=background.axes, data=data, unit=FILE_UNIT, meta=background.meta).to_table_hdu()
-    for key, (value, comment) in (cards or {}).items():
-        hdu.header[key] = (value, comment)
-    return hdu

@@ -37,7 +37,7 @@ from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
-from dask_bkg.products import Block, Made, Mark, Result, stacked_background, write_block
+from dask_bkg.products import Block, Made, Mark, Result, stacked_rate, write_block
 from dask_bkg.roster import Roster, call_the_roll
 from dask_bkg.schema import ring_view
 
@@ -353,6 +353,8 @@ def make_one(plan: Plan) -> Any:
     RunError
         If the run cannot be used.
     """
+    from dask_bkg.irf import background_2d  # gammapy takes seconds to load, and no other job needs it
+
     for reason in plan.failed.values():
         raise RunError(reason)
     target = plan.targets[0].obs_id
@@ -375,7 +377,8 @@ def make_one(plan: Plan) -> Any:
             stack = graph.stacks.compute()
     if selected.reason:
         raise RunError(selected.reason)
-    return stacked_background(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)[0]
+    rate = stacked_rate(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)
+    return background_2d(rate.value, plan.edges)
 
 
 def _update_patiently(plan: Plan, path: Path) -> Stored:

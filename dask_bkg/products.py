@@ -6,15 +6,16 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.dl3.attach import attach_background, write_background
+from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
 from dask_bkg.plan import Target
-from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED, RateSettings
+from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED, Rate, RateSettings, estimate_rate
 from dask_bkg.schema import Edges
 from dask_bkg.selection import Selection, Selections
 
@@ -195,9 +196,7 @@ def _size_and_time(path: str) -> tuple[int, int]:
 def _write_one(
     target: Target, chosen: Selection, counts: NDArray, exposure: NDArray, livetime: float, block: Block, digest: str
 ) -> Result:
-    from dask_bkg.irf import to_hdu
-
-    background, flag = stacked_background(target.obs_id, counts, exposure, block.edges, block.settings)
+    rate = stacked_rate(target.obs_id, counts, exposure, block.edges, block.settings)
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {
         **block.cards,
@@ -207,7 +206,7 @@ def _write_one(
     }
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
-    hdu = to_hdu(background, cards)
+    hdu = background_table(rate.value, block.edges, cards)
     if block.copy:
         name = attach_background(target.source, target.output, hdu)
     else:
@@ -225,31 +224,32 @@ def _write_one(
         tuple(chosen.obs_id.tolist()),
         tuple(np.round(chosen.weight, 6).tolist()) if (chosen.weight != 1).any() else (),
         tuple(np.round(chosen.score, 10).tolist()),
-        summarize_flags(flag),
+        summarize_flags(rate.flag),
         digest=digest,
         files=_stat(target),
     )
 
 
-def stacked_background(
-    obs_id: int, counts: NDArray, exposure: NDArray, edges: Edges, settings: RateSettings
-) -> tuple[Any, NDArray]:
-    """Background of the stack of one target (`~gammapy.irf.Background2D`) and the flag of each bin.
+def stacked_rate(obs_id: int, counts: NDArray, exposure: NDArray, edges: Edges, settings: RateSettings) -> Rate:
+    """Rate of the stack of one target, as it is written.
 
     Raises
     ------
     RunError
         If there is no event in the stack.
     """
-    from dask_bkg.irf import rate_to_background
-
     if not counts.any():
         energy = edges.energy
         raise RunError(
             f"run {obs_id}: no event of its contributing runs is outside of the exclusion and within "
             f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max"
         )
-    return rate_to_background(counts, exposure, edges, settings)
+    rate = estimate_rate(counts, exposure, (edges.energy, edges.offset), settings)
+    if settings.through_gammapy:
+        from dask_bkg.irf import smooth_as_asked  # it takes seconds to load, and no other rate needs it
+
+        rate = rate._replace(value=smooth_as_asked(rate.value, edges, settings))
+    return rate
 
 
 def _remark(chosen: Selection) -> str:

@@ -75,6 +75,11 @@ class RateSettings(NamedTuple):
     smooth_bins: float = 0.0
     node_values: str = "conserving"
 
+    @property
+    def through_gammapy(self) -> bool:
+        """Whether the procedure's smoothing follows, which is gammapy's and not done here."""
+        return self.smooth_method == "to_3d" and self.smooth_bins > 0
+
 
 def estimate_rate(
     counts: NDArray, exposure: NDArray, edges: tuple[NDArray, NDArray], settings: RateSettings | None = None
@@ -88,7 +93,8 @@ def estimate_rate(
     edges
         Bin edges of energy [TeV] and offset [deg].
     settings
-        What is done; smoothing through ``to_3d`` is not done here, as it is gammapy's.
+        What is done; smoothing through ``to_3d`` is not done here, as it is gammapy's. Where ``fill`` is False, a bin
+        without exposure has the rate 0.
 
     Examples
     --------
@@ -103,7 +109,9 @@ def estimate_rate(
     if settings.fill:
         rate = fill_rate(counts, exposure, edges[0], settings.min_counts)
     else:
-        rate = Rate(plain_rate(counts, exposure), np.zeros(counts.shape, dtype=int))
+        # a file has no place for "not known"; a NaN of a filled rate would be a fault, and is not to be hidden
+        plain = np.nan_to_num(plain_rate(counts, exposure), posinf=0.0)
+        rate = Rate(plain, np.zeros(counts.shape, dtype=int))
     value = rate.value
     if settings.smooth_method == "field":
         value = smooth_rings(value, exposure, edges[1], settings.smooth_sigma)

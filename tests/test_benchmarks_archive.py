@@ -84,8 +84,9 @@ def test_bench_scaling_runs(script, capsys):
         assert row["wall"] > 0.95 * row["ideal"] > 0  # nobody sleeps faster than the clock
     assert told["sleeping"][0]["tasks"] == 1 + 60 // 5
     shown = capsys.readouterr().out
-    assert f"the scheduler needs {told['scheduler seconds a task'] * 1e3:.2f} ms a task" in shown
-    assert "2 workers are fed by tasks of" in shown
+    cost = told["scheduler seconds a task"]["2"]
+    assert cost == pytest.approx(max((r["tasks"], r["scheduler CPU"] / r["tasks"]) for r in told["sleeping"])[1])
+    assert f"2 workers: the scheduler needs {cost * 1e3:.2f} ms a task" in shown
 
 
 # -- bench_archive: the original way -------------------------------------------------------------------------

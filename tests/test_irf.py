@@ -1,4 +1,4 @@
-"""Arrays to gammapy's Background2D and to the table of a file: axes, units, cards, and the document's smoothing."""
+"""Arrays to gammapy's Background2D: axes, units, and the document's smoothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import astropy.units as u
 import numpy as np
 import pytest
 import xarray as xr
-from astropy.io import fits
 from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
 from numpy.testing import assert_allclose, assert_array_equal
@@ -50,48 +49,6 @@ def test_background_2d_returns_its_values_at_the_nodes():
     )
     assert_allclose(at_nodes.to_value(UNIT), model(), rtol=1e-10)
     assert not background.is_pointlike
-
-
-@pytest.mark.parametrize("shape", [(6, 5), (5, 5), (1, 5), (6, 1)])
-def test_a_file_gives_the_same_model_back(tmp_path, shape):
-    energy, offset = np.geomspace(0.1, 100, shape[0] + 1), np.linspace(0, 2.5, shape[1] + 1)
-    values = np.random.default_rng(1).lognormal(0, 3, shape)
-    background = irf.background_2d(values, schema.Edges(energy, offset))
-    path = tmp_path / "background.fits"
-    fits.HDUList([fits.PrimaryHDU(), irf.to_hdu(background)]).writeto(path)
-    again = Background2D.read(path, hdu="BACKGROUND")
-    assert_allclose(again.quantity.to_value(UNIT), values, rtol=1e-6)
-    assert_allclose(again.axes["energy"].edges.to_value("TeV"), energy, rtol=1e-6)
-    assert_allclose(again.axes["offset"].edges.to_value("deg"), offset, rtol=1e-6, atol=1e-7)
-    assert again.unit == u.Unit("s-1 MeV-1 sr-1")
-
-
-def test_the_table_is_in_the_unit_and_has_the_cards_of_gadf():
-    hdu = irf.to_hdu(irf.background_2d(model(), EDGES))
-    cards = {
-        "EXTNAME": "BACKGROUND",
-        "HDUCLASS": "GADF",
-        "HDUCLAS1": "RESPONSE",
-        "HDUCLAS2": "BKG",
-        "HDUCLAS3": "FULL-ENCLOSURE",
-        "HDUCLAS4": "BKG_2D",
-        "FOVALIGN": "RADEC",
-    }
-    assert {key: hdu.header.get(key) for key in cards} == cards
-    assert "HDUDOC" in hdu.header
-    assert set(hdu.columns.names) == {"ENERG_LO", "ENERG_HI", "THETA_LO", "THETA_HI", "BKG"}
-    assert u.Unit(hdu.columns["BKG"].unit) == u.Unit("s-1 MeV-1 sr-1")
-    assert (u.Unit(hdu.columns["ENERG_LO"].unit), u.Unit(hdu.columns["THETA_HI"].unit)) == (u.TeV, u.deg)
-    assert_allclose(hdu.data["BKG"][0].T * 1e6, model(), rtol=1e-6)
-
-
-def test_more_cards_are_written_with_their_comments():
-    hdu = irf.to_hdu(
-        irf.background_2d(model(), EDGES), {"BKGNRUNS": (12, "runs that contribute"), "CREATOR": ("us", "")}
-    )
-    assert hdu.header["BKGNRUNS"] == 12
-    assert hdu.header.comments["BKGNRUNS"] == "runs that contribute"
-    assert hdu.header["CREATOR"] == "us"
 
 
 def document_smooth(bkg, sigma):
@@ -189,5 +146,10 @@ def test_a_fault_in_a_filled_rate_is_not_hidden_as_a_zero(monkeypatch):
     broken.value[1, 1] = np.nan
     monkeypatch.setattr(irf, "estimate_rate", lambda *args: broken)
     assert np.isnan(irf.rate_to_background(counts, exposure, EDGES, RateSettings())[0].data[1, 1])
+
+
+def test_a_plain_rate_is_zero_where_nothing_is_known():
+    counts, exposure = histograms()
+    counts[1, 1] = exposure[1, 1] = 0
     plain = RateSettings(fill=False, node_values="plain")
     assert irf.rate_to_background(counts, exposure, EDGES, plain)[0].data[1, 1] == 0

@@ -23,7 +23,7 @@ from dask_bkg.dl3.reduce import reduce_block
 from dask_bkg.errors import RunError
 from dask_bkg.irf import rate_to_background
 from dask_bkg.plan import plan_job
-from dask_bkg.products import Block, Made, Result, digest_of, stacked_background, summarize_flags, write_block
+from dask_bkg.products import Block, Made, Result, digest_of, stacked_rate, summarize_flags, write_block
 from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 
 mpl.use("Agg")
@@ -216,7 +216,7 @@ def test_the_threshold_is_in_the_header_where_it_is_known(plan, write):
 
 def test_a_stack_without_events_has_no_background(plan, stacks):
     with pytest.raises(RunError, match=r"run 7: no event .* within 0\.1-100 TeV"):
-        stacked_background(7, 0 * stacks[0][0], stacks[1][0], plan.edges, plan.rate)
+        stacked_rate(7, 0 * stacks[0][0], stacks[1][0], plan.edges, plan.rate)
 
 
 # --- what need not be made again ---------------------------------------------------------------------------
