@@ -22,6 +22,8 @@ from distributed import Client, Worker
 from distributed.deploy import SubprocessCluster
 from numpy.typing import NDArray
 
+from dask_bkg.cluster import workers_environment
+
 
 def machine() -> dict[str, str | int]:
     """Where and when it was measured, and with what."""
@@ -52,14 +54,6 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": 128, "MALLOC_MMAP_THRESHOLD_": 256, "MALLOC_TOP_PAD_": 32}
-"""Memory [MiB] that glibc keeps for the next array.
-
-By Dask's own setting all above 64 kB is given back at once, and getting it again, page by page, doubles the CPU time
-of tasks that work on arrays of megabytes (measured: 250 x 5000 divergences, 4.6 s against 8.2 s).
-"""
-
-
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """Environment variables for processes that are started meanwhile."""
@@ -76,10 +70,12 @@ def environment(**variables: str) -> Iterator[None]:
 def local_cluster(workers: int, memory: str | int = "auto") -> Iterator[Client]:
     """Worker processes of one thread on this machine, with a memory limit for each.
 
-    A worker has one thread for linear algebra too: Dask's nanny sees to it.
+    Its processes are started as those of a job.  A worker has one thread for linear algebra too: Dask's nanny sees to
+    it.
     """
     with (
-        environment(**{name: str(size * 2**20) for name, size in MALLOC.items()}, DASK_LOGGING__DISTRIBUTED="error"),
+        workers_environment(),
+        environment(DASK_LOGGING__DISTRIBUTED="error"),
         SubprocessCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=None, worker_kwargs={"memory_limit": memory}
         ) as cluster,

@@ -1,9 +1,10 @@
 """Backgrounds of the H.E.S.S. DL3 DR1 runs: predicted over observed counts, and what an excluded source does.
 
-    GAMMAPY_DATA=... python benchmarks/hess.py [--json FILE]
+    GAMMAPY_DATA=... python benchmarks/hess.py [--modes MODE ...] [--json FILE]
 
-Both modes (each run from itself; stacks of other runs) over all runs of the release that are there. Predicted is what
-gammapy's MapDatasetMaker makes of the written files, outside of the exclusion, above the run's threshold, R < 2 deg.
+All modes (each run from itself, stacks of other runs; 2D, 3D) over all runs of the release that are there. Predicted
+is what gammapy's MapDatasetMaker makes of the written files, outside of the exclusion, above the run's threshold,
+R < 2 deg.
 Then the Crab runs again, with ten times their Crab events put in: inside the exclusion disc (nothing may change), or
 with tails out to 1 deg. Last, what the original procedure would do: open field, node values, smoothing.
 """
@@ -39,11 +40,23 @@ CRAB = (83.633, 22.014)
 CRAB_RADIUS = 0.35
 
 
-def make_backgrounds(archive: Path, out_dir: Path, from_run: bool) -> pipeline.Summary:
+MODES = {
+    "from_run: true": (True, {}),
+    "from_run: false": (False, {}),
+    "3d altaz, from_run: true": (True, {"mode": "3d"}),
+    "3d radec, from_run: true": (True, {"mode": "3d", "alignment": "radec"}),
+    "3d altaz, from_run: false": (False, {"mode": "3d"}),
+    "3d radec, from_run: false": (False, {"mode": "3d", "alignment": "radec"}),
+}
+
+
+def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str) -> pipeline.Summary:
     """All runs of the archive, with the defaults of the configuration."""
+    from_run, binning = MODES[mode]
     io = {"search_datastore": archive, "in_dir": archive, "out_dir": out_dir, "from_run": from_run}
     # in_dir is the archive itself, which may be read-only: nothing to prepare
-    return pipeline.run(parse_config({"io": io}), progress=False)
+    config = parse_config({"io": io, "binning": binning, "run_store": {"path": store}})
+    return pipeline.run(config, progress=False)
 
 
 def table_of_runs(summary: pipeline.Summary, out_dir: Path, regions) -> list[dict]:
@@ -162,6 +175,7 @@ def report(rows: list[dict], mode: str) -> None:
 def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--json", type=Path, help="also write all rows here")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -173,13 +187,14 @@ def main() -> None:
         f"{datetime.date.today()}  {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     results: dict[str, list[dict]] = {}
-    for mode, from_run in (("from_run: true", True), ("from_run: false", False)):
-        start = time.perf_counter()
-        summary = make_backgrounds(archive, scratch / mode.replace(": ", "-"), from_run)
+    for mode in options.modes:
+        start, out_dir = time.perf_counter(), scratch / mode.replace(": ", "-")
+        summary = make_backgrounds(archive, out_dir, scratch / "runs.zarr", mode)
         seconds = time.perf_counter() - start
         print(f"{mode}: {len(summary.results)} backgrounds in {seconds:.1f} s, failed: {summary.failed}")
-        results[mode] = table_of_runs(summary, scratch / mode.replace(": ", "-"), regions)
+        results[mode] = table_of_runs(summary, out_dir, regions)
         report(results[mode], mode)
+        shutil.rmtree(out_dir)
     edges = {"energy": config.binning.energy_edges, "offset": config.binning.offset_edges}
     results["injection"] = injection(archive, regions, edges, scratch)
     print("\nten times the Crab's events injected into its runs")

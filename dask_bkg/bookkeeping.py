@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BKG_CLASS = "bkg_2d"
 INDENTED = 1000
 """Backgrounds up to which the provenance is written for reading."""
 
@@ -54,6 +53,11 @@ def check_writable(config: Config) -> None:
             path.write_bytes(b"")
         probe.unlink(missing_ok=True)
         remove_leftovers(directory)
+
+
+def bkg_class(plan: Plan) -> str:
+    """HDU_CLASS of the backgrounds of a job in the index."""
+    return "bkg_2d" if plan.field is None else "bkg_3d"
 
 
 def retire_backgrounds(plan: Plan) -> Table | None:
@@ -78,7 +82,7 @@ def retire_backgrounds(plan: Plan) -> Table | None:
         rows = store.hdu
         mine = np.isin(rows["OBS_ID"], [t.obs_id for t in plan.targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
         kept = np.char.upper(np.asarray(rows["HDU_NAME"], dtype=str)) == HDU_NAME
-        wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == BKG_CLASS))
+        wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == bkg_class(plan)))
         if wrong.any():
             write_index(out_dir, rows[~wrong], store.obs, store.data_dirs)
         return rows[wrong]
@@ -130,7 +134,7 @@ def _new_rows(plan: Plan, done: Mapping[int, Result], out_dir: Path) -> tuple[Ta
     for obs_id, result in done.items():
         if obs_id not in failed:
             folder, name = os.path.split(os.path.relpath(os.path.realpath(result.output), out_dir))
-            backgrounds[obs_id] = (folder, name, result.hdu, BKG_CLASS)
+            backgrounds[obs_id] = (folder, name, result.hdu, bkg_class(plan))
     return background_rows(rows, backgrounds), failed
 
 

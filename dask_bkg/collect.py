@@ -40,15 +40,18 @@ class Stored:
     store
         The store.
     view
-        Name of the view that the job takes its histograms from.
+        Name of the view that the job takes its rings from.
     opened, read
         Number of runs whose files were opened, and of those whose events were counted: the others were the same.
+    field_view
+        In a job of 3D backgrounds the name of the view that field pixels are taken from; else None.
     failed
         Runs that cannot be used, ``{obs_id: reason}``.
     """
 
     store: RunStore
     view: str
+    field_view: str | None = None
     opened: int = 0
     read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
@@ -74,12 +77,15 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
     if not same_axes(store.fine, fine):
         log.warning("the run store %s has other fine axes than run_store asks for, and keeps them", store.path)
     view = store.view_for(plan.edges, config.model.exposure, config.exclusion.reach)
-    views = list({v.name: v for v in (store.fine, view)}.values())
-    done = Stored(store, view.name)
+    views, done = [store.fine, view], Stored(store, view.name)
+    if plan.field is not None:
+        views.append(store.field_view_for(plan.field.edges, plan.field.counted, config.exclusion.reach))
+        done.field_view = views[-1].name
+    views = list({v.name: v for v in views}.values())
     # a store that is up to date needs no lock: it may be read-only, or another job may be writing into it
     missing = store.outdated(plan.runs, views, plan.regions)
     if missing:
-        if view.method == store.fine.method and view.name and len(views) > 1:
+        if view.method == store.fine.method and view.name:
             log.warning(
                 "the binning is no sum of the fine bins of the run store (%d energies a decade, edges at 0.1, 1, 10 "
                 "TeV; rings of %g deg): %d runs are read for it",

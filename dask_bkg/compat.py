@@ -28,6 +28,7 @@ from dask_bkg.plan import plan_job, rate_settings
 from dask_bkg.prepare import prepare_runs
 from dask_bkg.runlists import list_digest, own_lists, selection_mark
 from dask_bkg.schema import Edges
+from dask_bkg.single import make_one
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def make_background(
     values["io"] = {**(values.get("io") or {}), **places}
     values["run_selection"] = {"runlist": [int(obs_id)]}
     parsed = parse_config(values, base_dir=base_dir)
-    return pipeline.make_one(plan_job(parsed))
+    return make_one(plan_job(parsed))
 
 
 def _store_of_job(config: Config, datastore: str | os.PathLike) -> Path | None:

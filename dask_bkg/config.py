@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "background_selection": {"nsb_diff": 0.7, "el_diff": 0.15, "az_diff": 45, "seasons": VERITAS_SEASONS}
     },
     "gammapy-tools": {
-        "binning": {"e_min": 0.1, "e_max": 100, "e_bins": 20, "off_bins": 5},
+        "binning": {"e_min": 0.1, "e_max": 100, "e_bins": 20, "off_bins": 5, "alignment": "radec"},
         "exclusion": {
             "star_mag": 8,
             "star_radius": 0.35,
@@ -92,6 +92,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "node_values": "plain",
             "fill": False,
             "divergence": "document",
+            "field": "plain",
         },
     },
 }

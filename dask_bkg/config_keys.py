@@ -60,13 +60,15 @@ KEYS: dict[str, str | None] = {
 class Normalised:
     """A configuration in our keys, with what happened to the others.
 
-    ``renamed`` gives the key that the user wrote for ours, ``problems`` are sentences for a `ConfigError`.
+    ``renamed`` gives the key that the user wrote for ours, ``problems`` are sentences for a `ConfigError`, and
+    ``mode`` is what ``io.3d_bkg`` says of ``binning.mode``.
     """
 
     own: dict[str, Any]
     renamed: dict[str, str] = field(default_factory=dict)
     without_effect: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    mode: str | None = None
 
 
 def normalise(mapping: Mapping[str, Any]) -> Normalised:
@@ -93,6 +95,8 @@ def normalise(mapping: Mapping[str, Any]) -> Normalised:
             keys = _apply_switches(result, value) if name == "io" else value
             _sort_section(result, moved, str(name), keys)
     # Last, when every key that has our own name is in its place: the two may contradict.
+    if result.mode is not None:
+        moved.append(("io.3d_bkg", "binning.mode", result.mode))
     for old, new, value in moved:
         _move(result, old, new, value)
     return result
@@ -133,13 +137,8 @@ def _apply_switches(result: Normalised, io: Mapping) -> dict:
     for key, value in switches.items():
         if value is not None and not isinstance(value, bool):
             result.problems.append(f"io.{key}: must be true or false (without quotes), got {value!r}")
-    if switches["3d_bkg"] is True:
-        result.problems.append(
-            "io.3d_bkg: 3D backgrounds are not there yet, they come with a later version: set it to false "
-            "(or leave it out) for a 2D background, got True"
-        )
-    elif switches["3d_bkg"] is False:
-        result.without_effect.append("io.3d_bkg")
+    if isinstance(switches["3d_bkg"], bool):
+        result.mode = "3d" if switches["3d_bkg"] else "2d"
     if switches["from_runlist"] is False and left.pop("runlist", None) is not None:
         result.without_effect.append("io.runlist")
     return left

@@ -87,6 +87,14 @@ class Binning(Section):
     off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
     off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
+    mode: Literal["2d", "3d"] = option(
+        "2d", "2d, rings of offset; 3d, square pixels of the field of view (a tilted or elongated acceptance)"
+    )
+    fov_bins: Whole = option(None, "3d, pixels along each side of the field; null is pixels of 0.2 deg", ge=2, le=200)
+    fov_max: Deg = option(2.5, "3d, distance of the sides of the field from the pointing", gt=0, le=20)
+    alignment: Literal["altaz", "radec"] = option(
+        "altaz", "3d, the field's upper side is towards the zenith, or north"
+    )
 
     @model_validator(mode="after")
     def _check_and_count(self) -> Self:
@@ -98,7 +106,21 @@ class Binning(Section):
             self.e_bins = max(2, round(10 * math.log10(self.e_max / self.e_min)))
         if self.off_bins is None:
             self.off_bins = max(1, round((self.off_max - self.off_min) / 0.25))
+        if self.fov_bins is None:
+            self.fov_bins = max(2, round(2 * self.fov_max / 0.2))
+        if self.mode == "3d":
+            self._check_field()
         return self
+
+    def _check_field(self) -> None:
+        """Raise for what a 3D background cannot have."""
+        if self.off_min > 0:
+            raise ValueError(f"off_min ({self.off_min:g} deg) must be 0 for binning.mode: 3d, which has no hole")
+        if self.fov_bins == self.e_bins:
+            raise ValueError(
+                f"fov_bins and binning.e_bins are both {self.fov_bins}: gammapy tells the axes of a 3D background "
+                "apart by their number of bins, take different ones"
+            )
 
     @property
     def energy_edges(self) -> NDArray[np.float64]:
@@ -109,6 +131,22 @@ class Binning(Section):
     def offset_edges(self) -> NDArray[np.float64]:
         """Edges of the offset rings in deg, linear; shape (off_bins + 1,)."""
         return np.linspace(self.off_min, self.off_max, self.off_bins + 1)
+
+    @property
+    def fov_edges(self) -> NDArray[np.float64]:
+        """Edges of the field pixels in deg, the same along both sides; shape (fov_bins + 1,)."""
+        # multiples of a width, not sums of it: edges are then the nearest floats to those of other binnings
+        return np.round((np.arange(self.fov_bins + 1) - self.fov_bins / 2) * self.pixel_width, 12)
+
+    @property
+    def pixel_width(self) -> float:
+        """Width of a field pixel in deg."""
+        return 2 * self.fov_max / self.fov_bins
+
+    @property
+    def bin_width(self) -> float:
+        """Width in deg of what a background has bins of: a ring, or in 3D a pixel."""
+        return self.ring_width if self.mode == "2d" else self.pixel_width
 
     @property
     def ring_width(self) -> float:
@@ -198,7 +236,7 @@ class BackgroundSelection(Section):
     galactic_latitude_min: Deg | None = option(None, "runs nearer to the galactic plane are left out", ge=0, le=90)
     smooth: StrictBool = option(False, "smooth the background")
     smooth_sigma: Annotated[float | str, BeforeValidator(values.to_sigma)] = option(
-        1.0, "width of the smoothing in offset bins, or an angle ('0.3 deg')"
+        1.0, "width of the smoothing in offset bins (3d, pixels), or an angle ('0.3 deg')"
     )
     time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
         10.0, "hours of contributing runs (times their weights), or 'all'"
@@ -237,10 +275,10 @@ class BackgroundSelection(Section):
         return math.inf if isinstance(self.time_request, str) else self.time_request
 
     def sigma_deg(self, binning: Binning) -> float:
-        """Return the width of the smoothing in deg; a bare ``smooth_sigma`` counts the rings of ``binning``."""
+        """Return the width of the smoothing in deg; a bare ``smooth_sigma`` counts the rings (3d: pixels)."""
         if isinstance(self.smooth_sigma, str):
             return values.to_number(self.smooth_sigma, "deg")
-        return self.smooth_sigma * binning.ring_width
+        return self.smooth_sigma * binning.bin_width
 
     def season_range(self, name: str) -> tuple[float, float]:
         """Return start and stop (not included, infinite if open) of a season as modified Julian dates."""
@@ -287,6 +325,10 @@ class Modelling(Section):
     divergence_prior: Number = option(3000.0, "events that the prior of a run's shape counts for", gt=0)
     min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
     fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
+    field: Literal["gradient", "free", "both", "plain"] = option(
+        "gradient", "3d, a gradient towards the zenith, whatever the counts say, or counts / exposure of each pixel"
+    )
+    field_sigma: Deg = option(0.5, "3d, width of the Gaussian of free, if smooth_sigma does not say it", ge=0)
 
     @model_validator(mode="after")
     def _check_fill(self) -> Self:

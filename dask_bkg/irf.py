@@ -1,25 +1,26 @@
-"""Arrays to gammapy's `~gammapy.irf.Background2D`: axes, units, and the procedure's smoothing."""
+"""Arrays to gammapy's backgrounds, 2D and 3D: axes, units, and the procedure's smoothing."""
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from gammapy.irf import Background2D
+from gammapy.irf import Background2D, Background3D
 from gammapy.maps import MapAxis
 from numpy.typing import NDArray
 
 from dask_bkg import schema
 from dask_bkg.rate import RateSettings, estimate_rate
-from dask_bkg.schema import Edges
+from dask_bkg.schema import ALIGNMENTS, Edges, FieldEdges
 
 RATE_UNIT = "s-1 TeV-1 sr-1"
 
 
-def axes_of(edges: Edges) -> list[MapAxis]:
-    """gammapy's axes ``energy`` (log) and ``offset`` (lin) of bin edges [TeV], [deg]."""  # noqa: D403
+def axes_of(edges: Edges | FieldEdges) -> list[MapAxis]:
+    """gammapy's axes of bin edges [TeV], [deg]: ``energy`` (log), and ``offset`` or ``fov_lon`` and ``fov_lat``."""  # noqa: D403
+    angles = {"offset": edges.offset} if isinstance(edges, Edges) else {"fov_lon": edges.fov, "fov_lat": edges.fov}
     return [
         MapAxis.from_energy_edges(edges.energy, unit="TeV", name="energy"),
-        MapAxis.from_edges(edges.offset, unit="deg", name="offset", interp="lin"),
+        *(MapAxis.from_edges(edge, unit="deg", name=name, interp="lin") for name, edge in angles.items()),
     ]
 
 
@@ -27,6 +28,36 @@ def background_2d(rate: NDArray, edges: Edges) -> Background2D:
     """`~gammapy.irf.Background2D` of node values [s-1 TeV-1 sr-1], shape ``(energy, offset)``."""
     return Background2D(
         axes=axes_of(edges), data=np.array(rate, dtype=float), unit=RATE_UNIT, meta={"FOVALIGN": "RADEC"}
+    )
+
+
+def background_3d(rate: NDArray, edges: FieldEdges, alignment: str) -> Background3D:
+    """`~gammapy.irf.Background3D` of node values in pixels of the field.
+
+    Parameters
+    ----------
+    rate
+        Node values [s-1 TeV-1 sr-1], shape ``(energy, fov_lat, fov_lon)``; gammapy has the last two the other way.
+    edges
+        Edges [TeV], [deg].
+    alignment
+        Frame of the field, ``radec`` or ``altaz``.
+
+    Examples
+    --------
+    >>> edges = FieldEdges(np.geomspace(0.5, 10, 5), np.linspace(-2, 2, 9))
+    >>> background = background_3d(np.ones(edges.shape), edges, "altaz")
+    >>> background.axes.names, background.fov_alignment.value
+    (['energy', 'fov_lon', 'fov_lat'], 'ALTAZ')
+    """
+    if alignment.lower() not in ALIGNMENTS:
+        raise ValueError(f"alignment {alignment!r} of the field: accepted are {' and '.join(map(repr, ALIGNMENTS))}")
+    return Background3D(
+        axes=axes_of(edges),
+        data=np.swapaxes(np.array(rate, dtype=float), 1, 2),
+        unit=RATE_UNIT,
+        fov_alignment=alignment.upper(),
+        meta={"FOVALIGN": alignment.upper()},
     )
 
 

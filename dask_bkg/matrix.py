@@ -62,7 +62,7 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
         plan = plan_archive(config)
         bookkeeping.check_writable(config)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
+        roster = call_the_roll(plan, stored)
         if roster.run_rows.size < 2:
             raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
         runs = load_runs(

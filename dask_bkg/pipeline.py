@@ -8,46 +8,40 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dask
-import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
 from tqdm import tqdm
 
-from dask_bkg import bookkeeping
+from dask_bkg import bookkeeping, schema
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
-from dask_bkg.errors import ArchiveError, BackgroundError, RunError, StoreBusyError
+from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.journal import Journal
 from dask_bkg.lazy.execute import compute_each
-from dask_bkg.lazy.graph import Layers, literal
+from dask_bkg.lazy.graph import Layers, block_size, literal
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
+from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
-from dask_bkg.products import Block, Made, Mark, Result, stacked_rate, write_block
+from dask_bkg.products import Block, Made, Mark, Result, write_block
 from dask_bkg.roster import Roster, call_the_roll
 from dask_bkg.schema import ring_view
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 600.0
-"""Seconds that a task waits for another one which writes to the run store."""
-
-MANY = 200
-"""Runs that are read for a single background without a word."""
+FIELD_BLOCK = 200
+"""Most runs, and targets, a block where fields of pixels are stacked: 30 x 25 x 25 bins are 30 MB then."""
 
 RUNS_PER_HOUR = 4
 """Runs that an hour of a selection may hold: half-hour runs, and some that weigh little."""
@@ -112,8 +106,8 @@ class Graph:
         Histograms of the targets and of the runs that may contribute (the same object where they are the same).
     selected
         Who contributes: a delayed `dask_bkg.selection.Selections` for each block of targets.
-    stacks
-        Stacks of the targets.
+    stacks, fields
+        Stacks of the targets in rings and, for 3D backgrounds, in pixels of the field.
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -124,13 +118,14 @@ class Graph:
     runs: xr.Dataset
     selected: list[Delayed]
     stacks: xr.Dataset
+    fields: xr.Dataset | None
     writes: list[Delayed]
     parts: list[list[Target]]
     tables: list[Delayed] = field(default_factory=list)
 
 
 def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
-    """Run histograms of targets and of candidates on the axes of the job, lazily."""
+    """Run histograms of targets and of candidates, in the rings of the job, lazily."""
     place, block = (str(stored.store.path), stored.view), plan.config.config.block
     runs = load_runs(*place, roster.run_rows, roster.runs, plan.edges, keys=roster.run_keys, block=block)
     few = _targets_at_once(plan, roster.run_rows.size, max((b - a for a, b in bounds(runs)), default=1))
@@ -140,9 +135,21 @@ def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, 
     return load_runs(*place, roster.target_rows, roster.targets, plan.edges, keys=keys, block=few or block), runs
 
 
+def field_histograms(plan: Plan, roster: Roster, stored: Stored) -> xr.Dataset | None:
+    """Run histograms of candidates in the pixels of the field, lazily; None in a job of 2D backgrounds."""
+    if plan.field is None or stored.field_view is None:
+        return None
+    block = min(plan.config.config.block or block_size(roster.run_rows.size), FIELD_BLOCK)
+    place = str(stored.store.path), stored.field_view
+    keys = roster.field_keys
+    return load_runs(*place, roster.run_rows, roster.runs, plan.field.edges, keys=keys, block=block)
+
+
 def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
     """Targets a block where selections would be too long, as far as the matrix itself; None: as many as runs."""
     settings = plan.config.background_selection
+    if plan.field is not None and block > FIELD_BLOCK:
+        return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
     wanted = n_runs if settings.ranking == "none" else min(settings.hours_wanted * RUNS_PER_HOUR, n_runs)
@@ -168,8 +175,11 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     )
     numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
     stacks = stack_runs(runs, numbers, selected, split_every=split_every)
-    writes, parts = _writes(plan, roster, selected, stacks, made_by(plan, stored), made or {})
-    graph = Graph(targets, runs, selected, stacks, writes, parts)
+    pixels = field_histograms(plan, roster, stored)
+    fields = None if pixels is None else stack_runs(pixels, numbers, selected, split_every=split_every)
+    all_stacks = [stack for stack in (stacks, fields) if stack is not None]
+    writes, parts = _writes(plan, roster, selected, all_stacks, made_by(plan, stored), made or {})
+    graph = Graph(targets, runs, selected, stacks, fields, writes, parts)
     if settings.store_KL:
         # a worker may have another working directory
         directory = os.path.abspath(plan.config.directory("results_dir") / "kl")
@@ -181,32 +191,41 @@ def _writes(
     plan: Plan,
     roster: Roster,
     selected: list[Delayed],
-    stacks: xr.Dataset,
+    stacks: Sequence[xr.Dataset],
     made_by: str,
     made: Mapping[int, Made],
 ) -> tuple[list[Delayed], list[list[Target]]]:
     """Tasks that make and write backgrounds, some of a block of targets each."""
-    arrays = [stacks[name].data for name in ("counts", "exposure", "livetime")]
+    rings, *field = stacks
+    arrays = [rings[name].data for name in ("counts", "exposure", "livetime")]
+    arrays += [stack[name].data for stack in field for name in schema.HISTOGRAMS]
     layers = Layers(*arrays, *selected)
-    settings = Block(plan.edges, plan.rate, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
+    model = Model(plan.edges, plan.rate, plan.field)
+    settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
     shared = layers.add("settings", lambda name: {name: literal(settings)})
-    state = layers.add("state-of-runs", lambda name: {name: literal(roster.run_keys)})
+    state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
     tasks: dict = {}
     parts: list[list[Target]] = []
 
     def write(name: str) -> dict:
-        for i, (a, b) in enumerate(pairwise(np.cumsum([0, *stacks["counts"].data.chunks[0]]).tolist())):
-            inputs = [(arrays[0].name, i, 0, 0), (arrays[1].name, i, 0, 0), (arrays[2].name, i)]
+        for i, (a, b) in enumerate(bounds(rings)):
+            inputs = [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
                 marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
                 work = _Write(list(zip(part, marks, strict=True)), first - a)
-                tasks[name, len(parts)] = (work, selected[i].key, *inputs, state, shared)
+                tasks[name, len(parts)] = (work, state, shared, selected[i].key, *inputs)
                 parts.append(part)
         return tasks
 
     name = layers.add("write-dl3", write, shared, state, *(array.name for array in arrays), selected[0].key[0])
     return layers.delayed(name, len(parts)), parts
+
+
+def known_of(roster: Roster) -> Known:
+    """What is known of the runs that may contribute beside their histograms."""
+    held = roster.run_keys if roster.field_keys is None else roster.field_keys
+    return Known(held, roster.runs["zenith"], roster.runs["n_events"])
 
 
 class _Write:
@@ -215,15 +234,16 @@ class _Write:
     def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
         self.targets, self.first = targets, first
 
-    def __call__(self, selected, counts, exposure, livetime, state, block) -> list[Result]:
-        return write_block(self.targets, self.first, selected, counts, exposure, livetime, state, block)
+    def __call__(self, known, block, selected, *stacks) -> list[Result]:
+        return write_block(self.targets, self.first, selected, Stacks(*stacks), known, block)
 
 
 def made_by(plan: Plan, stored: Stored) -> str:
     """What all backgrounds of a job depend on: the settings, and the pixels through which events were counted."""
     view = stored.store.views[stored.view]
     axes = ring_view(view.edges, view.method, view.reach).name
-    return f"{bookkeeping.config_hash(plan.config)}/{axes}/{view.pixels}"
+    field = "" if stored.field_view is None else f"/{stored.field_view or view.pixels}"
+    return f"{bookkeeping.config_hash(plan.config)}/{axes}/{view.pixels}{field}"
 
 
 # -- run -------------------------------------------------------------------------------------------------------
@@ -252,7 +272,7 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
         plan = plan_job(config)
         bookkeeping.check_writable(config)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
+        roster = call_the_roll(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
         made = {} if refresh else bookkeeping.made_before(plan)
         retired = bookkeeping.retire_backgrounds(plan)
@@ -341,56 +361,6 @@ def with_runs(result: Result, noted: Mapping[int, str], failed: Mapping[int, str
         remarks += [note if run == result.obs_id else f"contributing run {run}: {note}" for run, note in told]
         remarks += [f"{len(failed)} contributing runs could not be used"] if failed else []
     return replace(result, notes=notes, failed_runs=dict(failed), reason="; ".join(remarks))
-
-
-def make_one(plan: Plan) -> Any:
-    """Background (`~gammapy.irf.Background2D`) of the one target of a plan, in this thread; writes no DL3 file.
-
-    Contributing runs come from the run store of the configuration, or else are read for this one background.
-
-    Raises
-    ------
-    RunError
-        If the run cannot be used.
-    """
-    from dask_bkg.irf import background_2d  # gammapy takes seconds to load, and no other job needs it
-
-    for reason in plan.failed.values():
-        raise RunError(reason)
-    target = plan.targets[0].obs_id
-    path = plan.config.store_path
-    with tempfile.TemporaryDirectory() as scratch:
-        kept = not plan.config.io.from_run and (path / "zarr.json").exists()
-        if not kept and len(plan.runs) > MANY:
-            log.warning(
-                "run %d: all %d runs of the archive are read, and not kept: `dask-bkg reduce` keeps them in a store",
-                target,
-                len(plan.runs),
-            )
-        stored = _update_patiently(plan, path if kept else Path(scratch) / "runs.zarr")
-        roster = call_the_roll(plan, stored.store, stored.view, stored.failed)
-        for reason in plan.failed.values():
-            raise RunError(reason)
-        graph = build(plan, roster, stored)
-        with dask.config.set(scheduler="synchronous"):
-            selected = dask.compute(*graph.selected)[0].of(0)
-            stack = graph.stacks.compute()
-    if selected.reason:
-        raise RunError(selected.reason)
-    rate = stacked_rate(target, stack.counts.values[0], stack.exposure.values[0], plan.edges, plan.rate)
-    return background_2d(rate.value, plan.edges)
-
-
-def _update_patiently(plan: Plan, path: Path) -> Stored:
-    """`update_store`, after another task that is bringing the store up to date: many are submitted at once."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return update_store(plan, None, path, progress=False)
-        except StoreBusyError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
 
 
 def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, job: _Job) -> None:

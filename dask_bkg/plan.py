@@ -23,14 +23,37 @@ from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import separation
+from dask_bkg.modulation import FieldSettings
 from dask_bkg.rate import RateSettings
-from dask_bkg.schema import Edges
+from dask_bkg.schema import Edges, FieldEdges
 from dask_bkg.similarity import ShapeSettings
 
 log = logging.getLogger(__name__)
 
 BACKGROUND_DIR = "backgrounds"
 """Directory below ``out_dir`` of the background files of ``attach: index``."""
+
+
+class Sight(NamedTuple):
+    """Where and when a run looked, which is what turns its field between horizon and sky.
+
+    Attributes
+    ----------
+    zenith
+        Zenith angle [deg].
+    ra, dec, site_lon, site_lat
+        Pointing and place of the array [deg].
+    time, ontime
+        Middle of the run [MJD] and sum of its good time intervals [s].
+    """
+
+    zenith: float
+    ra: float
+    dec: float
+    site_lon: float
+    site_lat: float
+    time: float
+    ontime: float
 
 
 class Target(NamedTuple):
@@ -44,12 +67,35 @@ class Target(NamedTuple):
         File that is copied, and file that is written.
     threshold
         Energy threshold that the obs-index gives [TeV], NaN if it does not.
+    sight
+        Where it looked, in a job of 3D backgrounds, once the run store is up to date.
     """
 
     obs_id: int
     source: str
     output: str
     threshold: float = float("nan")
+    sight: Sight | None = None
+
+
+class FieldPlan(NamedTuple):
+    """What a job of 3D backgrounds has beside that of 2D ones.
+
+    Attributes
+    ----------
+    edges
+        Energies and pixels of the field.
+    settings
+        How the rate varies over the field.
+    counted, written
+        Frame in which events are counted and runs are stacked, and that of the background: ``radec`` or ``altaz``.
+        What is stacked for RADEC is the camera's field, aligned with the horizon; it is turned to the sky at the end.
+    """
+
+    edges: FieldEdges
+    settings: FieldSettings
+    counted: str
+    written: str
 
 
 @dataclass
@@ -61,7 +107,9 @@ class Plan:
     config
         The configuration.
     edges, regions, rate
-        Bin edges, what is excluded, how a rate is made.
+        Energies and rings, what is excluded, how a rate is made.
+    field
+        In a job of 3D backgrounds what there is beside the rings, see `FieldPlan`.
     store
         Datastore of the targets (``io.in_dir``).
     targets
@@ -89,6 +137,7 @@ class Plan:
     failed: dict[int, str] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    field: FieldPlan | None = None
 
     @property
     def attach_copy(self) -> bool:
@@ -111,6 +160,7 @@ def plan_job(config: Config) -> Plan:
         catalogs.sky_regions(config.exclusion, config.base_dir),
         rate_settings(config),
         store,
+        field=field_plan(config),
     )
     chosen, plan.missing = _chosen_runs(config, store)
     _add_targets(plan, chosen)
@@ -181,8 +231,23 @@ def rate_settings(config: Config) -> RateSettings:
         min_counts=float(model.min_counts),
         smooth_sigma=sigma,
         smooth_method=model.smooth_method,
-        smooth_bins=sigma / config.binning.ring_width,
+        smooth_bins=sigma / config.binning.bin_width,
         node_values=model.node_values,
+    )
+
+
+def field_plan(config: Config) -> FieldPlan | None:
+    """What a job of 3D backgrounds has beside that of 2D ones; None for 2D."""
+    binning, model, selected = config.binning, config.model, config.background_selection
+    if binning.mode == "2d":
+        return None
+    # one run turns with the sky as a whole, and plain pixels are the original procedure's, which turns nothing
+    on_the_sky = binning.alignment == "radec" and (config.io.from_run or model.field == "plain")
+    return FieldPlan(
+        FieldEdges(binning.energy_edges, binning.fov_edges),
+        FieldSettings(model.field, selected.sigma_deg(binning) if selected.smooth else model.field_sigma),
+        "radec" if on_the_sky else "altaz",
+        binning.alignment,
     )
 
 

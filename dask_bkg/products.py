@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.dl3.attach import attach_background, write_background
+from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
+from dask_bkg.model import Known, Model, Stacks, stacked_rate
 from dask_bkg.plan import Target
-from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED, Rate, RateSettings, estimate_rate
-from dask_bkg.schema import Edges
+from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED
 from dask_bkg.selection import Selection, Selections
 
 
@@ -79,8 +79,8 @@ class Block(NamedTuple):
 
     Attributes
     ----------
-    edges, settings
-        Bin edges, and how the rate is made.
+    model
+        How they are made of stacks.
     copy
         Whether the whole file is written with the background, or the background alone.
     cards
@@ -89,8 +89,7 @@ class Block(NamedTuple):
         Digest of all settings that a background depends on.
     """
 
-    edges: Edges
-    settings: RateSettings
+    model: Model
     copy: bool
     cards: dict[str, tuple[object, str]]
     made_by: str
@@ -127,10 +126,8 @@ def write_block(
     targets: Sequence[tuple[Target, Mark | None]],
     first: int,
     selected: Selections,
-    counts: NDArray,
-    exposure: NDArray,
-    livetime: NDArray,
-    state: NDArray,
+    stacks: Stacks,
+    known: Known,
     block: Block,
 ) -> list[Result]:
     """Make and write the backgrounds of some targets; one that fails does not take the others with it.
@@ -141,13 +138,13 @@ def write_block(
         The runs, and by which mark earlier jobs have made them: what would be made again as it is, is left alone, and
         of its result there is no more than the ``status``.
     first
-        Row of the first of them in the arrays.
+        Row of the first of them in the stacks.
     selected
         Who contributes.
-    counts, exposure, livetime
-        Stacks, see `dask_bkg.stacking.Stack`.
-    state
-        A number for what each run of the archive holds, shape ``(runs,)``.
+    stacks
+        Stacks of a block of targets.
+    known
+        What is known of the runs of the archive.
     block
         What they have in common.
     """
@@ -157,11 +154,11 @@ def write_block(
         try:
             if chosen.reason:
                 raise RunError(chosen.reason)
-            digest = digest_of(f"{block.made_by}/{target.threshold!r}", chosen, state)
+            digest = digest_of(f"{block.made_by}/{target.threshold!r}/{target.sight!r}", chosen, known.state)
             if made == (digest, _stat(target)):
                 results.append(Result(target.obs_id, "unchanged"))
                 continue
-            result = _write_one(target, chosen, counts[row], exposure[row], float(livetime[row]), block, digest)
+            result = _write_one(target, chosen, stacks.of(row), known, block, digest)
         except BackgroundError as error:
             result = Result(target.obs_id, "failed", str(error))
         except Exception as error:  # whatever it is, the other targets go on
@@ -193,31 +190,26 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _write_one(
-    target: Target, chosen: Selection, counts: NDArray, exposure: NDArray, livetime: float, block: Block, digest: str
-) -> Result:
-    rate = stacked_rate(target.obs_id, counts, exposure, block.edges, block.settings)
+def _write_one(target: Target, chosen: Selection, stacks: Stacks, known: Known, block: Block, digest: str) -> Result:
+    rate = stacked_rate(target, chosen, stacks, known, block.model)
+    livetime, n_events = float(stacks.livetime), round(float(stacks.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {
         **block.cards,
         "N_RUNS": (chosen.run.size, "number of contributing runs"),
         "LIVETIME": (round(livetime, 3), "[s] livetime of the contributing runs"),
-        "N_EVENTS": (round(float(counts.sum())), f"events in the contributing runs{weighted}"),
+        "N_EVENTS": (n_events, f"events in the contributing runs{weighted}"),
     }
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
-    hdu = background_table(rate.value, block.edges, cards)
-    if block.copy:
-        name = attach_background(target.source, target.output, hdu)
-    else:
-        name = write_background(target.output, hdu)
+    name = _write_rate(target, rate.value, block, cards)
     return Result(
         target.obs_id,
         "done",
         _remark(chosen),
         chosen.run.size,
         livetime / 3600,
-        round(float(counts.sum())),
+        n_events,
         target.output,
         name,
         target.threshold,
@@ -230,26 +222,23 @@ def _write_one(
     )
 
 
-def stacked_rate(obs_id: int, counts: NDArray, exposure: NDArray, edges: Edges, settings: RateSettings) -> Rate:
-    """Rate of the stack of one target, as it is written.
-
-    Raises
-    ------
-    RunError
-        If there is no event in the stack.
-    """
-    if not counts.any():
-        energy = edges.energy
-        raise RunError(
-            f"run {obs_id}: no event of its contributing runs is outside of the exclusion and within "
-            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max"
-        )
-    rate = estimate_rate(counts, exposure, (edges.energy, edges.offset), settings)
-    if settings.through_gammapy:
-        from dask_bkg.irf import smooth_as_asked  # it takes seconds to load, and no other rate needs it
-
-        rate = rate._replace(value=smooth_as_asked(rate.value, edges, settings))
-    return rate
+def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str:
+    """Write the background of a target, and return the name of its HDU."""
+    field = block.model.field
+    if field is None:
+        hdu = background_table(rate, block.model.edges, cards)
+    else:
+        mirror = not block.copy and reads_reversed(target.source)
+        if mirror and field.written == "altaz":
+            raise RunError(
+                f"run {target.obs_id}: gammapy mirrors every 3D background of {target.source} (CREATOR "
+                "'SASH FITS::EventListWriter', HDUVERS '0.2' in EVENTS), which spoils one that is aligned with the "
+                "horizon: set io.attach: copy, where the copy gets another CREATOR, or binning.alignment: radec"
+            )
+        hdu = background_table(rate, field.edges, cards, alignment=field.written.upper(), mirror=mirror)
+    if block.copy:
+        return attach_background(target.source, target.output, hdu)
+    return write_background(target.output, hdu)
 
 
 def _remark(chosen: Selection) -> str:
@@ -266,7 +255,9 @@ def _remark(chosen: Selection) -> str:
 
 
 def summarize_flags(flag: NDArray) -> dict:
-    """Number of bins for each flag in words, and the indices (energy, offset) of those that were filled."""
+    """Number of bins for each flag in words, and the indices (energy, ring) of those that were filled."""
     counted = {text: int(((flag & bit) > 0).sum()) for bit, text in FLAGS.items()}
-    filled = np.argwhere((flag & (RING_FILLED | EXTRAPOLATED)) > 0)
-    return {"bins": {text: n for text, n in counted.items() if n}, "filled": filled.tolist()}
+    summary: dict = {"bins": {text: n for text, n in counted.items() if n}}
+    if flag.ndim == 2:  # of the thousands of pixels of a field nobody reads a list
+        summary["filled"] = np.argwhere((flag & (RING_FILLED | EXTRAPOLATED)) > 0).tolist()
+    return summary

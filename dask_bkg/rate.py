@@ -172,7 +172,7 @@ def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, 
     """Relative rate of the rings at each energy, and flags."""
     per_energy = counts.sum(axis=1)
     spectrum = np.divide(per_energy, exposure.sum(axis=1), out=np.zeros_like(per_energy), where=per_energy > 0)
-    g = _pooling_weights(per_energy, energy_edges, min_counts)
+    g = pooling_weights(per_energy, energy_edges, min_counts)
     pooled, expected = g @ counts, g @ (spectrum[:, None] * exposure)
     flag = np.where((g > 0).sum(axis=1) > 1, SHAPE_POOLED, MEASURED)[:, None] | np.zeros(counts.shape, int)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -186,7 +186,7 @@ def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, 
     return _fill_blind_rings(shape, blind), flag
 
 
-def _pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:
+def pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:
     """Weights in ln E, row by row just wide enough for ``min_counts``; a unit row where none is needed.
 
     A Gaussian, tilted such that the mean ln E of the pooled events is that of the row: the spectrum falls steeply,

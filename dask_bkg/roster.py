@@ -14,14 +14,26 @@ from numpy.typing import NDArray
 
 from dask_bkg import selection
 from dask_bkg.archive.store import RunStore
+from dask_bkg.collect import Stored
 from dask_bkg.errors import ArchiveError
 from dask_bkg.fov import separation
-from dask_bkg.plan import Plan
+from dask_bkg.plan import Plan, Sight
 from dask_bkg.runlists import lists_by_hand, own_lists
 
 log = logging.getLogger(__name__)
 
 Table = dict[str, NDArray]
+
+SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
+"""Per-run numbers of a `dask_bkg.plan.Sight`."""
+
+HORIZON = {
+    "site_lon": "GEOLON (or OBSGEO-L)",
+    "site_lat": "GEOLAT (or OBSGEO-B)",
+    "site_height": "ALTITUDE (or OBSGEO-H)",
+    "time": "TSTART and MJDREFI",
+}
+"""Per-run numbers that tell where the horizon is, and the cards that they come from."""
 
 
 @dataclass
@@ -37,6 +49,8 @@ class Roster:
         Their rows in the run store.
     target_keys, run_keys
         A number for what each row holds: events, exclusion and how they are counted.
+    field_keys
+        In a job of 3D backgrounds such numbers of the runs' field pixels.
     given
         Selections that were not made but given, ``{obs_id of the target: ...}``.
     absent
@@ -49,21 +63,20 @@ class Roster:
     run_rows: NDArray
     target_keys: NDArray
     run_keys: NDArray
+    field_keys: NDArray | None = None
     given: dict[int, selection.Selection] = field(default_factory=dict)
     absent: dict[int, dict[int, str]] = field(default_factory=dict)
 
 
-def call_the_roll(plan: Plan, store: RunStore, view: str, lost: Mapping[int, str] | None = None) -> Roster:
+def call_the_roll(plan: Plan, stored: Stored) -> Roster:
     """The roster of a job; targets that cannot be done go from ``plan.targets`` to ``plan.failed``, with the reason.
 
     Parameters
     ----------
     plan
         The job.
-    store, view
-        The run store, up to date, and the view that histograms are taken from.
-    lost
-        Why runs are not in the store that ought to be: their task died, ``{obs_id: reason}``.
+    stored
+        The run store, up to date.
 
     Raises
     ------
@@ -72,43 +85,72 @@ def call_the_roll(plan: Plan, store: RunStore, view: str, lost: Mapping[int, str
     ConfigError
         If a cut is set although no run has what it needs.
     """
-    errors = {**(lost or {}), **store.errors([run.obs_id for run in plan.runs])}
+    store, views = stored.store, [name for name in (stored.view, stored.field_view) if name is not None]
+    blind = _without_horizon(plan, store)
+    errors = {**stored.failed, **store.errors([run.obs_id for run in plan.runs]), **blind}
     numbers = sorted(plan.candidates)
     plan.unusable |= {run: reason for run, reason in errors.items() if run in plan.candidates}
-    rows = dict(zip(numbers, store.find(numbers, view).tolist(), strict=True))
+    rows = dict(zip(numbers, _find(store, numbers, views, blind).tolist(), strict=True))
     usable = {run for run, row in rows.items() if row >= 0}
     settings = plan.config.background_selection
     given, absent = _take_lists({} if plan.config.io.from_run else lists_by_hand(plan.config), usable, plan)
-    target_rows = _target_rows(plan, store, view, errors)
+    target_rows = _target_rows(plan, store, views, blind, errors)
     run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
     table = store.table()
     targets = _table(table, target_rows)
-    plan.targets = [t._replace(threshold=_threshold(t.threshold, targets, i)) for i, t in enumerate(plan.targets)]
+    plan.targets = [
+        t._replace(threshold=_threshold(t.threshold, targets, i), sight=_sight(plan, targets, i))
+        for i, t in enumerate(plan.targets)
+    ]
     if plan.config.io.from_run:
         itself = {obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}
-        keys = store.keys(target_rows, view)
-        return Roster(targets, targets, target_rows, target_rows, keys, keys, selection.given(itself, targets))
+        keys, of_field = _keys(store, target_rows, views)
+        given_runs = selection.given(itself, targets)
+        return Roster(targets, targets, target_rows, target_rows, keys, keys, of_field, given_runs)
     if not run_rows.size:
         reasons = "\n".join(f"  {reason}" for reason in list(plan.unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
     runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     selection.check_conditions(runs, settings)
-    return Roster(
-        targets,
-        runs,
-        target_rows,
-        run_rows,
-        store.keys(target_rows, view),
-        store.keys(run_rows, view),
-        selection.given(given, runs),
-        absent,
-    )
+    target_keys, (run_keys, field_keys) = store.keys(target_rows, views[0]), _keys(store, run_rows, views)
+    chosen = selection.given(given, runs)
+    return Roster(targets, runs, target_rows, run_rows, target_keys, run_keys, field_keys, chosen, absent)
 
 
-def _target_rows(plan: Plan, store: RunStore, view: str, errors: Mapping[int, str]) -> NDArray:
+def _find(store: RunStore, obs_ids: list[int], views: list[str], blind: Mapping[int, str]) -> NDArray:
+    """Rows of runs that have histograms in all of the views and can be used; -1 for the others."""
+    rows = np.array([store.find(obs_ids, view) for view in views]).reshape(len(views), -1).min(axis=0)
+    return np.where(np.array([obs_id in blind for obs_id in obs_ids], dtype=bool), -1, rows).astype(np.int64)
+
+
+def _keys(store: RunStore, rows: NDArray, views: list[str]) -> tuple[NDArray, NDArray | None]:
+    """What rows hold in the view of the rings and, if there is one, in that of the field."""
+    keys, *of_field = (store.keys(rows, view) for view in views)
+    return keys, of_field[0] if of_field else None
+
+
+def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
+    """Runs of which nobody knows where the horizon was, and why, if the job needs it."""
+    if plan.field is None or "altaz" not in (plan.field.counted, plan.field.written):
+        return {}
+    table = store.table()
+    unknown = {name: ~np.isfinite(table[name]) for name in HORIZON}
+    return {
+        int(table["obs_id"][row]): (
+            f"run {table['obs_id'][row]}: no field aligned with the horizon, as its EVENTS header does not have "
+            f"{' and '.join(cards for name, cards in HORIZON.items() if unknown[name][row])}: add what is missing, "
+            "or set binning.mode: 2d, or binning.alignment: radec with io.from_run"
+        )
+        for row in np.flatnonzero(np.any(list(unknown.values()), axis=0) & (table["error"] == ""))
+    }
+
+
+def _target_rows(
+    plan: Plan, store: RunStore, views: list[str], blind: Mapping[int, str], errors: Mapping[int, str]
+) -> NDArray:
     """Rows of the targets that have histograms; the others leave the plan."""
-    rows = store.find([t.obs_id for t in plan.targets], view)
+    rows = _find(store, [t.obs_id for t in plan.targets], views, blind)
     for target, row in zip(plan.targets, rows.tolist(), strict=True):
         if row < 0:
             missing = f"run {target.obs_id}: its histograms are not in the run store {store.path}: run the job again"
@@ -116,6 +158,11 @@ def _target_rows(plan: Plan, store: RunStore, view: str, errors: Mapping[int, st
     kept = [target.obs_id not in plan.failed for target in plan.targets]
     plan.targets = [target for target, keep in zip(plan.targets, kept, strict=True) if keep]
     return np.asarray(rows, dtype=np.int64)[np.array(kept, dtype=bool)]
+
+
+def _sight(plan: Plan, targets: Table, row: int) -> Sight | None:
+    """Where a target looked, which 3D backgrounds need to know."""
+    return None if plan.field is None else Sight(*(float(targets[name][row]) for name in SIGHT))
 
 
 def _threshold(of_index: float, targets: Table, row: int) -> float:

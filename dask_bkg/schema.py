@@ -21,6 +21,8 @@ UNITS = {
     "exposure": "s TeV sr",
     "energy": "TeV",
     "offset": "deg",
+    "fov_lon": "deg",
+    "fov_lat": "deg",
     "ontime": "s",
     "livetime": "s",
     "zenith": "deg",
@@ -43,6 +45,11 @@ UNITS = {
 """Unit of each variable and coordinate; those that are not here have none."""
 
 AXES = ("energy", "offset")
+FIELD = ("fov_lat", "fov_lon")
+FIELD_AXES = ("energy", *FIELD)
+ALIGNMENTS = ("radec", "altaz")
+"""Frames of the field of view: ``fov_lat`` towards north, or towards the zenith."""
+
 HISTOGRAMS = ("counts", "exposure")
 RUN_NUMBERS = (
     "ontime", "livetime", "zenith", "azimuth", "parallactic", "site_lon", "site_lat", "site_height", "nsb", "n_tels",
@@ -76,9 +83,50 @@ class Edges(NamedTuple):
     offset: NDArray
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Number of bins along energy and offset."""
         return self.energy.size - 1, self.offset.size - 1
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return AXES
+
+
+class FieldEdges(NamedTuple):
+    """Bin edges of a background with square pixels of the field of view.
+
+    Attributes
+    ----------
+    energy
+        Edges [TeV], ascending.
+    fov
+        Edges of the pixels [deg], ascending, the same along ``fov_lon`` and ``fov_lat``.
+    """
+
+    energy: NDArray
+    fov: NDArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of bins along energy, ``fov_lat`` and ``fov_lon``."""
+        return self.energy.size - 1, self.fov.size - 1, self.fov.size - 1
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return FIELD_AXES
+
+
+def dims_of(edges: Edges | FieldEdges) -> dict[str, tuple[str, ...]]:
+    """Dimensions of the histograms on some axes; the exposure of field pixels is the same for all energies.
+
+    Examples
+    --------
+    >>> dims_of(FieldEdges(np.array([0.1, 1, 10]), np.linspace(-2.5, 2.5, 26)))["exposure"]
+    ('fov_lat', 'fov_lon')
+    """
+    return {"counts": edges.dims, "exposure": edges.dims if isinstance(edges, Edges) else FIELD}
 
 
 def as_edges(edges: Edges | Mapping[str, ArrayLike]) -> Edges:
@@ -99,7 +147,7 @@ class View(NamedTuple):
     Attributes
     ----------
     name
-        Empty for the fine one, ``rings-<digest>`` for others.
+        Empty for the fine one, ``rings-<digest>`` or ``field-<digest>`` for others.
     edges
         Energy [TeV] and rings of offset [deg].
     method
@@ -108,6 +156,8 @@ class View(NamedTuple):
         ``disc`` or ``centre``, see `dask_bkg.exclusion.SkyRegions.near`.
     pixels
         Edges of square field pixels [deg], the same along ``fov_lon`` and ``fov_lat``; None: rings only.
+    alignment
+        Frame of those pixels, ``radec`` or ``altaz``.
     """
 
     name: str
@@ -115,6 +165,7 @@ class View(NamedTuple):
     method: str = "geometry"
     reach: str = "disc"
     pixels: tuple[float, ...] | None = None
+    alignment: str = "radec"
 
     @property
     def radius(self) -> float:
@@ -197,6 +248,33 @@ def ring_view(edges: Edges, method: str = "geometry", reach: str = "disc") -> Vi
     return View(f"rings-{digest.hexdigest()}", edges, method, reach)
 
 
+def field_view(fine: View, alignment: str, pixels: tuple[float, ...] | None = None) -> View:
+    """A view with field pixels in another frame, or of another width, beside the fine one; with its other axes.
+
+    Parameters
+    ----------
+    fine
+        The fine view.
+    alignment
+        ``radec`` or ``altaz``.
+    pixels
+        Edges of the pixels [deg]; those of the fine view by default.
+
+    Examples
+    --------
+    >>> view = field_view(fine_view(), "altaz")
+    >>> view.name.startswith("field-"), view.alignment, len(view.pixels)
+    (True, 'altaz', 26)
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment {alignment!r} of the field: accepted are {' and '.join(map(repr, ALIGNMENTS))}")
+    view = fine._replace(alignment=alignment, pixels=pixels or fine.pixels)
+    digest = hashlib.blake2b(f"{alignment} {view.reach} {view.pixels}".encode(), digest_size=4)
+    for axis in view.edges:
+        digest.update(np.ascontiguousarray(axis, dtype="<f8").tobytes())
+    return view._replace(name=f"field-{digest.hexdigest()}")
+
+
 def is_sum_of(fine: Edges | ArrayLike, coarse: Edges | ArrayLike) -> bool:
     """Whether coarse bins are sums of fine ones: each of their edges is an edge of the fine bins, to 1e-9.
 
@@ -250,13 +328,12 @@ def _distance_to(fine: NDArray, coarse: NDArray) -> tuple[NDArray, NDArray]:
     return distance, np.maximum(np.abs(coarse), fine[right] - fine[right - 1])
 
 
-def axis_coords(edges: Edges) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
-    """Xarray coordinates of the two axes: centres (geometric for energy) and edges."""
+def axis_coords(edges: Edges | FieldEdges) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
+    """Xarray coordinates of the axes: centres (geometric for energy) and edges."""
+    angles = {"offset": edges.offset} if isinstance(edges, Edges) else dict.fromkeys(FIELD, edges.fov)
     coords = {}
-    for name, array, center in (
-        ("energy", edges.energy, np.sqrt(edges.energy[1:] * edges.energy[:-1])),
-        ("offset", edges.offset, (edges.offset[1:] + edges.offset[:-1]) / 2),
-    ):
+    for name, array in {"energy": edges.energy, **angles}.items():
+        center = np.sqrt(array[1:] * array[:-1]) if name == "energy" else (array[1:] + array[:-1]) / 2
         attrs = {"units": UNITS[name]}
         coords[name] = (name, center, attrs)
         coords[f"{name}_min"] = (name, array[:-1], attrs)
@@ -265,8 +342,17 @@ def axis_coords(edges: Edges) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
 
 
 def edges_of(dataset: xr.Dataset) -> Edges:
-    """Bin edges of a dataset."""
-    return Edges(*(np.append(dataset[f"{a}_min"].values, dataset[f"{a}_max"].values[-1]) for a in AXES))
+    """Bin edges of a dataset of rings."""
+    return Edges(*(_edges_along(dataset, axis) for axis in AXES))
+
+
+def field_edges_of(dataset: xr.Dataset) -> FieldEdges:
+    """Bin edges of a dataset of field pixels."""
+    return FieldEdges(_edges_along(dataset, "energy"), _edges_along(dataset, "fov_lon"))
+
+
+def _edges_along(dataset: xr.Dataset, axis: str) -> NDArray:
+    return np.append(dataset[f"{axis}_min"].values, dataset[f"{axis}_max"].values[-1])
 
 
 def run_dataset(
@@ -298,6 +384,8 @@ def with_units(dataset: xr.Dataset) -> xr.Dataset:
     for name, unit in UNITS.items():
         if name in dataset.variables:
             dataset[name].attrs["units"] = unit
+    if "exposure" in dataset and "energy" not in dataset["exposure"].dims:
+        dataset["exposure"].attrs["units"] = "s sr"
     return dataset
 
 

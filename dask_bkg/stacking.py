@@ -22,7 +22,7 @@ class Stack(NamedTuple):
     Attributes
     ----------
     counts, exposure
-        Events and exposure [s TeV sr], shape ``(targets, energy, offset)``.
+        Events and exposure, as of the runs but for the first axis, shape ``(targets, ...)``.
     livetime
         Livetime of the contributing runs, not weighted [s], shape ``(targets,)``.
     """
@@ -44,7 +44,7 @@ def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDA
     livetime
         Livetime of the runs of the block [s], shape ``(runs,)``.
     counts, exposure
-        Their histograms, shape ``(runs, energy, offset)``.
+        Their histograms, shape ``(runs, ...)``: rings [s TeV sr], or pixels of the field [s sr].
     """
     here = (selected.run >= first) & (selected.run < first + len(livetime))
     target = np.repeat(np.arange(selected.start.size - 1), np.diff(selected.start))[here]

@@ -18,7 +18,7 @@ from dask_bkg.archive.update import read_block, update_block
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_views
 from dask_bkg.exclusion import make_regions
-from dask_bkg.schema import fine_view
+from dask_bkg.schema import FieldEdges, fine_view
 
 FINE = fine_view()
 FIRST = 64001
@@ -77,7 +77,8 @@ def assert_stored(store: RunStore, run: RunFile, regions=None, view: str = "") -
     for name in ("object", "telescopes", "note", "fingerprint"):
         assert table[name][row] == expected.texts[name]
     if not view:
-        assert (load_field(str(store.path), [row])[0][0] == expected.histograms[0]["field_counts"]).all()
+        edges = FieldEdges(store.fine.edges.energy, np.array(store.fine.pixels))
+        assert (load_field(str(store.path), "", [row], edges)[0][0] == expected.histograms[0]["field_counts"]).all()
 
 
 def chunk_states(store: RunStore) -> dict[str, tuple[int, int]]:

@@ -13,10 +13,10 @@ import dask_bkg
 
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
-BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "dl3", "irf"}
+BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "modulation", "dl3", "irf"}
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
-    "plan", "roster", "runlists", "journal", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect",
+    "plan", "roster", "runlists", "journal", "model", "products", "bookkeeping", "prepare", "cluster", "lazy", "collect",
     "matrix",
 }  # fmt: skip
 
@@ -30,26 +30,29 @@ MAY_IMPORT = {
     "smoothing": {"fov"},
     "nodes": set(),
     "rate": {"smoothing", "nodes"},
+    "modulation": {"modulation", "fov", "nodes", "rate", "smoothing"},
     "selection": {"selection", "fov", "errors"},
     "similarity": {"similarity", "kernels", "schema"},
     "archive": {"archive", "schema", "dl3", "kernels", "exclusion", "errors"},
     **dict.fromkeys(CONFIG, CONFIG | {"errors"}),
     "dl3": {"dl3", "kernels", "schema", "fov", "exclusion", "errors"},
     "irf": {"schema", "rate"},
-    "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "rate", "schema", "similarity", "errors"},
+    "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "modulation", "rate", "schema", "similarity", "errors"},
     "runlists": {"config", "plan", "selection"},
     "journal": set(),
-    "roster": {"archive", "fov", "plan", "selection", "runlists", "errors"},
+    "roster": {"archive", "collect", "fov", "plan", "selection", "runlists", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
-    "products": {"dl3", "plan", "rate", "schema", "selection", "irf", "errors"},
+    "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},
+    "products": {"dl3", "plan", "model", "rate", "selection", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
     "cluster": {"errors"},
     "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
     "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},
     "matrix": BELOW_PIPELINE - {"matrix"},
     "pipeline": BELOW_PIPELINE,
-    "compat": BELOW_PIPELINE | {"pipeline"},
+    "single": BELOW_PIPELINE | {"pipeline"},
+    "compat": BELOW_PIPELINE | {"pipeline", "single"},
     "validate": {"exclusion"},
     "simulate": {"simulate", "dl3", "errors", "schema", "kernels", "fov"},
 }
@@ -104,11 +107,18 @@ def outsiders(*programs: str) -> set[str]:
 
 def test_only_the_upper_rooms_know_dask():
     """What wires tasks knows dask; what is done in a task does not."""
-    assert outsiders("dask", "distributed") - ANYTHING == {"lazy", "collect", "matrix", "pipeline", "cluster"}
+    assert outsiders("dask", "distributed") - ANYTHING == {
+        "lazy",
+        "collect",
+        "matrix",
+        "pipeline",
+        "single",
+        "cluster",
+    }
 
 
 def test_only_the_edges_know_gammapy():
-    assert outsiders("gammapy") - ANYTHING == {"irf", "compat", "validate"}
+    assert outsiders("gammapy") - ANYTHING == {"irf", "single", "compat", "validate"}
 
 
 def modules_after(code: str, *arguments: str) -> set[str]:

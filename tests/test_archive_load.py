@@ -21,7 +21,7 @@ from dask_bkg.archive.store import RunStore
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_run, reduce_views, solid_angles
 from dask_bkg.errors import ArchiveError
-from dask_bkg.schema import Edges
+from dask_bkg.schema import Edges, FieldEdges
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
@@ -180,11 +180,24 @@ def test_no_store_is_an_error_that_says_what_to_do(tmp_path):
 
 def test_the_field_is_that_of_the_run(archive, filled):
     rows = filled.find([FIRST + 8, FIRST + 1])
-    counts, fraction = load_field(str(filled.path), rows)
+    edges = FieldEdges(FINE.edges.energy, np.array(FINE.pixels))
+    counts, exposure = load_field(str(filled.path), "", rows, edges)
+    whole = filled.table()["ontime"][rows, None, None] * solid_angles(FINE)["field_solid_angle"]
     for i, run in enumerate((run_files(archive[0], 9)[8], run_files(archive[0], 2)[1])):
         expected = reduce_views(run, [FINE]).histograms[0]
         assert (counts[i] == expected["field_counts"]).all()
-        assert (fraction[i] == expected["field_exposed_fraction"]).all()
+        np.testing.assert_allclose(exposure[i], whole[i] * expected["field_exposed_fraction"], rtol=1e-14)
+
+
+def test_coarse_pixels_are_sums(filled):
+    rows = filled.find([FIRST, FIRST + 3])
+    fine = FieldEdges(FINE.edges.energy, np.array(FINE.pixels))
+    coarse = FieldEdges(FINE.edges.energy[10:41:5], np.array(FINE.pixels)[::5])
+    counts, exposure = load_field(str(filled.path), "", rows, fine)
+    sums, exposed = load_field(str(filled.path), "", rows, coarse)
+    assert sums.shape == (2, *coarse.shape)
+    np.testing.assert_array_equal(sums, counts[:, 10:40].reshape(2, 6, 5, 5, 5, 5, 5).sum(axis=(2, 4, 6)))
+    np.testing.assert_allclose(exposed, exposure.reshape(2, 5, 5, 5, 5).sum(axis=(2, 4)), rtol=1e-13)
 
 
 def test_the_description_says_what_is_there(archive, filled, tmp_path):

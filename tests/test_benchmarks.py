@@ -39,7 +39,7 @@ def module(name: str):
 
 def test_every_benchmark_has_its_test():
     """Here, or in test_benchmarks_archive.py."""
-    elsewhere = {"bench_archive", "bench_kl", "bench_scaling", "common"}
+    elsewhere = {"bench_archive", "bench_field", "bench_kl", "bench_scaling", "common"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == {"bench_reduce", "hess"} | elsewhere
 
 
@@ -93,11 +93,15 @@ def test_hess(gammapy_data, monkeypatch, tmp_path, capsys):
     written = tmp_path / "hess.json"
     script("hess.py", monkeypatch, "--json", written)
     told = json.loads(written.read_text())
-    for mode in ("from_run: true", "from_run: false"):
+    run_wise, stacked = (
+        [f"{frame}from_run: {choice}" for frame in ("", "3d altaz, ", "3d radec, ")] for choice in ("true", "false")
+    )
+    for mode in (*run_wise, *stacked):
         assert [row["run"] for row in told[mode]] == CRAB_RUNS
         assert all(row["target"].startswith("Crab") for row in told[mode])
     # measured 0.976 to 0.993, error 0.022
-    assert all(row["ratio"] == pytest.approx(1, abs=4 * row["error"]) for row in told["from_run: true"])
+    for mode in run_wise:
+        assert all(row["ratio"] == pytest.approx(1, abs=4 * row["error"]) for row in told[mode]), mode
     assert [row["run"] for row in told["injection"]] == [run for run in CRAB_RUNS for _ in range(3)]
     shown = capsys.readouterr().out
     assert "from_run: true: 4 runs, predicted/observed mean 0.9" in shown

@@ -89,6 +89,16 @@ def test_bench_scaling_runs(script, capsys):
     assert f"2 workers: the scheduler needs {cost * 1e3:.2f} ms a task" in shown
 
 
+def test_bench_field_runs(script, capsys):
+    told = script("bench_field", "--runs", 60, "--hours", 2, "--targets", 2)
+    (row,) = told["archives"]
+    assert row["3d"]["counts"] > row["2d"]["counts"] > 60 * 4 * 4000  # 2 h are five runs of 25 min
+    assert row["3d"]["tasks"] > row["2d"]["tasks"]
+    assert all(0.05 < gb < 2 for gb in row["3d"]["peak_gb"])
+    assert told["files"]["3d"]["kb"] > told["files"]["2d"]["kb"]
+    assert "ms a target" in capsys.readouterr().out
+
+
 # -- bench_archive: the original way -------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import psutil
 import pytest
 from distributed import Client
@@ -39,6 +41,9 @@ def look_and_fail(before: set, seen: list) -> None:
     with open_client("local", 2) as client:
         client.wait_for_workers(2, timeout=60)
         assert client.submit(sum, [1, 2]).result() == 3
+        kept = client.run(lambda: {name: os.environ.get(name) for name in cluster.MALLOC})
+        assert all(found == cluster.MALLOC for found in kept.values())
+        assert not cluster.MALLOC.keys() & os.environ.keys()
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         seen += set(psutil.Process().children(recursive=True)) - before
         ports = [c.laddr for p in seen for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]

@@ -470,7 +470,7 @@ def test_wrong_value_is_refused_by_name(given, match):
 
 def test_every_problem_is_listed():
     given = {
-        "io": {"from_run": "no", "3d_bkg": True, "runlist": [1]},
+        "io": {"from_run": "no", "3d_bkg": "yes", "runlist": [1]},
         "binning": {"e_min": 0},
         "run_selection": {"runlist": [2]},
         "zzz": 1,

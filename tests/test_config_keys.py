@@ -113,7 +113,6 @@ def test_without_effect_is_said_once(caplog):
     said = [record.getMessage() for record in caplog.records if "without effect" in record.getMessage()]
     assert len(said) == 1
     for key in (
-        "io.3d_bkg",
         "background_selection.max_runs",
         "run_selection.n_tel",
         "spectrum",
@@ -187,10 +186,14 @@ def test_from_runlist_switches_the_runlist(switch, expected):
     assert ("io.runlist" in normalise({"io": io}).without_effect) == (switch is False)
 
 
-def test_three_dimensions_are_refused_until_they_are_there():
-    with pytest.raises(ConfigError, match=r"io\.3d_bkg: 3D backgrounds are not there yet"):
-        parse_config({"io": {"3d_bkg": True}})
-    assert parse_config({"io": {"3d_bkg": False}}).io.from_run is False
+@pytest.mark.parametrize(("switch", "mode"), [(True, "3d"), (False, "2d"), (None, "2d")])
+def test_three_dimensions_have_a_switch(switch, mode):
+    assert parse_config({"io": {"3d_bkg": switch}}).binning.mode == mode
+    assert parse_config({"io": {"3d_bkg": switch}, "binning": {"mode": mode}}).binning.mode == mode
+    if switch is not None:
+        other = {"3d": "2d", "2d": "3d"}[mode]
+        with pytest.raises(ConfigError, match=r"io\.3d_bkg is the old name of binning\.mode, and the two differ"):
+            parse_config({"io": {"3d_bkg": switch}, "binning": {"mode": other}})
 
 
 @pytest.mark.parametrize("switch", ["from_runlist", "3d_bkg"])

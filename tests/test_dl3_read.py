@@ -84,6 +84,67 @@ def test_real_run_is_read_as_gammapy_reads_it(gammapy_data):
     assert ours.numbers["time"] == pytest.approx(obs.tmid.tt.mjd, abs=70 / 86400)
 
 
+# --- times of the events -----------------------------------------------------------------------------------
+
+
+def test_times_go_with_their_events(run, edit_run):
+    def change(hdus):
+        hdus["EVENTS"].data["ENERGY"][::7] = np.nan
+        gti = hdus["GTI"].data
+        gti["STOP"][0] = (gti["START"][0] + gti["STOP"][0]) / 2
+
+    edit_run(run.path, change)
+    found, table = read_run(run), fits.getdata(run.path, "EVENTS")
+    assert 0.8 * len(table) > found.ra.size > 0
+    row = {ra: i for i, ra in enumerate(table["RA"].astype(float).tolist())}
+    assert len(row) == len(table)
+    assert found.times.events.tolist() == [table["TIME"][row[ra]] for ra in found.ra.tolist()]
+    gti = fits.getdata(run.path, "GTI")
+    assert (found.times.start == gti["START"]).all()
+    assert (found.times.stop == gti["STOP"]).all()
+    assert (found.times.reference, found.times.system) == ((53402.0, 0.0), "UTC")
+
+
+def test_good_times_that_count_from_another_day_are_the_same(run, edit_run):
+    before = read_run(run)
+
+    def change(hdus):
+        hdus["GTI"].header["MJDREFI"] -= 2
+        for column in ("START", "STOP"):
+            hdus["GTI"].data[column] += 2 * 86400
+
+    edit_run(run.path, change)
+    after = read_run(run)
+    assert (after.times.events == before.times.events).all()
+    for ours, expected in zip(after.times[1:], before.times[1:], strict=True):
+        assert np.all(ours == expected)
+    assert after.numbers["time"] == pytest.approx(before.numbers["time"], abs=1e-9)
+
+
+def test_reference_and_system_of_the_times_where_one_header_has_none(run, edit_run):
+    edit_run(run.path, lambda hdus: [hdus["EVENTS"].header.remove(key) for key in ("MJDREFI", "MJDREFF", "TIMESYS")])
+    times = read_run(run).times
+    assert (times.reference, times.system) == ((53402.0, 0.0), "UTC")
+    edit_run(run.path, lambda hdus: [hdus["GTI"].header.remove(key) for key in ("MJDREFI", "TIMESYS")])
+    times = read_run(run).times
+    assert np.isnan(times.reference[0])
+    assert times.system == "TT"  # as gammapy takes it
+
+
+def test_a_run_without_times_is_read_all_the_same(run, edit_run):
+    expected = read_run(run)
+
+    def change(hdus):
+        columns = [column for column in hdus["EVENTS"].columns if column.name != "TIME"]
+        hdus["EVENTS"] = fits.BinTableHDU.from_columns(columns, hdus["EVENTS"].header, name="EVENTS")
+
+    edit_run(run.path, change)
+    found = read_run(run)
+    assert found.times.events is None
+    assert found.energy.size >= expected.energy.size
+    assert found.numbers["ontime"] == expected.numbers["ontime"]
+
+
 # --- energies ----------------------------------------------------------------------------------------------
 
 

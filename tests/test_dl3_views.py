@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from astropy.coordinates import AltAz, SkyCoord
+from astropy.io import fits
+from astropy.utils import iers
+from gammapy.data import EventList
+from gammapy.utils.coordinates import FoVAltAzFrame
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_bkg import fov, schema
@@ -12,9 +19,10 @@ from dask_bkg.dl3.read import RunFile, read_run
 from dask_bkg.dl3.reduce import reduce_run, reduce_views, solid_angles
 from dask_bkg.errors import RunError
 from dask_bkg.exclusion import concat_regions, exclusion_digest, make_regions
-from dask_bkg.schema import Edges, fine_view, is_sum_of, ring_view, sum_index
+from dask_bkg.schema import Edges, field_view, fine_view, is_sum_of, ring_view, sum_index
 
 FINE = fine_view()
+HORIZON = field_view(FINE, "altaz")
 COARSE = [
     Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11)),
     Edges(np.geomspace(0.1, 100, 16), np.array([0.5, 1.0, 2.0])),  # a hole, wide rings, a smaller field
@@ -182,6 +190,137 @@ def test_solid_angles_are_those_of_the_sphere():
     ratio = ring_view(COARSE[0], "event_ratio")
     width, center = np.deg2rad(0.25), np.deg2rad((COARSE[0].offset[1:] + COARSE[0].offset[:-1]) / 2)
     assert_allclose(solid_angles(ratio)["solid_angle"], 2 * np.pi * center * width)
+
+
+# --- a field aligned with the horizon ----------------------------------------------------------------------
+
+
+def gammapy_place(run: RunFile) -> tuple[np.ndarray, ...]:
+    """Field coordinates [deg] and energies [TeV] of the events in the good time, all through gammapy."""
+    events = EventList.read(run.path)
+    gti, time = fits.getdata(run.path, "GTI"), fits.getdata(run.path, "EVENTS")["TIME"]
+    good = ((time[:, None] >= gti["START"]) & (time[:, None] <= gti["STOP"])).any(axis=1)
+    events, header = events.select_row_subset(good), events.table.meta
+    frame = AltAz(obstime=events.time, location=events.observatory_earth_location)
+    origin = SkyCoord(header["RA_PNT"], header["DEC_PNT"], unit="deg").transform_to(frame)
+    origin = AltAz(alt=origin.alt, az=origin.az, obstime=frame.obstime, location=frame.location)
+    place = events.radec.transform_to(frame)
+    place = place.transform_to(FoVAltAzFrame(origin=origin, obstime=frame.obstime, location=frame.location))
+    return place.fov_lon.deg, place.fov_lat.deg, events.energy.to_value("TeV")
+
+
+def assert_counts_are_those_of_gammapy(run: RunFile) -> None:
+    found = reduce_views(run, [HORIZON]).histograms[0]
+    with iers.conf.set_temp("auto_download", False), iers.conf.set_temp("auto_max_age", None):
+        lon, lat, energy = gammapy_place(run)
+    edges = np.array(FINE.pixels)
+    expected = np.histogramdd((energy, lat, lon), bins=(FINE.edges.energy, edges, edges))[0]
+    assert_array_equal(found["field_counts"], expected)
+    assert (found["field_exposed_fraction"] == 1).all()
+    assert expected.sum() > 1000
+
+
+def test_counts_of_a_field_aligned_with_the_horizon_are_those_of_gammapy(field):
+    """Of a simulated run in UTC, each event through its own AltAz frame."""
+    assert_counts_are_those_of_gammapy(field[0][1])
+
+
+@pytest.mark.realdata
+def test_counts_of_a_real_run_aligned_with_the_horizon_are_those_of_gammapy(gammapy_data):
+    path = sorted(gammapy_data.glob("hess-dl3-dr1/data/*.fits.gz"))[7]
+    assert_counts_are_those_of_gammapy(RunFile(1, str(path)))
+
+
+def test_the_exclusion_is_that_of_the_other_views_and_counts_are_kept(field):
+    """What is excluded is decided among the stars: with all of the field in the square the same events are left."""
+    runs, regions = field
+    wide = tuple(np.round(np.arange(-24, 25) * 0.2, 12).tolist())
+    radec, altaz = FINE._replace(pixels=wide), field_view(FINE, "altaz", wide)
+    for run in runs:
+        events = read_run(run)
+        pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
+        assert fov.separation(events.ra, events.dec, *pointing).max() < 4.7
+        straight, turned = reduce_views(run, [radec, altaz], regions).histograms
+        assert_array_equal(straight["field_counts"].sum(axis=(1, 2)), turned["field_counts"].sum(axis=(1, 2)))
+        assert 0 < turned["field_counts"].sum() < events.energy.size
+        for name in ("counts", "exposed_fraction"):
+            assert_array_equal(straight[name], turned[name])
+        # and the same solid angle is lost
+        omega = solid_angles(altaz)["field_solid_angle"]
+        lost = [(omega * (1 - each["field_exposed_fraction"])).sum() for each in (straight, turned)]
+        assert lost[1] == pytest.approx(lost[0], rel=2e-3)
+
+
+def test_a_field_aligned_with_the_horizon_is_the_same_alone_and_beside_others(field):
+    runs, regions = field
+    several = [FINE, HORIZON, ring_view(COARSE[0]), ring_view(COARSE[0], "event_ratio")]
+    for run in runs[:2]:
+        together = reduce_views(run, several, regions).histograms
+        for view, found in zip(several, together, strict=True):
+            alone = reduce_views(run, [view], regions).histograms[0]
+            for name in alone:
+                assert_array_equal(found[name], alone[name])
+
+
+def test_a_region_outside_of_the_radec_square_comes_into_the_corner_of_the_other(field):
+    """The field of the run is turned by 45 deg or so: the corner is where north, east, south or west was."""
+    runs, _ = field
+    angle = {run: np.deg2rad(read_run(run).numbers["parallactic"]) for run in runs}
+    run = max(runs, key=lambda each: abs(np.sin(2 * angle[each])))
+    numbers, q = read_run(run).numbers, angle[run]
+    # the corner at the upper left of the camera, 3.3 deg from the centre
+    x, y = 3.3 * np.array([-np.cos(q) - np.sin(q), np.cos(q) - np.sin(q)]) / np.sqrt(2)
+    assert max(abs(x), abs(y)) > 2.7
+    center = fov.from_fov(x, y, numbers["ra_pnt"], numbers["dec_pnt"])
+    regions = make_regions([center[0]], [center[1]], 0.15, ["far out"], "own")
+    straight, turned = (each["field_exposed_fraction"] for each in reduce_views(run, [FINE, HORIZON], regions)[2])
+    assert (straight == 1).all()
+    assert (turned < 1).sum() > 2
+    assert (turned[:21] == 1).all()
+    assert (turned[:, :21] == 1).all()
+
+
+def without(*cards):
+    def change(hdus):
+        for hdu in ("EVENTS", "GTI"):
+            for card in cards:
+                hdus[hdu].header.remove(card, ignore_missing=True)
+
+    return change
+
+
+def without_times(hdus):
+    columns = [column for column in hdus["EVENTS"].columns if column.name != "TIME"]
+    hdus["EVENTS"] = fits.BinTableHDU.from_columns(columns, hdus["EVENTS"].header, name="EVENTS")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without("GEOLON"), "does not have GEOLON (or OBSGEO-L): add"),
+        (without("GEOLAT", "ALTITUDE"), "does not have GEOLAT (or OBSGEO-B) and ALTITUDE (or OBSGEO-H): add"),
+        (without("MJDREFI"), "does not have MJDREFI: add"),
+        (without_times, "does not have the column TIME: add"),
+        (
+            lambda hdus: hdus["EVENTS"].header.set("GEOLON", 110.952),
+            "deg by ALT_PNT: correct what is wrong (is GEOLON",
+        ),
+        (lambda hdus: [hdus[name].header.set("MJDREFI", 10**10) for name in ("EVENTS", "GTI")], "is no date"),
+    ],
+    ids=["longitude", "latitude and height", "reference", "times", "west", "date"],
+)
+def test_a_horizon_that_nobody_knows_is_told_of_where_it_is_needed(four_runs, run_path, edit_run, change, told):
+    run = RunFile(64001, str(run_path(four_runs, 64001)))
+    before = reduce_views(run, [FINE]).histograms[0]
+    edit_run(run.path, change)
+    with pytest.raises(RunError, match=re.escape(told)) as error:
+        reduce_views(run, [FINE, HORIZON])
+    for said in ("run 64001", run.path):
+        assert said in str(error.value)
+    after = reduce_views(run, [FINE]).histograms[0]
+    if change is not without_times:
+        for name, array in before.items():
+            assert_array_equal(after[name], array)
 
 
 # --- what is told ------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
-"""Arrays to gammapy's Background2D: axes, units, and the document's smoothing."""
+"""Arrays to gammapy's backgrounds: axes, units, and the document's smoothing."""
 
 from __future__ import annotations
 
 import astropy.units as u
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from gammapy.irf import Background2D
+from gammapy.irf import Background2D, Background3D
 from gammapy.maps import MapAxis
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import gaussian_filter
@@ -16,6 +17,7 @@ from dask_bkg.rate import RateSettings, estimate_rate
 
 ENERGY, OFFSET = np.geomspace(0.1, 100, 7), np.linspace(0, 2.5, 6)
 EDGES = schema.Edges(ENERGY, OFFSET)
+FIELD = schema.FieldEdges(ENERGY, np.linspace(-2, 2, 9))
 UNIT = u.Unit("s-1 TeV-1 sr-1")
 
 
@@ -49,6 +51,45 @@ def test_background_2d_returns_its_values_at_the_nodes():
     )
     assert_allclose(at_nodes.to_value(UNIT), model(), rtol=1e-10)
     assert not background.is_pointlike
+
+
+def test_axes_of_a_field_are_gammapys():
+    axes = irf.axes_of(FIELD)
+    assert [axis.name for axis in axes] == ["energy", "fov_lon", "fov_lat"]
+    assert [axis.interp for axis in axes] == ["log", "lin", "lin"]
+    for axis in axes[1:]:
+        assert_allclose(axis.edges.to_value("deg"), FIELD.fov, atol=1e-12)
+
+
+@pytest.mark.parametrize("alignment", ["radec", "altaz", "ALTAZ"])
+def test_background_3d_returns_its_values_at_the_nodes(alignment):
+    rate = np.random.default_rng(0).lognormal(size=FIELD.shape)
+    background = irf.background_3d(rate, FIELD, alignment)
+    assert isinstance(background, Background3D)
+    center = (FIELD.fov[1:] + FIELD.fov[:-1]) / 2
+    lon, lat = np.meshgrid(center, center)
+    at_nodes = background.evaluate(
+        energy=background.axes["energy"].center[:, None, None], fov_lon=lon * u.deg, fov_lat=lat * u.deg
+    )
+    assert_allclose(at_nodes.to_value(UNIT), rate, rtol=1e-10)
+    assert background.fov_alignment.value == alignment.upper()
+    assert background.to_table().meta["FOVALIGN"] == alignment.upper()
+    assert not background.is_pointlike
+    rate[:] = 0
+    assert (background.data > 0).all()  # a copy
+
+
+@pytest.mark.parametrize("pixels", [24, 25])
+def test_a_field_can_be_looked_at(pixels):
+    edges = schema.FieldEdges(ENERGY, np.linspace(-2.5, 2.5, pixels + 1))
+    irf.background_3d(np.random.default_rng(0).lognormal(size=edges.shape), edges, "altaz").peek()
+    assert len(plt.gcf().axes) >= 4
+    plt.close()
+
+
+def test_background_3d_of_another_alignment_is_a_clear_error():
+    with pytest.raises(ValueError, match="accepted are 'radec' and 'altaz'"):
+        irf.background_3d(np.ones(FIELD.shape), FIELD, "galactic")
 
 
 def document_smooth(bkg, sigma):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 
 import dask
@@ -17,14 +16,13 @@ from numpy.testing import assert_array_equal
 from synthetic import keys_of, refuse
 
 from dask_bkg import bookkeeping, cluster, pipeline
-from dask_bkg.archive import update
 from dask_bkg.collect import update_store
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3 import reduce
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.dl3.reduce import reduce_block
-from dask_bkg.errors import ArchiveError, BackgroundError, RunError
+from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.irf import rate_to_background
 from dask_bkg.plan import plan_job
 from dask_bkg.products import Result
@@ -61,7 +59,7 @@ def graph(job, four_runs):
     def make(**sections):
         plan = plan_job(parse_config(job(four_runs, **{"io": OTHERS, **sections})))
         stored = update_store(plan, None, plan.config.store_path, progress=False)
-        roster = call_the_roll(plan, stored.store, stored.view)
+        roster = call_the_roll(plan, stored)
         with dask.config.set(scheduler=refuse):
             return pipeline.build(plan, roster, stored), plan
 
@@ -125,7 +123,7 @@ def test_a_job_goes_from_target_to_target(job, archive, tmp_path):
     sections = {"config": {"block": 2, "split_every": 2}, "background_selection": {"rank": "kl", "time_request": 0.8}}
     plan = plan_job(parse_config(job(archive[0], io=OTHERS, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
-    built = pipeline.build(plan, call_the_roll(plan, stored.store, stored.view), stored)
+    built = pipeline.build(plan, call_the_roll(plan, stored), stored)
     with Alive() as alive:
         results = dask.compute(*built.writes, scheduler="synchronous")
     assert [result.status for part in results for result in part] == ["done"] * 12
@@ -393,91 +391,6 @@ def test_progress_counts_runs_and_backgrounds(job, four_runs, capsys, caplog, tm
 def test_the_dashboard_is_told(job, four_runs, scheduler, capsys):
     pipeline.run(parse_config(job(four_runs, cluster=scheduler.scheduler_address)), progress=True)
     assert "dashboard: http" in capsys.readouterr().out
-
-
-# --- one background alone ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Numbers of the runs whose files are read."""
-    numbers, reduce_views = [], reduce.reduce_views
-
-    def note(run, *args):
-        numbers.append(run.obs_id)
-        return reduce_views(run, *args)
-
-    monkeypatch.setattr(update.reduce, "reduce_views", note)
-    return numbers
-
-
-def one(job, archive, obs_id=64002, **sections):
-    return pipeline.make_one(plan_job(parse_config(job(archive, run_selection={"runlist": [obs_id]}, **sections))))
-
-
-@pytest.mark.parametrize("sections", [{}, {"io": OTHERS, "background_selection": {"rank": "kl-conditions"}}])
-def test_one_background_is_that_of_the_job(job, four_runs, sections, tmp_path):
-    before = one(job, four_runs, **sections)
-    assert not (tmp_path / "out").exists()
-    run_make_background(job(four_runs, **sections))
-    after = one(job, four_runs, **sections)
-    written = written_rate(tmp_path / "out" / "data" / "run_064002.fits.gz")
-    for background in (before, after):
-        assert background.quantity.to_value("s-1 MeV-1 sr-1") == pytest.approx(written.T, rel=1e-6)
-
-
-def test_one_background_reads_what_the_run_store_does_not_have(job, four_runs, opened, tmp_path):
-    one(job, four_runs, io=OTHERS)
-    assert sorted(opened) == OBS_IDS
-    one(job, four_runs)
-    assert opened[4:] == [64002]
-    run_make_background(job(four_runs, io=OTHERS))
-    opened.clear()
-    one(job, four_runs, io=OTHERS)
-    assert opened == []
-    shared = {"path": str(tmp_path / "out" / "results" / "runs.zarr")}
-    one(job, four_runs, io={**OTHERS, "out_dir": str(tmp_path / "another")}, run_store=shared)
-    assert opened == []
-    assert not (tmp_path / "another").exists()
-
-
-def test_several_at_once_share_a_run_store(job, four_runs):
-    """As on a cluster, where each is a task of somebody's own."""
-    run_make_background(job(four_runs, io=OTHERS))
-    plans = [plan_job(parse_config(job(four_runs, io=OTHERS, run_selection={"runlist": [i]}))) for i in OBS_IDS]
-    found: dict[int, bytes] = {}
-
-    def make(plan):
-        found[plan.targets[0].obs_id] = pipeline.make_one(plan).quantity.value.tobytes()
-
-    threads = [threading.Thread(target=make, args=(plan,)) for plan in plans]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {i: one(job, four_runs, i, io=OTHERS).quantity.value.tobytes() for i in OBS_IDS}
-
-
-def test_one_background_that_cannot_be_made_says_why(job, four_runs, run_path):
-    with pytest.raises(RunError, match="run 64002: no run of the archive passes"):
-        one(job, four_runs, io=OTHERS, background_selection={"nsb_diff": 1e-9})
-    with pytest.raises(RunError, match="none of the runs of its background_selection"):
-        one(job, four_runs, io=OTHERS, background_selection={"bkg_runlist": {64002: [7]}})
-    run_path(four_runs, 64002).write_bytes(b"not FITS")
-    for places in ({}, OTHERS):
-        with pytest.raises(RunError, match="run_064002"):
-            one(job, four_runs, io=places)
-
-
-def test_a_large_archive_that_is_read_for_one_background_is_told(job, four_runs, monkeypatch, caplog):
-    monkeypatch.setattr(pipeline, "MANY", 3)
-    one(job, four_runs, io=OTHERS)
-    assert "all 4 runs of the archive are read, and not kept: `dask-bkg reduce` keeps them" in caplog.text
-    caplog.clear()
-    one(job, four_runs)
-    run_make_background(job(four_runs, io=OTHERS))
-    one(job, four_runs, io=OTHERS)
-    assert "not kept" not in caplog.text
 
 
 # --- exclusion, to the very file ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,10 +21,10 @@ from dask_bkg import bookkeeping, selection
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.reduce import reduce_block
-from dask_bkg.errors import RunError
 from dask_bkg.irf import rate_to_background
+from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import plan_job
-from dask_bkg.products import Block, Made, Result, digest_of, stacked_rate, summarize_flags, write_block
+from dask_bkg.products import Block, Made, Result, digest_of, summarize_flags, write_block
 from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 
 mpl.use("Agg")
@@ -54,10 +55,10 @@ def write(plan, stacks):
     """Write the backgrounds of a plan, each run its own; targets, selections, ... may be changed."""
 
     def do(targets=plan.targets, chosen=None, copy=True, marks=None, state=None, first=0, made_by="settings"):
-        block = Block(plan.edges, plan.rate, copy, bookkeeping.common_cards(plan), made_by)
+        block = Block(Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by)
         targets = list(zip(targets, marks or [None] * len(targets), strict=True))
-        state = np.arange(4, dtype=np.uint64) if state is None else state
-        return write_block(targets, first, chosen or selected(plan), *stacks, state, block)
+        known = Known(np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4))
+        return write_block(targets, first, chosen or selected(plan), Stacks(*stacks), known, block)
 
     return do
 
@@ -214,9 +215,11 @@ def test_the_threshold_is_in_the_header_where_it_is_known(plan, write):
     assert "E_THRES" not in fits.getheader(results[2].output, "BACKGROUND")
 
 
-def test_a_stack_without_events_has_no_background(plan, stacks):
-    with pytest.raises(RunError, match=r"run 7: no event .* within 0\.1-100 TeV"):
-        stacked_rate(7, 0 * stacks[0][0], stacks[1][0], plan.edges, plan.rate)
+def test_a_stack_without_events_has_no_background(plan, write, stacks):
+    stacks[0][0] = 0
+    results = write()
+    assert [result.status for result in results] == ["failed", "done", "done", "done"]
+    assert re.search(r"run 64001: no event .* within 0\.1-100 TeV", results[0].reason)
 
 
 # --- what need not be made again ---------------------------------------------------------------------------

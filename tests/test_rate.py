@@ -135,7 +135,7 @@ def test_a_run_of_few_events_with_many_empty_energies_has_a_rate(e_min, bins, to
 def test_each_energy_pools_with_some_that_have_counts(histograms, min_counts):
     counts, _, energy = histograms
     per_energy = counts.sum(axis=1)
-    weights = rates._pooling_weights(per_energy, energy, min_counts)
+    weights = rates.pooling_weights(per_energy, energy, min_counts)
     assert np.isfinite(weights).all()
     assert (weights @ per_energy > 0).all()
     assert (weights[:, per_energy == 0] == 0).all()

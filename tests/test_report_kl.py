@@ -104,7 +104,7 @@ def test_picture_without_zenith_angles_has_no_strips(tmp_path, monkeypatch):
 
 def test_large_matrix_is_sampled_evenly_and_labels_can_be_read(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    monkeypatch.setattr(report, "MATRIX_RUNS", 300)
+    monkeypatch.setattr(report.matrix, "MATRIX_RUNS", 300)
     place = np.random.default_rng(6).permutation(1000).astype(float)
     report.plot_kl_matrix(tmp_path / "kl.png", divergences(place), np.arange(1000), zenith=place)
     matrix = figures[0].axes[0]

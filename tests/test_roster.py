@@ -29,7 +29,7 @@ def called(job, four_runs):
     def make(archive=four_runs, io=None, **sections):
         plan = plan_job(parse_config(job(archive, io={**OTHERS, **(io or {})}, **sections)))
         stored = update_store(plan, None, plan.config.store_path, progress=False)
-        return plan, call_the_roll(plan, stored.store, stored.view)
+        return plan, call_the_roll(plan, stored)
 
     return make
 

@@ -17,13 +17,12 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dask_bkg.archive.layout import (
-    FIELD,
     LAYOUT,
     NEVER_WRITTEN,
     PROGRAM,
     TABLE_CHUNK,
     TEXTS,
-    VIEW_DIRECTORY,
+    VIEW_NAMES,
     VIEW_TEXTS,
     consolidate,
     coordinates,
@@ -32,7 +31,7 @@ from dask_bkg.archive.layout import (
     timestamp,
     told,
 )  # fmt: skip
-from dask_bkg.schema import RUN_NUMBERS, UNITS, View
+from dask_bkg.schema import FIELD, RUN_NUMBERS, UNITS, View
 
 LEFT_BEHIND = 3600.0
 """Seconds after which what is being made, a matter of seconds, belongs to a job that was killed."""
@@ -88,7 +87,7 @@ def _beside(target: Path, directory: Path) -> Iterator[Path]:
 
 def _clear_beside(target: Path, directory: Path) -> None:
     """Remove what a job that was killed while it made the same thing, or a view, has left."""
-    ours = re.compile(f"{_BESIDE}({re.escape(target.name[-40:])}|{VIEW_DIRECTORY}[0-9a-f]+)")
+    ours = re.compile(f"{_BESIDE}({re.escape(target.name[-40:])}|({'|'.join(VIEW_NAMES)})-[0-9a-f]+)")
     for path in directory.iterdir():
         with suppress(OSError):
             if ours.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_BEHIND:
@@ -162,4 +161,5 @@ def _view_attributes(view: View) -> dict[str, Any]:
         "method": view.method,
         "reach": view.reach,
         "pixel_edges": None if view.pixels is None else list(view.pixels),
+        "alignment": view.alignment,
     }

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dask_bkg.dl3.atomic import atomic_path
 from dask_bkg.dl3.reduce import solid_angles
 from dask_bkg.errors import ArchiveError
-from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, Edges, View, axis_coords
+from dask_bkg.schema import FIELD, RUN_NUMBERS, RUN_TEXTS, Edges, View, axis_coords
 
 LAYOUT = 2
 """Version of what is described here; a store of another one is not touched."""
@@ -48,8 +48,9 @@ the digest ``whole_exclusion``."""
 NEVER_WRITTEN = {"uint32": np.iinfo(np.uint32).max, "float64": np.nan}
 """What an array says where no histogram was written: a chunk that is lost is not taken for an empty one."""
 
-FIELD = ("fov_lat", "fov_lon")
-VIEW_DIRECTORY = "rings-"
+VIEW_NAMES = ("rings", "field")
+"""What the names of views beside the fine one, and of their directories, begin with."""
+
 _CHUNK = re.compile(r"c\.(\d+)(\.0)*")
 
 
@@ -102,6 +103,7 @@ def _view(attributes: Mapping[str, Any]) -> View:
         attributes["method"],
         attributes["reach"],
         None if pixels is None else tuple(pixels),
+        attributes.get("alignment", "radec"),
     )
 
 
@@ -164,7 +166,8 @@ def change_attributes(path: Path, **changes: Any) -> None:
 
 def views_of(path: Path) -> dict[str, View]:
     """Views of a store by name, the fine one (empty name) first."""
-    names = ["", *sorted(p.name for p in path.glob(f"{VIEW_DIRECTORY}*") if (p / "zarr.json").is_file())]
+    found = (p for what in VIEW_NAMES for p in path.glob(f"{what}-*"))
+    names = ["", *sorted(p.name for p in found if (p / "zarr.json").is_file())]
     try:
         return {name: _view(_attributes(path / name)["view"]) for name in names}
     except KeyError:
@@ -188,14 +191,16 @@ def view_of(path: Path, name: str) -> View:
 def same_axes(a: View, b: View) -> bool:
     """Whether two views have the same bins."""
     same = all(np.array_equal(x, y) for x, y in zip(a.edges, b.edges, strict=True))
-    return same and a.pixels == b.pixels
+    return same and (a.pixels, a.alignment) == (b.pixels, b.alignment)
 
 
 def axes_text(view: View) -> str:
     """The axes of a view in words."""
     energy, offset = view.edges
     rings = f"{offset.size - 1} rings {offset[0]:g}-{offset[-1]:g} deg"
-    pixels = "" if view.pixels is None else f", {len(view.pixels) - 1}^2 pixels of {np.diff(view.pixels)[0]:g} deg"
+    frame = "" if view.alignment == "radec" else f" ({view.alignment})"
+    side = "" if view.pixels is None else f"{len(view.pixels) - 1}^2 pixels of {np.diff(view.pixels)[0]:g} deg"
+    pixels = f", {side}{frame}" if side else ""
     return f"{energy.size - 1} energies {energy[0]:g}-{energy[-1]:g} TeV, {rings}{pixels}"
 
 

@@ -19,7 +19,7 @@ from dask_bkg.archive.table import Table
 from dask_bkg.archive.update import read_block
 from dask_bkg.dl3.reduce import solid_angles
 from dask_bkg.errors import ArchiveError
-from dask_bkg.schema import AXES, RUN_NUMBERS, RUN_TEXTS, UNITS, Edges
+from dask_bkg.schema import AXES, RUN_NUMBERS, RUN_TEXTS, UNITS, Edges, FieldEdges
 
 
 def load_histograms(
@@ -57,9 +57,7 @@ def load_histograms(
     rows = np.asarray(rows, dtype=np.int64)
     view = layout.view_of(Path(path), view_name)
     with _steady(path, view_name, rows, keys):
-        ontime = _column(path, "", "ontime", rows)
-        if not np.isfinite(ontime).all():
-            raise layout.damaged(path, "", "ontime", 0, "the file is lost")
+        ontime = _ontime(path, rows)
         counts, fraction = (_rows_of(path, view_name, name, rows) for name in ("counts", "exposed_fraction"))
     counts = sum_bins(counts.astype(float), view.edges.energy, edges.energy, 1)
     counts = sum_bins(counts, view.edges.offset, edges.offset, 2)
@@ -68,24 +66,46 @@ def load_histograms(
     return counts, width[:, :, None] * solid_angle[:, None, :]
 
 
-def load_field(path: str, rows: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Counts and exposed fractions of runs in the pixels of the field, of the fine view; eager and picklable.
+def load_field(
+    path: str, view_name: str, rows: ArrayLike, edges: FieldEdges, keys: ArrayLike | None = None
+) -> tuple[NDArray, NDArray]:
+    """Counts and exposure of runs on given axes, from the field pixels of a view; eager and picklable.
+
+    Parameters are those of `load_histograms`, with a view of `dask_bkg.archive.store.RunStore.field_view_for`.
 
     Returns
     -------
-    field_counts
-        Events, uint32, shape ``(runs, energy, fov_lat, fov_lon)``.
-    field_exposed_fraction
-        Shape ``(runs, fov_lat, fov_lon)``.
+    counts
+        Events, float64, shape ``(runs, energy, fov_lat, fov_lon)``.
+    exposure
+        Ontime x solid angle x exposed fraction [s sr], the same for all energies, shape ``(runs, fov_lat, fov_lon)``.
 
     Raises
     ------
-    ArchiveError
-        If a chunk is damaged or lost, or another job is replacing one of the rows.
+    ArchiveError, ValueError
+        As `load_histograms`.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    with _steady(path, "", rows):
-        return _rows_of(path, "", "field_counts", rows), _rows_of(path, "", "field_exposed_fraction", rows)
+    view = layout.view_of(Path(path), view_name)
+    pixels = np.asarray(view.pixels)
+    with _steady(path, view_name, rows, keys):
+        ontime = _ontime(path, rows)
+        names = "field_counts", "field_exposed_fraction"
+        counts, fraction = (_rows_of(path, view_name, name, rows) for name in names)
+    # energies first, as there are more of them than are wanted: what comes after has less to do
+    counts = sum_bins(counts, view.edges.energy, edges.energy, 1).astype(float)
+    solid_angle = solid_angles(view)["field_solid_angle"] * fraction
+    for axis in (-2, -1):
+        counts = sum_bins(counts, pixels, edges.fov, counts.ndim + axis)
+        solid_angle = sum_bins(solid_angle, pixels, edges.fov, solid_angle.ndim + axis)
+    return counts, ontime[:, None, None] * solid_angle
+
+
+def _ontime(path: str, rows: NDArray) -> NDArray:
+    ontime = _column(path, "", "ontime", rows)
+    if not np.isfinite(ontime).all():
+        raise layout.damaged(path, "", "ontime", 0, "the file is lost")
+    return ontime
 
 
 def sum_bins(values: NDArray, fine: NDArray, coarse: NDArray, axis: int) -> NDArray:

@@ -29,7 +29,7 @@ from dask_bkg.archive.update import BlockDone, BlockWork, RunDone, put_histogram
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError
 from dask_bkg.exclusion import SkyRegions
-from dask_bkg.schema import Edges, View
+from dask_bkg.schema import Edges, FieldEdges, View
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,36 @@ class RunStore:
         fine = self.fine
         if (method, reach) == (fine.method, fine.reach) and schema.is_sum_of(fine.edges, edges):
             return fine
-        view = schema.ring_view(edges, method, reach)
+        return self._with_view(schema.ring_view(edges, method, reach))
+
+    def field_view_for(self, edges: FieldEdges, alignment: str, reach: str) -> View:
+        """The view from whose field pixels histograms on some axes can be had.
+
+        Parameters
+        ----------
+        edges
+            Axes that are wanted.
+        alignment
+            Frame of the field, ``radec`` or ``altaz``.
+        reach
+            See `dask_bkg.reduce_run`.
+
+        Returns
+        -------
+        view
+            The fine one, or one beside it, fine where the axes are sums of the fine ones.
+        """
+        fine = self.fine
+        assert fine.pixels is not None
+        pixels = fine.pixels if schema.is_sum_of(fine.pixels, edges.fov) else tuple(edges.fov.tolist())
+        energy = fine.edges.energy if schema.is_sum_of(fine.edges.energy, edges.energy) else edges.energy
+        axes = fine._replace(edges=Edges(energy, fine.edges.offset), reach=reach)
+        if energy is fine.edges.energy and (pixels, alignment, reach) == (fine.pixels, fine.alignment, fine.reach):
+            return fine
+        return self._with_view(schema.field_view(axes, alignment, pixels))
+
+    def _with_view(self, view: View) -> View:
+        """A view of the store, made if it is not there."""
         with self._guard:
             if view.name not in self.views:
                 self.views[view.name] = view

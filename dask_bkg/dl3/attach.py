@@ -2,7 +2,8 @@
 
 A FITS file is cut into its HDUs as ranges of bytes; the backgrounds are left out, the new one is appended, and
 the rest is copied as it is. `astropy.io.fits` writes an HDU again once its data were touched, which is why it is
-only used here to read headers and to make the new HDU.
+only used here to read headers and to make the new HDU. The one exception, a card of some event lists, is in
+`dask_bkg.dl3.creator`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import math
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 from astropy.io import fits
 
 from dask_bkg.dl3.atomic import atomic_path, write_pieces
+from dask_bkg.dl3.blocks import (
+    BLOCK,
+    GZIP,
+    Piece,
+    header_end,
+    parsed_header,
+    read_fits_bytes,
+    round_up,
+    split_hdus,
+)
+from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
 
 __all__ = [
@@ -29,27 +39,14 @@ __all__ = [
     "has_background",
     "other_hdus_digest",
     "read_fits_bytes",
+    "reads_reversed",
     "split_hdus",
     "unreadable",
     "write_background",
 ]
 
-BLOCK = 2880
-CARD = 80
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
-
-
-class Piece(NamedTuple):
-    """One HDU of a file: its header, and all of its bytes filled up to whole FITS blocks."""
-
-    header: fits.Header
-    raw: memoryview | bytes
-
-    @property
-    def name(self) -> str:
-        """EXTNAME in capitals; empty where there is none."""
-        return str(self.header.get("EXTNAME", "")).strip().upper()
 
 
 def attach_background(
@@ -61,12 +58,14 @@ def attach_background(
     """Copy the run ``source`` to ``target`` with ``background_hdu`` as its only background.
 
     Every HDU that is a background already (HDUCLAS2 'BKG', HDUCLAS4 'BKG_2D' or 'BKG_3D', or, without these cards,
-    EXTNAME 'BACKGROUND' or 'BKG') is dropped; all others keep their bytes. ``source`` may be gzipped, whatever
-    its name; ``target`` is if its name ends in ``.gz``. The two may be the same file. The same input gives the
-    same bytes.
+    EXTNAME 'BACKGROUND' or 'BKG') is dropped; all others keep their bytes, with one exception. ``source`` may be
+    gzipped, whatever its name; ``target`` is if its name ends in ``.gz``. The two may be the same file. The same
+    input gives the same bytes.
 
-    A 3D background in a file that gammapy takes for H.E.S.S. DR1 (CREATOR 'SASH FITS::EventListWriter', HDUVERS
-    '0.2' in EVENTS) is mirrored by gammapy on reading; this function does not touch EVENTS to prevent that.
+    The exception: gammapy mirrors every 3D background of a file that it takes for H.E.S.S. DR1 (CREATOR
+    'SASH FITS::EventListWriter', HDUVERS '0.2' in EVENTS). With a 3D background, and only then, the CREATOR card of
+    such an EVENTS header is replaced by this program's name and version; a HISTORY card keeps the old value, a
+    CHECKSUM card is brought up to date, and the data bytes stay as they were.
 
     Parameters
     ----------
@@ -104,6 +103,8 @@ def attach_background(
     """
     kept = [piece for piece in _read_run(source) if not _is_background(piece)]
     name = _free_name({piece.name for piece in kept})
+    if _kind(background_hdu) == "BKG_3D":
+        kept = [with_own_creator(piece) for piece in kept]
     _write(target, [*(piece.raw for piece in kept), _background_bytes(background_hdu, name, cards)])
     return name
 
@@ -151,8 +152,45 @@ def has_background(path: str | os.PathLike[str], name: str, hdu_class: str) -> b
     return str(found.header.get("HDUCLAS4", "")).strip().upper() in ("", hdu_class.strip().upper())
 
 
+def reads_reversed(path: str | os.PathLike[str]) -> bool:
+    """Whether gammapy takes every 3D background of this run as mirrored in ``fov_lon`` (REVERSE_LON_RADEC).
+
+    It does for event lists of H.E.S.S. DR1, see `attach_background`. A background in a file of its own
+    (`write_background`) must then be written mirrored. The file is read up to the header of its EVENTS.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be read up to there or is not FITS.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/run.fits.gz"
+    >>> hdu = fits.BinTableHDU.from_columns([fits.Column("TIME", "D")], name="EVENTS")
+    >>> hdu.header.update({"CREATOR": "SASH FITS::EventListWriter", "HDUVERS": "0.2"})
+    >>> hdu.writeto(path)
+    >>> reads_reversed(path)
+    True
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP
+            file.seek(0)
+            events = _find_events(gzip.GzipFile(fileobj=file) if packed else file)
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"is damaged or truncated ({error})"
+        raise RunError(f"The file {os.fspath(path)} {reason}. Get it again, or leave the run out.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return events is not None and is_mirrored(events)
+
+
 def other_hdus_digest(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """EXTNAME and SHA-256 of the bytes of every HDU that is not a background, in the order of the file.
+    """EXTNAME and SHA-256 of every HDU that is not a background, in the order of the file.
+
+    They tell what `attach_background` leaves as it is: all bytes of an HDU, but for the cards that it changes in an
+    event list of H.E.S.S. DR1, which are left out before and after.
 
     Raises
     ------
@@ -171,111 +209,29 @@ def other_hdus_digest(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
 
 
 def digests(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """EXTNAME and SHA-256 of those HDUs that are not backgrounds."""
+    """EXTNAME and SHA-256 of those HDUs that are not backgrounds, see `other_hdus_digest`."""
     others = (piece for piece in pieces if not _is_background(piece))
-    return [(piece.name, hashlib.sha256(piece.raw).hexdigest()) for piece in others]
+    return [(piece.name, hashlib.sha256(lasting_bytes(piece)).hexdigest()) for piece in others]
 
 
-def read_fits_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a whole file, decompressed if it begins like gzip (names lie).
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If the gzip stream is damaged or ends early.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "a.fits")
-    >>> _ = path.write_bytes(gzip.compress(b"SIMPLE"))
-    >>> read_fits_bytes(path)
-    b'SIMPLE'
-    """
-    data = Path(path).read_bytes()
-    if data[:2] != b"\x1f\x8b":
-        return data
-    try:
-        return gzip.decompress(data)
-    except EOFError as error:
-        raise ValueError("is truncated: its gzip stream ends early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"is damaged: its gzip stream cannot be read ({error})") from error
-
-
-def split_hdus(data: bytes) -> list[Piece]:
-    """Cut the contents of a FITS file into its HDUs.
-
-    A last block that is not filled up, which some programs write, is filled up here.
-
-    Raises
-    ------
-    ValueError
-        If ``data`` is not FITS, is truncated, or goes on with something else after its last HDU.
-
-    Examples
-    --------
-    >>> [len(piece.raw) for piece in split_hdus(_to_bytes(fits.PrimaryHDU()))]
-    [2880]
-    """
-    if not data.startswith(b"SIMPLE  ="):
-        raise ValueError(f"is not a FITS file: it begins with {data[:9]!r} instead of 'SIMPLE  ='")
-    pieces: list[Piece] = []
-    start = 0
-    while start < len(data):
-        # Tape drives filled files up with zeros; anything else here may be an HDU that was damaged.
-        if pieces and data[start : start + 8] != b"XTENSION":
-            if data[start:].strip(b"\0 "):
-                raise ValueError(f"is damaged: byte {start} is neither the end nor the begin of HDU {len(pieces)}")
-            break
-        piece, start = _cut(data, start, f"HDU {len(pieces)}")
-        pieces.append(piece)
-    return pieces
-
-
-def _cut(data: bytes, start: int, label: str) -> tuple[Piece, int]:
-    """Return the HDU that begins at ``start`` and the byte where the next one begins."""
-    cards = range(start, len(data) - CARD + 1, CARD)
-    end = next((at + CARD for at in cards if data[at : at + CARD].rstrip() == b"END"), None)
-    if end is None:
-        raise ValueError(f"is truncated: it ends inside the header of {label}")
-    header = fits.Header.fromstring(data[start:end].decode("latin-1"))
-    try:
-        size = _data_size(header)
-    except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
-        raise ValueError(f"is damaged: the header of {label} does not give the size of its data ({error})") from error
-    body = _round_up(end)
-    if size and body + size > len(data):
-        name = header.get("EXTNAME", "no EXTNAME")
-        raise ValueError(f"is truncated: {body + size - len(data)} bytes of {label} ({name}) are missing")
-    stop = _round_up(body + size)
-    return Piece(header, _filled(data, start, stop, blank=not size or header.get("XTENSION") == "TABLE")), stop
-
-
-def _round_up(at: int) -> int:
-    return -(-at // BLOCK) * BLOCK
-
-
-def _data_size(header: fits.Header) -> int:
-    """Bytes of the data without filling: |BITPIX| / 8 * GCOUNT * (PCOUNT + NAXIS1 * NAXIS2 * ...)."""
-    axes = [int(header[f"NAXIS{axis}"]) for axis in range(1, int(header["NAXIS"]) + 1)]
-    numbers = [*axes, int(header.get("PCOUNT", 0)), int(header.get("GCOUNT", 1))]
-    if min(numbers) < 0:
-        raise ValueError(f"negative number among {numbers}")
-    if not axes:
-        return 0
-    if axes[0] == 0 and header.get("GROUPS", False):  # random groups begin with an axis of length 0
-        axes = axes[1:]
-    return abs(int(header["BITPIX"])) // 8 * numbers[-1] * (numbers[-2] + math.prod(axes))
-
-
-def _filled(data: bytes, start: int, stop: int, blank: bool) -> memoryview | bytes:
-    missing = stop - len(data)
-    if missing <= 0:
-        return memoryview(data)[start:stop]
-    return data[start:] + (b" " if blank else b"\0") * missing
+def _find_events(stream: IO[bytes] | gzip.GzipFile) -> Piece | None:
+    """Return the header of the first event list, without its data; None if the file has none."""
+    number, block = 0, stream.read(BLOCK)
+    if not block.startswith(b"SIMPLE  ="):
+        raise ValueError(f"is not a FITS file: it begins with {block[:9]!r} instead of 'SIMPLE  ='")
+    while block.startswith((b"SIMPLE", b"XTENSION")):
+        cards, label = block, f"HDU {number}"
+        while (end := header_end(cards, 0)) is None:
+            block = stream.read(BLOCK)
+            if not block:
+                raise ValueError(f"is truncated: it ends inside the header of {label}")
+            cards += block
+        header, size = parsed_header(cards[:end], label)
+        if is_events(piece := Piece(header, cards)):
+            return piece
+        stream.seek(round_up(size), os.SEEK_CUR)
+        number, block = number + 1, stream.read(BLOCK)
+    return None
 
 
 def _is_background(piece: Piece) -> bool:
@@ -286,6 +242,11 @@ def _is_background(piece: Piece) -> bool:
     if kind or kind_4:
         return kind == "BKG" or kind_4 in ("BKG_2D", "BKG_3D")
     return piece.name in ("BACKGROUND", "BKG")
+
+
+def _kind(hdu: fits.BinTableHDU) -> str:
+    """HDUCLAS4 of a background."""
+    return "BKG_2D" if "THETA_LO" in hdu.columns.names else "BKG_3D"
 
 
 def _free_name(taken: set[str]) -> str:
@@ -308,7 +269,7 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     header["HDUCLAS1"] = "RESPONSE"
     header["HDUCLAS2"] = "BKG"
     header["HDUCLAS3"] = "FULL-ENCLOSURE"
-    header["HDUCLAS4"] = "BKG_2D" if "THETA_LO" in hdu.columns.names else "BKG_3D"
+    header["HDUCLAS4"] = _kind(hdu)
     header.setdefault("FOVALIGN", "RADEC")
     for key, card in (cards or {}).items():
         header[key] = card

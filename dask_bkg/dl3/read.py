@@ -52,6 +52,28 @@ class RunFile(NamedTuple):
     aeff_hdu: str = ""
 
 
+class Times(NamedTuple):
+    """When the events of a run came, and its good time; mission times, all from one reference.
+
+    Attributes
+    ----------
+    events
+        Times of the events [s], shape ``(events,)``; None where the file has no column TIME.
+    start, stop
+        Good time intervals [s], ascending and apart, shape ``(intervals,)``.
+    reference
+        MJDREFI and MJDREFF [d]; NaN where no header has them.
+    system
+        Time system of the reference (TIMESYS) in capitals; where no header says, TT, as gammapy reads it.
+    """
+
+    events: NDArray | None
+    start: NDArray
+    stop: NDArray
+    reference: tuple[float, float]
+    system: str
+
+
 class RunEvents(NamedTuple):
     """What the reduction needs of one run.
 
@@ -72,6 +94,8 @@ class RunEvents(NamedTuple):
     untimely
         RA, Dec [deg] and energy [TeV] of events outside of the good time intervals that were left out for that alone,
         shape ``(3, events)``; None: there are none.
+    times
+        When those events came that were not left out, and the good time; None: nobody knows.
     """
 
     ra: NDArray
@@ -83,6 +107,7 @@ class RunEvents(NamedTuple):
     telescopes: str = ""
     fingerprint: str = ""
     untimely: NDArray | None = None
+    times: Times | None = None
 
 
 class _Tables(NamedTuple):
@@ -111,9 +136,10 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
         If the file is missing or broken, a column or the pointing is missing, there is no event or no good time.
     """
     tables = _read_tables(run)
-    header, gti, (ra, dec, energy, time) = tables.header, tables.gti, tables.events
+    header, gti, (ra, dec, energy, _) = tables.header, tables.gti, tables.events
+    times = _times(tables)
     whole = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
-    good = whole & _inside(gti, header, time) if cut_time and time is not None else whole
+    good = whole & _inside(times, times.events) if cut_time and times.events is not None else whole
     if not good.any():
         wrong = "is within a good time interval" if whole.any() else "has a position and an energy > 0"
         raise RunError(f"run {run.obs_id}: none of the {good.size} events of {run.path} {wrong}")
@@ -121,13 +147,14 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     untimely = np.array([ra[late], dec[late], energy[late]]) if late.size else None
     if not good.all():
         ra, dec, energy = ra[good], dec[good], energy[good]
+        times = times._replace(events=None if times.events is None else times.events[good])
     unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
     numbers = {**unknown, **_conditions(gti, header), **tables.area, **_of_events(energy)}
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
     note = _left_out(good.size, int((~whole).sum()), late.size)
     labels = text(header, "OBJECT"), note, text(header, "TELLIST")
-    return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely)
+    return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times)
 
 
 def _read_tables(run: RunFile) -> _Tables:
@@ -218,13 +245,22 @@ def _merged(start: NDArray, stop: NDArray) -> tuple[NDArray, NDArray]:
     return start[first], np.append(stop[:-1][first[1:]], stop[-1])
 
 
-def _inside(gti: tuple[NDArray, NDArray, Mapping[str, Any]], header: Mapping[str, Any], time: NDArray) -> NDArray:
-    """Which events lie in a good time interval; both times count from a reference that their headers give."""
-    start, stop, gti_header = gti
-    shift = (mission_mjd(header, 0.0) - mission_mjd(gti_header, 0.0)) * SECONDS_PER_DAY
-    time = time + shift if np.isfinite(shift) else time
-    index = np.searchsorted(start, time, side="right") - 1
-    return (index >= 0) & (time <= stop[index])
+def _times(tables: _Tables) -> Times:
+    """Times of a run, from the reference of its events; that of the intervals where these have none."""
+    start, stop, gti_header = tables.gti
+    header = tables.header if "MJDREFI" in tables.header else gti_header
+    shift = (mission_mjd(gti_header, 0.0) - mission_mjd(header, 0.0)) * SECONDS_PER_DAY
+    if np.isfinite(shift) and shift != 0:
+        start, stop = start + shift, stop + shift
+    reference = number(header, "MJDREFI"), number(header, "MJDREFF", 0.0)
+    system = next((text(each, "TIMESYS").upper() for each in (header, gti_header) if text(each, "TIMESYS")), "TT")
+    return Times(tables.events[3], start, stop, reference, system)
+
+
+def _inside(times: Times, events: NDArray) -> NDArray:
+    """Which events lie in a good time interval."""
+    index = np.searchsorted(times.start, events, side="right") - 1
+    return (index >= 0) & (events <= times.stop[index])
 
 
 def _conditions(gti: tuple[NDArray, NDArray, Mapping[str, Any]], header: Mapping[str, Any]) -> dict[str, float]:

@@ -36,7 +36,8 @@ class Reduced(NamedTuple):
         that touch its field.
     histograms
         One a view: ``counts`` (energy, offset) and ``exposed_fraction`` (offset,), and where the view has pixels
-        ``field_counts`` (energy, fov_lat, fov_lon) and ``field_exposed_fraction`` (fov_lat, fov_lon).
+        ``field_counts`` (energy, fov_lat, fov_lon) and ``field_exposed_fraction`` (fov_lat, fov_lon), in the frame of
+        the view.
     """
 
     numbers: dict[str, float]
@@ -218,7 +219,10 @@ def _read_and_count(
         # one look at the whole sky, whatever the views need of it
         ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
         near = regions.near(ra, dec, max(view.radius for view in views))
-    found = count_views(events, views, near)
+    try:
+        found = count_views(events, views, near)
+    except RunError as error:
+        raise RunError(f"run {run.obs_id}: {error} ({run.path})") from error
     if not any(name.endswith("exposed_fraction") and array.any() for one in found for name, array in one.items()):
         raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
     if not any(name.endswith("counts") and array.any() for one in found for name, array in one.items()):

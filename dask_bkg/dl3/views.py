@@ -2,7 +2,8 @@
 
 The field grid, its excluded pixels and the pixel of each event are found once for all views of the same pixel width.
 Events and solid angle go through the same pixels (see `dask_bkg.fov`), so that on one grid the histograms of coarse
-rings are, to the last event, sums of those of fine ones.
+rings are, to the last event, sums of those of fine ones.  What is excluded is decided in these pixels, which keep
+their place among the stars, for all views; a field that is aligned with the horizon turns over them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg import exclusion, fov, kernels
+from dask_bkg.dl3.altaz import HorizonField, horizon_of
 from dask_bkg.dl3.read import RunEvents
+from dask_bkg.dl3.turning import turned_fraction, turning_steps
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import FieldGrid
 from dask_bkg.schema import View
@@ -39,6 +42,11 @@ def count_views(events: RunEvents, views: Sequence[View], regions: SkyRegions | 
     -------
     histograms
         As in `dask_bkg.dl3.reduce.Reduced`: counts uint32, fractions float64.
+
+    Raises
+    ------
+    RunError
+        If a field is to be aligned with the horizon and nobody knows where that was; it does not name the run.
     """
     for view in views:
         if view.method not in METHODS:
@@ -92,6 +100,9 @@ def _halves(views: Sequence[View]) -> dict[float, int]:
         if view.method != "event_ratio":
             step = _step(view)
             wanted = [fov.half_size(edges, step) for edges in (_offsets(view), view.pixels) if edges]
+            if view.alignment == "altaz" and view.pixels:
+                # a square that turns over another: its corners and a pixel more
+                wanted.append(fov.half_size((view.pixels[-1] * np.sqrt(2),), step) + 1)
             halves[step] = max(halves.get(step, 0), *wanted)
     return halves
 
@@ -110,10 +121,11 @@ def _square(values: NDArray) -> NDArray:
 
 
 class _Open(NamedTuple):
-    """Energies [TeV] and pixels of the events outside of the exclusion; which pixels are inside of it."""
+    """Energies [TeV] and pixels of the events outside of the exclusion, which those are; which pixels are inside."""
 
     energy: NDArray
     pixel: NDArray
+    kept: NDArray
     excluded: NDArray
 
 
@@ -130,6 +142,18 @@ class _Run:
         """Field coordinates of the events [deg]."""
         return fov.to_fov(self.events.ra, self.events.dec, *self.pointing)
 
+    @cached_property
+    def horizon(self) -> HorizonField:
+        """The field aligned with the horizon."""
+        return horizon_of(self.events)
+
+    @cached_property
+    def horizon_place(self) -> tuple[NDArray, NDArray]:
+        """Coordinates of the events in the field aligned with the horizon [deg]."""
+        time = self.horizon.times.events
+        assert time is not None, "horizon_of has looked for them"
+        return self.horizon.place(self.events.ra, self.events.dec, time)
+
     def outside(self, grid: FieldGrid, reach: str) -> _Open:
         """What is outside of the exclusion on a grid; found once a pixel width."""
         key = grid.step, reach
@@ -139,7 +163,7 @@ class _Run:
             if near is not None and len(near):
                 excluded = exclusion.excluded_pixels(grid, near, *self.pointing)
             kept = (pixel >= 0) & ~excluded[pixel]
-            self._open[key] = _Open(self.events.energy[kept], pixel[kept], excluded)
+            self._open[key] = _Open(self.events.energy[kept], pixel[kept], kept, excluded)
         return self._open[key]
 
     def near(self, radius: float, reach: str) -> SkyRegions | None:
@@ -149,16 +173,26 @@ class _Run:
     def by_pixel(self, view: View, rings: FieldGrid, field: FieldGrid | None) -> dict[str, NDArray]:
         """Events and solid angle through the same pixels of the field."""
         seen = self.outside(rings, view.reach)
-        energy = kernels.digitize(seen.energy, view.edges.energy)
-        found = {}
-        for prefix, grid in (("", rings), ("field_", field)):
-            if grid is not None:
-                counts = kernels.count_events(energy, grid.bin[seen.pixel], view.edges.shape[0], grid.n_bins)
-                fraction = fov.exposed_fraction(grid, seen.excluded)
-                square = _square if prefix else np.asarray
-                found[f"{prefix}counts"] = square(counts.astype(np.uint32))
-                found[f"{prefix}exposed_fraction"] = square(fraction)
-        return found
+        energy, n = kernels.digitize(seen.energy, view.edges.energy), view.edges.shape[0]
+        counts = kernels.count_events(energy, rings.bin[seen.pixel], n, rings.n_bins)
+        found = {"counts": counts, "exposed_fraction": fov.exposed_fraction(rings, seen.excluded)}
+        if field is not None:
+            turned = view.alignment == "altaz"
+            bins, fraction = self.turning(view, field, seen) if turned else self.resting(field, seen)
+            found["field_counts"] = _square(kernels.count_events(energy, bins, n, field.n_bins))
+            found["field_exposed_fraction"] = _square(fraction)
+        return {name: array.astype(np.uint32) if "counts" in name else array for name, array in found.items()}
+
+    def resting(self, field: FieldGrid, seen: _Open) -> tuple[NDArray, NDArray]:
+        """Field pixels of the events and exposed fractions, aligned with north."""
+        return field.bin[seen.pixel], fov.exposed_fraction(field, seen.excluded)
+
+    def turning(self, view: View, field: FieldGrid, seen: _Open) -> tuple[NDArray, NDArray]:
+        """Field pixels of the events and exposed fractions, aligned with the horizon."""
+        edges = view.pixels or ()
+        lon, lat = (kernels.digitize(place[seen.kept], edges) for place in self.horizon_place)
+        bins = np.where((lon >= 0) & (lat >= 0), lat * (len(edges) - 1) + lon, -1)
+        return bins, turned_fraction(field, edges, seen.excluded, *turning_steps(self.horizon, edges))
 
     def by_event(self, view: View) -> dict[str, NDArray]:
         """The procedure's own way: exact offsets, the ratio of kept to all events, no look at their times."""

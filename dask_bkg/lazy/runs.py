@@ -11,12 +11,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dask_bkg import schema
-from dask_bkg.archive.load import load_histograms
+from dask_bkg.archive.load import load_field, load_histograms
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import reduce_block
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.lazy.graph import Layers, batch_size, batches, block_size, literal, variable
-from dask_bkg.schema import Edges
+from dask_bkg.schema import Edges, FieldEdges
 
 
 def reduce_runs(
@@ -67,12 +67,12 @@ def load_runs(
     view: str,
     rows: NDArray,
     table: Mapping[str, NDArray],
-    edges: Edges,
+    edges: Edges | FieldEdges,
     *,
     keys: NDArray | None = None,
     block: int | None = None,
 ) -> xr.Dataset:
-    """Counts and exposure of many runs from a run store, lazily.
+    """Counts and exposure of many runs from a run store, lazily, in rings or in pixels of the field.
 
     Parameters
     ----------
@@ -91,7 +91,9 @@ def load_runs(
     Returns
     -------
     dataset
-        As of `reduce_runs`, with the per-run coordinates in memory.
+        As of `reduce_runs`, with the per-run coordinates in memory.  In field pixels ``counts`` have the dimensions
+        ``(obs_id, energy, fov_lat, fov_lon)``, and the exposure, which is the same for all energies but for their
+        width, has ``(obs_id, fov_lat, fov_lon)`` [s sr].
     """
     size, layers = block or block_size(len(rows)), Layers()
     parts = batches(np.asarray(rows), size)
@@ -112,14 +114,18 @@ class _Histograms(NamedTuple):
     exposure: NDArray
 
 
-def _load(path: str, view: str, rows: NDArray, edges: Edges, keys: NDArray | None) -> _Histograms:
-    return _Histograms(*load_histograms(path, view, rows, edges, keys))
+def _load(path: str, view: str, rows: NDArray, edges: Edges | FieldEdges, keys: NDArray | None) -> _Histograms:
+    if isinstance(edges, Edges):
+        return _Histograms(*load_histograms(path, view, rows, edges, keys))
+    return _Histograms(*load_field(path, view, rows, edges, keys))
 
 
-def _dataset(layers: Layers, work: str, sizes: tuple[int, ...], edges: Edges, coords: Mapping) -> xr.Dataset:
+def _dataset(
+    layers: Layers, work: str, sizes: tuple[int, ...], edges: Edges | FieldEdges, coords: Mapping
+) -> xr.Dataset:
     """The histograms of the blocks of a layer, with coordinates."""
-    chunks = (sizes, *((n,) for n in edges.shape))
-    histograms = {
-        name: (("obs_id", *schema.AXES), variable(layers, work, name, chunks, float)) for name in schema.HISTOGRAMS
-    }
+    length, histograms = dict(zip(edges.dims, edges.shape, strict=True)), {}
+    for name, dims in schema.dims_of(edges).items():
+        chunks = (sizes, *((length[dim],) for dim in dims))
+        histograms[name] = ("obs_id", *dims), variable(layers, work, name, chunks, float)
     return schema.with_units(xr.Dataset(histograms, coords={**coords, **schema.axis_coords(edges)}))

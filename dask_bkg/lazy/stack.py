@@ -22,7 +22,7 @@ def stack_runs(
     Parameters
     ----------
     runs
-        Run histograms, with ``livetime`` in memory or lazy.
+        Run histograms, in rings or in pixels of the field, with ``livetime`` in memory or lazy.
     targets
         Run numbers of each block of targets.
     selected
@@ -33,13 +33,12 @@ def stack_runs(
     Returns
     -------
     dataset
-        ``counts`` and ``exposure`` [s TeV sr] with dimensions ``(obs_id, energy, offset)``, where ``obs_id`` is the
+        ``counts`` and ``exposure`` with the dimensions and units that they have in ``runs``, where ``obs_id`` is the
         target, and ``livetime`` [s] beside them; one chunk a block of targets.
     """
     arrays = [runs[name].data for name in schema.HISTOGRAMS]
     livetime, limits = runs["livetime"].variable.chunk({"obs_id": arrays[0].chunks[0]}).data, bounds(runs)
     layers = Layers(*arrays, livetime, *selected)
-    counts, exposure = (array.name for array in arrays)
     blocks = layers.add(
         "stack-blocks",
         lambda name: {
@@ -47,28 +46,26 @@ def stack_runs(
                 partial(_stack_block, first=a),
                 part.key,
                 (livetime.name, j),
-                (counts, j, 0, 0),
-                (exposure, j, 0, 0),
+                *((array.name, j, *(0,) * (array.ndim - 1)) for array in arrays),
             )
             for i, part in enumerate(selected)
             for j, (a, _) in enumerate(limits)
         },
-        counts,
-        exposure,
+        *(array.name for array in arrays),
         livetime.name,
         *{part.key[0] for part in selected},
     )
     leaves = [[(blocks, i, j) for j in range(len(limits))] for i in range(len(selected))]
     work = layers.tree("stack-runs", _add, leaves, split_every, blocks)
-    edges, sizes = schema.edges_of(runs), tuple(len(part) for part in targets)
-    chunks = (sizes, *((n,) for n in edges.shape))
+    sizes = tuple(len(part) for part in targets)
     histograms = {
-        name: (("obs_id", *schema.AXES), variable(layers, work, name, chunks, float)) for name in schema.HISTOGRAMS
+        name: (runs[name].dims, variable(layers, work, name, (sizes, *array.chunks[1:]), float))
+        for name, array in zip(schema.HISTOGRAMS, arrays, strict=True)
     }
     coords = {
         "obs_id": np.concatenate([np.asarray(part, dtype=np.int64) for part in targets]),
         "livetime": ("obs_id", variable(layers, work, "livetime", (sizes,), float)),
-        **schema.axis_coords(edges),
+        **{name: runs[name].variable for name in runs.coords if runs[name].dims and "obs_id" not in runs[name].dims},
     }
     return schema.with_units(xr.Dataset(histograms, coords=coords))
 

@@ -4,11 +4,13 @@ Tests, the demonstration and the benchmarks need runs whose background is known:
 `Truth` answers with the rate that was put in.
 
 Every draw is an exact thinning of a Poisson process.  Each run has random streams of its own, one each for the
-conditions, the background, the losses at stars and the gamma rays: a run does not depend on how many others come
-after it, and an archive without stars or sources holds the same background events as one with them.
+conditions, the background, its directions in a camera that is not round, the losses at stars and the gamma rays: a
+run does not depend on how many others come after it, and an archive without stars or sources holds the same
+background events as one with them.
 
-The room is a small house: ``response`` (the instrument), ``truth`` (what is put in), ``sky`` (fields, stars,
-sources), ``files`` (FITS and index), ``plan`` (when and where runs are taken), ``events`` (drawing them).
+The room is a small house: ``response`` (the instrument), ``camera`` (how it is not round), ``truth`` (what is put
+in), ``sky`` (fields, stars, sources), ``files`` (FITS and index), ``plan`` (when and where runs are taken),
+``events`` (drawing them).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 from pathlib import Path
 
 from dask_bkg.errors import ArchiveError, ConfigError
+from dask_bkg.simulate.camera import ELONGATION_MAX, TILT_MAX
 from dask_bkg.simulate.events import STAR_LOSS, STAR_MAGNITUDE, STAR_RADIUS, draw_events
 from dask_bkg.simulate.files import DATA_DIR, HDU_INDEX, run_path, write_indices, write_run, write_sky
 from dask_bkg.simulate.plan import FIRST_OBS_ID, plan_runs
@@ -44,6 +47,8 @@ def simulate_archive(
     sources: bool = True,
     stars: bool = True,
     targets: int = 2,
+    tilt: float = 0.0,
+    elongation: float = 0.0,
     background_in_files: bool = False,
     overwrite: bool = False,
 ) -> Truth:
@@ -70,8 +75,15 @@ def simulate_archive(
         Lose 40 % of the background within 0.25 deg of stars brighter than V = 5.
     targets
         1 or 2.
+    tilt
+        Gradient of ln(background) towards the zenith, over the sine of the zenith angle [1/deg], from -1 to 1.
+    elongation
+        Growth of ln(background) with fov_lon^2 - fov_lat^2, in the frame of the horizon [1/deg2], from -0.2 to 0.2.
+        Tilt and elongation turn with the camera, at each event's own time.  They change the directions of the
+        background events alone: the mean of the rate over angle at the same offset, and with it numbers, energies,
+        offsets and times of the events, are those of a round camera (less what other events fall on stars).
     background_in_files
-        Write the true background into the files, as a BKG_2D HDU.
+        Write the true background into the files, as a BKG_2D HDU: its mean over angle.
     overwrite
         Replace an older simulated archive.
 
@@ -95,12 +107,13 @@ def simulate_archive(
     >>> [run.obs_id for run in truth.runs]
     [64001, 64002]
     """
-    _check_arguments(runs, events, seed, targets)
+    _check_arguments(runs, events, seed, targets, tilt, elongation)
     directory = Path(directory)
     _prepare_directory(directory, overwrite)
     planned, horizons = plan_runs(runs, events, seed, targets)
     sky = target_sources(targets, events / 10_000) if sources else ()
-    truth = Truth(seed, float(events), planned, sky, draw_stars(seed) if stars else ())
+    shape = float(tilt), float(elongation)
+    truth = Truth(seed, float(events), planned, sky, draw_stars(seed) if stars else (), *shape)
     truth.write(directory)  # first: an archive that was interrupted is recognised, and can be overwritten
     write_sky(directory, truth)
     counts = []
@@ -112,11 +125,13 @@ def simulate_archive(
     return truth
 
 
-def _check_arguments(runs: int, events: float, seed: int, targets: int) -> None:
+def _check_arguments(runs: int, events: float, seed: int, targets: int, tilt: float, elongation: float) -> None:
     for name, value, low, high in (
         ("runs", runs, 1, 99_999 - FIRST_OBS_ID),
         ("targets", targets, 1, len(TARGETS)),
         ("seed", seed, 0, math.inf),
+        ("tilt", tilt, -TILT_MAX, TILT_MAX),
+        ("elongation", elongation, -ELONGATION_MAX, ELONGATION_MAX),
     ):
         if not low <= value <= high:
             raise ConfigError(f"simulate_archive: {name} must be from {low} to {high}, got {value}")

@@ -1,7 +1,7 @@
 """The events of a run: background, what is lost of it at stars, and gamma rays.
 
 All are Poisson processes, drawn from a simpler process of a higher rate and thinned, which is exact: there is no
-binning in energy or offset that a test could mistake for a fault of the program it tests.
+binning in energy, offset or angle that a test could mistake for a fault of the program it tests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
 
-from dask_bkg.simulate import response
+from dask_bkg.simulate import camera, response
 from dask_bkg.simulate.files import LATITUDE
 from dask_bkg.simulate.plan import SIDEREAL
 from dask_bkg.simulate.sky import Stream, displace, random_stream, tangents, to_angles, to_vector
@@ -43,6 +43,9 @@ def draw_events(run: SimulatedRun, number: int, truth: Truth, horizon: NDArray) 
         Columns of the event list, in the order of time.
     """
     background = _draw_background(run, random_stream(truth.seed, Stream.BACKGROUND, number))
+    if not truth.is_round:
+        place = _turn_in_camera(run, background, truth, horizon, random_stream(truth.seed, Stream.CAMERA, number))
+        background = *background[:-1], place
     kept = ~_lost_at_stars(background[-1], truth.stars, random_stream(truth.seed, Stream.LOSSES, number))
     rng = random_stream(truth.seed, Stream.GAMMA_RAYS, number)
     parts = [tuple(values[kept] for values in background)]
@@ -68,6 +71,28 @@ def _draw_background(run: SimulatedRun, rng: Generator) -> tuple[NDArray, NDArra
     kept = rng.random(energy.size) < chance
     place = displace(to_vector(run.ra_pnt, run.dec_pnt), offset[kept], angle[kept])
     return time[kept], energy[kept], place
+
+
+def _turn_in_camera(
+    run: SimulatedRun, background: tuple[NDArray, ...], truth: Truth, horizon: NDArray, rng: Generator
+) -> NDArray:
+    """Draw the directions anew, at the same offsets, until each is accepted in the camera at its event's own time.
+
+    The shape over the camera is relative to its mean over angle, so offsets, energies and times stay as they are; and
+    where it is nearly round, so do most directions.
+    """
+    time, _, place = background
+    pointing, slope = to_vector(run.ra_pnt, run.dec_pnt), truth.slope(run)
+    aim = _above_horizon(run, time, np.broadcast_to(pointing, place.shape), horizon)
+    offset = np.rad2deg(np.arctan2(np.linalg.norm(np.cross(place, pointing), axis=-1), place @ pointing))
+    highest = camera.largest_shape(offset, slope, truth.elongation)
+    place, left = place.copy(), np.arange(time.size)
+    while left.size:
+        lon, lat = _field_position(_above_horizon(run, time[left], place[left], horizon), aim[left])
+        wanted = camera.shape(lon, lat, slope, truth.elongation)
+        left = left[rng.random(left.size) * highest[left] >= wanted]
+        place[left] = displace(pointing, offset[left], rng.uniform(0.0, 2 * np.pi, left.size))
+    return place
 
 
 def _lost_at_stars(place: NDArray, stars: tuple[Star, ...], rng: Generator) -> NDArray:
@@ -120,16 +145,28 @@ def _scatter(place: NDArray, sigma: float, rng: Generator) -> NDArray:
 def _positions(run: SimulatedRun, time: NDArray, place: NDArray, horizon: NDArray) -> dict[str, NDArray]:
     """Columns with the direction of each event: on the sky, above the horizon, in the camera."""
     ra, dec = to_angles(place)
-    # from the middle of the run to the event the sky turns about the pole: Rodrigues' formula
-    middle = 0.5 * (run.gti[0][0] + run.gti[-1][1])
-    turn = np.deg2rad(SIDEREAL / 86400.0 * (time - middle))[:, None]
-    lat = np.deg2rad(LATITUDE)
-    pole, place_then = np.array([np.cos(lat), 0.0, np.sin(lat)]), place @ horizon.T
-    along = (place_then @ pole)[:, None] * pole
-    az, alt = to_angles(along + np.cos(turn) * (place_then - along) + np.sin(turn) * np.cross(pole, place_then))
+    az, alt = to_angles(_above_horizon(run, time, place, horizon))
     # Xoff grows with falling right ascension, Yoff with declination, as fov_lon and fov_lat of the format
     pointing = to_vector(run.ra_pnt, run.dec_pnt)
     east, north = tangents(pointing)
     x = -np.rad2deg(np.arctan2(place @ east, place @ pointing))
     y = np.rad2deg(np.arcsin(np.clip(place @ north, -1.0, 1.0)))
     return {"RA": ra, "DEC": dec, "ALT": alt, "AZ": az, "Xoff": x, "Yoff": y}
+
+
+def _above_horizon(run: SimulatedRun, time: NDArray, place: NDArray, horizon: NDArray) -> NDArray:
+    """Unit vectors (north, east, up) at the time of each event, of unit vectors on the sky."""
+    # from the middle of the run to the event the sky turns about the pole: Rodrigues' formula
+    middle = 0.5 * (run.gti[0][0] + run.gti[-1][1])
+    turn = np.deg2rad(SIDEREAL / 86400.0 * (time - middle))[:, None]
+    lat = np.deg2rad(LATITUDE)
+    pole, place_then = np.array([np.cos(lat), 0.0, np.sin(lat)]), place @ horizon.T
+    along = (place_then @ pole)[:, None] * pole
+    return along + np.cos(turn) * (place_then - along) + np.sin(turn) * np.cross(pole, place_then)
+
+
+def _field_position(place: NDArray, aim: NDArray) -> tuple[NDArray, NDArray]:
+    """``fov_lon`` and ``fov_lat`` [deg] of vectors (north, east, up), each in the field about another."""
+    azimuth, zenith = tangents(aim)  # the directions in which they grow
+    side, up, along = (np.einsum("ij,ij->i", place, axis) for axis in (azimuth, zenith, aim))
+    return -np.rad2deg(np.arctan2(side, along)), np.rad2deg(np.arcsin(np.clip(up, -1.0, 1.0)))

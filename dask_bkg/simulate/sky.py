@@ -43,6 +43,7 @@ class Stream(IntEnum):
     BACKGROUND = 3
     LOSSES = 4
     GAMMA_RAYS = 5
+    CAMERA = 6
 
 
 def random_stream(seed: int, purpose: Stream, number: int) -> Generator:

@@ -1,10 +1,16 @@
 """What a simulated archive is made of, and the background rate that was put in.
 
-The rate is per ontime (dead time does not enter it) and round about the pointing:
+The rate is per ontime (dead time does not enter it), with z the zenith angle in the middle of the run:
 
-    B(E, R) = norm(time, zenith, NSB) x spectrum(E, zenith) x acceptance(E, R, zenith)
+    B(E, R) = norm(time, z, NSB) x spectrum(E, z) x acceptance(E, R, z)
 
-The number of telescopes and the azimuth do not enter.
+is its mean over angle.  With a tilt or an elongation it is not round about the pointing, but fixed to the camera:
+
+    B(E, fov_lon, fov_lat) = B(E, R) x shape / (mean of the shape over angle at the same offset R)
+    shape = exp(sin z x tilt x fov_lat + elongation x (fov_lon^2 - fov_lat^2))
+
+where ``fov_lat`` grows to the zenith and ``fov_lon`` to falling azimuth, at the time of each event.  The number of
+telescopes and the azimuth do not enter.
 """
 
 from __future__ import annotations
@@ -19,9 +25,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.errors import ArchiveError, RunError
-from dask_bkg.simulate import response
+from dask_bkg.simulate import camera, response
 
 TRUTH_FILE = "truth.json"
+
+_CAMERA = ("tilt", "elongation")
 
 NOMINAL_ONTIME, NOMINAL_ZENITH = 1680.0, 30.0
 """The run [s, deg] for which the number of events of an archive is given."""
@@ -105,6 +113,8 @@ class Truth:
         The runs, in the order of ``obs_id``.
     sources, stars
         The gamma-ray sources and the stars of the simulated sky; empty where switched off.
+    tilt, elongation
+        How the acceptance differs from a circle [1/deg], [1/deg2]; zero for one that does not.
     """
 
     seed: int
@@ -112,6 +122,17 @@ class Truth:
     runs: tuple[SimulatedRun, ...]
     sources: tuple[Source, ...]
     stars: tuple[Star, ...]
+    tilt: float = 0.0
+    elongation: float = 0.0
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the acceptance is a circle."""
+        return self.tilt == self.elongation == 0
+
+    def slope(self, run: SimulatedRun) -> float:
+        """Gradient of ln(rate) towards the zenith in a run [1/deg]: tilt times the sine of the zenith angle."""
+        return self.tilt * math.sin(math.radians(run.zenith))
 
     def run(self, obs_id: int) -> SimulatedRun:
         """Return the run ``obs_id``; `RunError` if it is not in the archive."""
@@ -122,7 +143,7 @@ class Truth:
         raise RunError(f"run {obs_id} is not in the simulated archive, which holds runs {first} to {last}")
 
     def rate(self, obs_id: int, energy: ArrayLike, offset: ArrayLike) -> NDArray:
-        """Background rate per ontime, away from stars.
+        """Background rate per ontime, mean over angle, away from stars.
 
         Parameters
         ----------
@@ -186,9 +207,81 @@ class Truth:
         solid_angle = -2 * np.pi * np.diff(np.cos(np.deg2rad(offset_edges)))
         return counts / (np.diff(energy_edges)[:, None] * solid_angle)
 
+    def field_rate(self, obs_id: int, energy: ArrayLike, fov_lon: ArrayLike, fov_lat: ArrayLike) -> NDArray:
+        """Background rate per ontime over the field of view as it is aligned with the horizon, away from stars.
+
+        Parameters
+        ----------
+        obs_id
+            Run number.
+        energy
+            Reconstructed energy [TeV].
+        fov_lon, fov_lat
+            Field positions [deg], growing to falling azimuth and to the zenith; they broadcast with ``energy``.
+
+        Returns
+        -------
+        rate
+            Rate [s-1 TeV-1 sr-1], zero outside the energy range and beyond the camera's edge.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from dask_bkg.simulate import simulate_archive
+        >>> with TemporaryDirectory() as directory:
+        ...     truth = simulate_archive(directory, runs=1, events=100, tilt=0.3)
+        >>> down, up = truth.field_rate(64001, 1.0, 0.0, [-1.0, 1.0])
+        >>> bool(up > down)
+        True
+        """
+        shape = camera.modulation(fov_lon, fov_lat, self.slope(self.run(obs_id)), self.elongation)
+        return self.rate(obs_id, energy, camera.field_offset(fov_lon, fov_lat)) * shape
+
+    def mean_field_rate(self, obs_id: int, energy_edges: ArrayLike, fov_edges: ArrayLike) -> NDArray:
+        """Background rate per ontime averaged over bins of energy and square pixels of the field.
+
+        Parameters
+        ----------
+        obs_id
+            Run number.
+        energy_edges
+            Increasing edges [TeV].
+        fov_edges
+            Increasing edges [deg], the same along ``fov_lat`` and ``fov_lon``.
+
+        Returns
+        -------
+        rate
+            Mean rates [s-1 TeV-1 sr-1], shape (n_energy, n_fov_lat, n_fov_lon), axes as for `field_rate`: times
+            ontime, energy width and solid angle they are the expected counts.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from dask_bkg.simulate import simulate_archive
+        >>> with TemporaryDirectory() as directory:
+        ...     truth = simulate_archive(directory, runs=1, events=100, elongation=0.05)
+        >>> truth.mean_field_rate(64001, [0.5, 1.0, 2.0], [-1.5, -0.5, 0.5, 1.5]).shape
+        (2, 3, 3)
+        """
+        energy_edges, fov_edges = np.asarray(energy_edges, float), np.asarray(fov_edges, float)
+        nodes, weights = _gauss_legendre(fov_edges)
+        fov_lat, fov_lon = nodes[:, :, None, None], nodes
+        weight = (weights * np.cos(np.deg2rad(nodes)))[:, :, None, None] * weights
+        weight = weight * camera.modulation(fov_lon, fov_lat, self.slope(self.run(obs_id)), self.elongation)
+        offset = camera.field_offset(fov_lon, fov_lat)
+        energy, energy_weight = _energy_quadrature(np.clip(energy_edges, *response.ENERGY_RANGE))
+        # one energy at a time: all nodes of a fine binning are hundreds of megabytes
+        planes = [(self.rate(obs_id, node, offset) * weight).sum(axis=(1, 3)) for node in energy.ravel()]
+        counts = np.einsum("eiyx,ei->eyx", np.reshape(planes, (*energy.shape, *weight.shape[::2])), energy_weight)
+        rows = np.rad2deg(np.diff(np.sin(np.deg2rad(fov_edges))))
+        return counts / (np.diff(energy_edges)[:, None, None] * rows[:, None] * np.diff(fov_edges))
+
     def write(self, directory: Path) -> None:
         """Write the truth into ``directory``."""
-        (directory / TRUTH_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        # a round camera is not mentioned: its archive has the bytes that it had before there were others
+        data = {key: value for key, value in asdict(self).items() if key not in _CAMERA or value}
+        (directory / TRUTH_FILE).write_text(json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def read(cls, directory: str | Path) -> Truth:
@@ -203,6 +296,7 @@ class Truth:
                 runs=tuple(SimulatedRun(**run) for run in runs),
                 sources=tuple(Source(**source) for source in data["sources"]),
                 stars=tuple(Star(**star) for star in data["stars"]),
+                **{key: float(data[key]) for key in _CAMERA if key in data},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArchiveError(

@@ -1,140 +1,17 @@
-"""Pictures and tables of what a job made, for people who would rather look than read."""
+"""The picture of the divergence of each run from each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from numpy.typing import ArrayLike, NDArray
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from dask_bkg.exclusion import SkyRegions
-from dask_bkg.fov import to_fov
-
-TRUTH, OWN, STACKED = "#222222", "#d95f02", "#1b75bc"
-
-
-class Curve(NamedTuple):
-    """Values with errors at positions, and how to draw them."""
-
-    label: str
-    x: NDArray
-    y: NDArray
-    error: NDArray | None
-    color: str
-
-
-class Field(NamedTuple):
-    """Events of a run and what is excluded, for `plot_field`; positions [deg]."""
-
-    title: str
-    ra: NDArray
-    dec: NDArray
-    ra_pnt: float
-    dec_pnt: float
-    offset_max: float
-    regions: SkyRegions
-
-
-def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as text, numbers to the right.
-
-    Examples
-    --------
-    >>> print(format_table(["run", "hours"], [[64001, 1.5], [7, "-"]]))
-      run  hours
-    -----  -----
-    64001   1.50
-        7      -
-    """
-    cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    lines = [list(header), ["-" * w for w in widths], *cells]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def plot_field(axes, field: Field) -> None:
-    """Events of one run in the field of view, with the excluded regions and the edge of the model."""
-    lon, lat = to_fov(field.ra, field.dec, field.ra_pnt, field.dec_pnt)
-    size = field.offset_max * 1.1
-    image, x_edges, y_edges = np.histogram2d(lon, lat, bins=60, range=[[-size, size], [-size, size]])
-    # a bright source must not make the field invisible
-    top = max(float(np.percentile(image, 99.5)), 1.0)
-    axes.pcolormesh(x_edges, y_edges, image.T, cmap="GnBu", vmax=top)
-    lon, lat = to_fov(field.regions.ra, field.regions.dec, field.ra_pnt, field.dec_pnt)
-    for x, y, radius in zip(lon, lat, field.regions.radius, strict=True):
-        axes.add_patch(Circle((x, y), radius, fill=False, color=OWN, lw=1.3))
-    axes.add_patch(Circle((0, 0), field.offset_max, fill=False, color=TRUTH, lw=0.8, ls=":"))
-    axes.set(
-        xlim=(-size, size),
-        ylim=(-size, size),
-        aspect="equal",
-        xlabel="fov_lon [deg]",
-        ylabel="fov_lat [deg]",
-        title=field.title,
-    )
-
-
-def plot_curves(axes, curves: Iterable[Curve], **settings) -> None:
-    """Curves with error bars over a line for the truth; keywords go to ``axes.set``."""
-    for curve in curves:
-        if curve.error is None:
-            axes.plot(curve.x, curve.y, color=curve.color, lw=1.5, label=curve.label)
-        else:
-            axes.errorbar(curve.x, curve.y, curve.error, fmt="o", ms=3.5, lw=1, color=curve.color, label=curve.label)
-    axes.set(**settings)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def plot_demo(
-    path: str | Path, field: Field, spectrum: list[Curve], profile: list[Curve], ratio: list[Curve], title: str
-) -> None:
-    """The picture of the demo: a field, spectrum and radial profile over the truth, and every run's ratio to it."""
-    figure = Figure(figsize=(12.5, 7.2), layout="constrained")
-    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
-    plot_field(top_left, field)
-    rate = r"rate [s$^{-1}$ TeV$^{-1}$ sr$^{-1}$]"
-    plot_curves(
-        top_right,
-        spectrum,
-        xscale="log",
-        yscale="log",
-        xlabel="energy [TeV]",
-        ylabel=rate,
-        title="spectrum at 0.75 deg",
-    )
-    plot_curves(low_left, profile, xlabel="offset [deg]", ylabel="relative to the truth", title="radial profile")
-    low_left.axhline(1, color=TRUTH, lw=1)
-    plot_curves(
-        low_right,
-        ratio,
-        xlabel="zenith angle [deg]",
-        ylabel="background made / truth",
-        title="every run of the archive",
-    )
-    low_right.axhline(1, color=TRUTH, lw=1)
-    figure.suptitle(title, fontsize=12)
-    figure.savefig(path, dpi=110)
-
-
-def summary_rows(results: Iterable) -> list[list[object]]:
-    """Rows of the table at the end of a job: run, status, runs and hours used, events, output file."""
-    return [[r.obs_id, r.status, r.n_runs, float(r.hours), r.n_events, r.output or "-"] for r in results]
-
-
-SUMMARY_HEADER = ["run", "status", "runs used", "hours", "events", "output file"]
-
-
-def relative_error(counts: NDArray) -> NDArray:
-    """Statistical error of a rate, relative: 1 / sqrt(counts), 1 for an empty bin."""
-    return 1 / np.sqrt(np.maximum(counts, 1))
-
+from dask_bkg.report.curves import TRUTH
 
 MATRIX_RUNS = 2000
 """Most runs of a picture of the matrix of divergences: a screen has hardly more rows."""

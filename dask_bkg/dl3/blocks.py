@@ -1,0 +1,214 @@
+"""A FITS file as ranges of bytes: its HDUs, where their headers end, how long their data are, their checksums."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+
+BLOCK = 2880
+"""Headers and data are filled up to a multiple of this."""
+
+CARD = 80
+GZIP = b"\x1f\x8b"
+
+_PUNCTUATION = frozenset(b":;<=>?@[\\]^_`")
+"""What lies between the digits and letters of ASCII, and may not be in a checksum."""
+
+
+class Piece(NamedTuple):
+    """One HDU of a file: its header, and all of its bytes filled up to whole FITS blocks."""
+
+    header: fits.Header
+    raw: memoryview | bytes
+
+    @property
+    def name(self) -> str:
+        """EXTNAME in capitals; empty where there is none."""
+        return str(self.header.get("EXTNAME", "")).strip().upper()
+
+
+def read_fits_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole file, decompressed if it begins like gzip (names lie).
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If the gzip stream is damaged or ends early.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "a.fits")
+    >>> _ = path.write_bytes(gzip.compress(b"SIMPLE"))
+    >>> read_fits_bytes(path)
+    b'SIMPLE'
+    """
+    data = Path(path).read_bytes()
+    if data[:2] != GZIP:
+        return data
+    try:
+        return gzip.decompress(data)
+    except EOFError as error:
+        raise ValueError("is truncated: its gzip stream ends early") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"is damaged: its gzip stream cannot be read ({error})") from error
+
+
+def split_hdus(data: bytes) -> list[Piece]:
+    """Cut the contents of a FITS file into its HDUs.
+
+    A last block that is not filled up, which some programs write, is filled up here.
+
+    Raises
+    ------
+    ValueError
+        If ``data`` is not FITS, is truncated, or goes on with something else after its last HDU.
+
+    Examples
+    --------
+    >>> [len(piece.raw) for piece in split_hdus(fits.PrimaryHDU().header.tostring().encode())]
+    [2880]
+    """
+    if not data.startswith(b"SIMPLE  ="):
+        raise ValueError(f"is not a FITS file: it begins with {data[:9]!r} instead of 'SIMPLE  ='")
+    pieces: list[Piece] = []
+    start = 0
+    while start < len(data):
+        # Tape drives filled files up with zeros; anything else here may be an HDU that was damaged.
+        if pieces and data[start : start + 8] != b"XTENSION":
+            if data[start:].strip(b"\0 "):
+                raise ValueError(f"is damaged: byte {start} is neither the end nor the begin of HDU {len(pieces)}")
+            break
+        piece, start = _cut(data, start, f"HDU {len(pieces)}")
+        pieces.append(piece)
+    return pieces
+
+
+def _cut(data: bytes, start: int, label: str) -> tuple[Piece, int]:
+    """Return the HDU that begins at ``start`` and the byte where the next one begins."""
+    end = header_end(data, start)
+    if end is None:
+        raise ValueError(f"is truncated: it ends inside the header of {label}")
+    header, size = parsed_header(data[start:end], label)
+    body = round_up(end)
+    if size and body + size > len(data):
+        name = header.get("EXTNAME", "no EXTNAME")
+        raise ValueError(f"is truncated: {body + size - len(data)} bytes of {label} ({name}) are missing")
+    stop = round_up(body + size)
+    return Piece(header, _filled(data, start, stop, blank=not size or header.get("XTENSION") == "TABLE")), stop
+
+
+def _filled(data: bytes, start: int, stop: int, blank: bool) -> memoryview | bytes:
+    missing = stop - len(data)
+    if missing <= 0:
+        return memoryview(data)[start:stop]
+    return data[start:] + (b" " if blank else b"\0") * missing
+
+
+def round_up(at: int) -> int:
+    """The end of the block in which a byte range ends.
+
+    Examples
+    --------
+    >>> round_up(0), round_up(1), round_up(2880)
+    (0, 2880, 2880)
+    """
+    return -(-at // BLOCK) * BLOCK
+
+
+def header_end(data: bytes, start: int) -> int | None:
+    """Byte after the END card of the header that begins at ``start``; None if it does not end in ``data``.
+
+    Examples
+    --------
+    >>> header_end(b"SIMPLE".ljust(80) + b"END".ljust(80), 0)
+    160
+    """
+    cards = range(start, len(data) - CARD + 1, CARD)
+    return next((at + CARD for at in cards if data[at : at + CARD].rstrip() == b"END"), None)
+
+
+def data_size(header: fits.Header) -> int:
+    """Bytes of the data without filling: |BITPIX| / 8 * GCOUNT * (PCOUNT + NAXIS1 * NAXIS2 * ...).
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, astropy.io.fits.VerifyError
+        If the header does not say, or says nonsense.
+    """
+    axes = [int(header[f"NAXIS{axis}"]) for axis in range(1, int(header["NAXIS"]) + 1)]
+    numbers = [*axes, int(header.get("PCOUNT", 0)), int(header.get("GCOUNT", 1))]
+    if min(numbers) < 0:
+        raise ValueError(f"negative number among {numbers}")
+    if not axes:
+        return 0
+    if axes[0] == 0 and header.get("GROUPS", False):  # random groups begin with an axis of length 0
+        axes = axes[1:]
+    return abs(int(header["BITPIX"])) // 8 * numbers[-1] * (numbers[-2] + math.prod(axes))
+
+
+def parsed_header(cards: bytes, label: str) -> tuple[fits.Header, int]:
+    """A header, and the size of its data without filling.
+
+    Parameters
+    ----------
+    cards
+        Its bytes, with END.
+    label
+        What it is called if it is damaged.
+
+    Raises
+    ------
+    ValueError
+        If it does not give the size of the data.
+    """
+    header = fits.Header.fromstring(cards.decode("latin-1"))
+    try:
+        return header, data_size(header)
+    except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
+        raise ValueError(f"is damaged: the header of {label} does not give the size of its data ({error})") from error
+
+
+def checksum(hdu: bytes) -> bytes:
+    """Value of the CHECKSUM card of an HDU in which that card says '0000000000000000'.
+
+    The sum of the whole HDU, in ones' complement of 32 bits, is then minus zero (FITS 4.0, appendix J).
+
+    Parameters
+    ----------
+    hdu
+        Header and data, filled up to whole blocks.
+
+    Examples
+    --------
+    >>> checksum(bytes(2880))
+    b'orrrrooooooooooo'
+    """
+    total = int(np.frombuffer(hdu, ">u4").sum(dtype=np.uint64))
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    encoded = bytearray(16)
+    for column, byte in enumerate((~total & 0xFFFFFFFF).to_bytes(4, "big")):
+        encoded[column::4] = _four_characters(byte)
+    # the value of a card begins at its twelfth byte, the last one of a word
+    return bytes(encoded[-1:] + encoded[:-1])
+
+
+def _four_characters(byte: int) -> list[int]:
+    """Digits and letters whose codes, less that of '0', add up to a byte."""
+    codes = [byte // 4 + ord("0")] * 4
+    codes[0] += byte % 4
+    while not _PUNCTUATION.isdisjoint(codes):
+        for i in (0, 2):
+            if not _PUNCTUATION.isdisjoint(codes[i : i + 2]):
+                codes[i], codes[i + 1] = codes[i] + 1, codes[i + 1] - 1
+    return codes

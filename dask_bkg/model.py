@@ -1,0 +1,170 @@
+"""From the stacks of a target to the node values of its background: rings, or pixels of the field. Eager arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_bkg.dl3.headers import SECONDS_PER_DAY
+from dask_bkg.dl3.horizon import position_angle, zenith_position
+from dask_bkg.errors import RunError
+from dask_bkg.modulation import FieldSettings, Histogram, estimate_field, turn_to_radec
+from dask_bkg.plan import FieldPlan, Sight, Target
+from dask_bkg.rate import Rate, RateSettings, estimate_rate
+from dask_bkg.schema import Edges
+from dask_bkg.selection import Selection
+
+STEP = 60.0
+"""Seconds between the parallactic angles of a run: 0.3 deg, and a few where it passes near the zenith."""
+
+
+class Stacks(NamedTuple):
+    """Stacks of some targets, of the shapes that `dask_bkg.stacking.Stack` has.
+
+    Attributes
+    ----------
+    counts, exposure, livetime
+        In rings: events, exposure [s TeV sr] and livetime of the contributing runs [s].
+    field_counts, field_exposure
+        For 3D backgrounds in pixels of the field: events, shape ``(targets, energy, fov_lat, fov_lon)``, and exposure
+        [s sr], shape ``(targets, fov_lat, fov_lon)``.
+    """
+
+    counts: NDArray
+    exposure: NDArray
+    livetime: NDArray
+    field_counts: NDArray | None = None
+    field_exposure: NDArray | None = None
+
+    def of(self, row: int) -> Stacks:
+        """The stacks of one target."""
+        rings, field = self[:3], [part for part in self[3:] if part is not None]
+        return Stacks(*(part[row] for part in (*rings, *field)))
+
+
+class Known(NamedTuple):
+    """What is known of the runs of the archive, arrays of shape ``(runs,)``.
+
+    Attributes
+    ----------
+    state
+        A number for what each holds.
+    zenith
+        Zenith angles [deg].
+    n_events
+        Numbers of events.
+    """
+
+    state: NDArray
+    zenith: NDArray
+    n_events: NDArray
+
+
+class Model(NamedTuple):
+    """How backgrounds are made of stacks.
+
+    Attributes
+    ----------
+    edges, rate
+        Energies and rings, and how a rate is made of their counts.
+    field
+        What there is beside them in a job of 3D backgrounds.
+    """
+
+    edges: Edges
+    rate: RateSettings
+    field: FieldPlan | None = None
+
+
+def stacked_rate(target: Target, chosen: Selection, stacks: Stacks, known: Known, model: Model) -> Rate:
+    """Rate of the stack of one target, as it is written.
+
+    Parameters
+    ----------
+    target
+        The run that receives the background.
+    chosen
+        Who contributes.
+    stacks
+        Its stacks, of one target.
+    known
+        What is known of the runs of the archive.
+    model
+        How the rate is made.
+
+    Raises
+    ------
+    RunError
+        If there is no event in the stack.
+    """
+    if not stacks.counts.any():
+        energy = model.edges.energy
+        raise RunError(
+            f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
+            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max"
+        )
+    if model.field is not None:
+        return _field_rate(target, chosen, stacks, known, model, model.field)
+    rate = estimate_rate(stacks.counts, stacks.exposure, (model.edges.energy, model.edges.offset), model.rate)
+    if model.rate.through_gammapy:
+        from dask_bkg.irf import smooth_as_asked  # it takes seconds to load, and no other rate needs it
+
+        rate = rate._replace(value=smooth_as_asked(rate.value, model.edges, model.rate))
+    return rate
+
+
+def _field_rate(
+    target: Target, chosen: Selection, stacks: Stacks, known: Known, model: Model, field: FieldPlan
+) -> Rate:
+    """Rate in pixels of the field, in the frame in which it is written."""
+    if target.sight is None or stacks.field_counts is None or stacks.field_exposure is None:
+        raise ValueError("a job of 3D backgrounds needs stacks in field pixels, and where the target looked")
+    edges, sight = model.edges, target.sight
+    rate = estimate_field(
+        Histogram(stacks.counts, stacks.exposure),
+        Histogram(stacks.field_counts, np.diff(field.edges.energy)[:, None, None] * stacks.field_exposure),
+        (edges.energy, edges.offset, field.edges.fov),
+        (_sin_zenith(chosen, known), float(np.sin(np.deg2rad(sight.zenith)))),
+        model.rate,
+        field.settings,
+        zenith=(0.0, 1.0) if field.counted == "altaz" else _upwards(target, field.settings),
+    )
+    if field.counted == field.written:
+        return rate
+    return rate._replace(value=turn_to_radec(rate.value, field.edges.fov, _angles(sight)))
+
+
+def _sin_zenith(chosen: Selection, known: Known) -> float:
+    """Mean sine of the zenith angle of the contributing runs, over their events."""
+    weight = chosen.weight * known.n_events[chosen.run]
+    return float(np.average(np.sin(np.deg2rad(known.zenith[chosen.run])), weights=weight))
+
+
+def _angles(sight: Sight) -> NDArray:
+    """Parallactic angles [deg] in the course of a run, evenly spaced in time.
+
+    The good time intervals are taken for one about the middle of the run: what a gap moves is less than a step.
+    """
+    steps = max(1, math.ceil(sight.ontime / STEP))
+    middle = (np.arange(steps) + 0.5) / steps - 0.5
+    times = sight.time + middle * sight.ontime / SECONDS_PER_DAY
+    zeniths = [zenith_position(time, sight.site_lon, sight.site_lat) for time in times.tolist()]
+    return np.array([position_angle(sight.ra, sight.dec, *zenith) for zenith in zeniths])
+
+
+def _upwards(target: Target, settings: FieldSettings) -> tuple[float, float]:
+    """Direction of the zenith in a field that is aligned with north, mean over the run, a unit vector."""
+    if settings.shape not in ("gradient", "both") or target.sight is None:
+        return 0.0, 1.0
+    if not np.isfinite(target.sight).all():
+        raise RunError(
+            f"run {target.obs_id}: nobody knows where the zenith was (GEOLON, GEOLAT, TSTART, MJDREFI in its EVENTS "
+            "header): set model.field: free"
+        )
+    angle = np.deg2rad(_angles(target.sight))
+    # fov_lon grows to the west, a position angle to the east
+    lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
+    return lon / np.hypot(lon, lat), lat / np.hypot(lon, lat)
