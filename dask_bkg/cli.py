@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -101,6 +102,7 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     """Make the background of every run that CONFIG_FILE names."""
     from dask_bkg import pipeline
     from dask_bkg.config_io import dump_yaml
+    from dask_bkg.picture import draw_backgrounds
     from dask_bkg.plan import check_job
     from dask_bkg.prepare import prepare_runs
 
@@ -117,6 +119,8 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
+    if (picture := draw_backgrounds(done, settings)) is not None:
+        click.echo(f"picture: {picture}")
     failed = {**prepared.run_selection.failed_runs, **done.failed}
     _tell_failed(failed)
     if failed or missing:
@@ -200,12 +204,21 @@ def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
 @click.option("--sources/--no-sources", default=True, help="Put gamma-ray sources on the targets.")
 @click.option("--stars/--no-stars", default=True, help="Let bright stars make holes.")
+@click.option(
+    "--tilt", default=0.0, show_default=True, help="Gradient of ln(background) towards the zenith over sin z [1/deg]."
+)
+@click.option(
+    "--elongation",
+    default=0.0,
+    show_default=True,
+    help="Growth of ln(background) with fov_lon^2 - fov_lat^2 [1/deg2].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a simulated archive that is there.")
-def simulate(directory: Path, runs: int, events: int, seed: int, sources: bool, stars: bool, overwrite: bool) -> None:
+def simulate(directory: Path, runs: int, events: int, overwrite: bool, **sky: Any) -> None:
     """Write a DL3 archive with a known background into DIRECTORY (truth in truth.json)."""
     from dask_bkg.simulate import simulate_archive
 
-    simulate_archive(directory, runs, events, seed, sources=sources, stars=stars, overwrite=overwrite)
+    simulate_archive(directory, runs, events, overwrite=overwrite, **sky)
     click.echo(f"{runs} runs in {directory}; the true background is in {directory / 'truth.json'}")
 
 

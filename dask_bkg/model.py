@@ -123,6 +123,12 @@ def _field_rate(
     if target.sight is None or stacks.field_counts is None or stacks.field_exposure is None:
         raise ValueError("a job of 3D backgrounds needs stacks in field pixels, and where the target looked")
     edges, sight = model.edges, target.sight
+    if not stacks.field_exposure.any():
+        raise RunError(
+            f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the place of the "
+            "array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go with "
+            "ALT_PNT; correct them, or set binning.mode: 2d"
+        )
     rate = estimate_field(
         Histogram(stacks.counts, stacks.exposure),
         Histogram(stacks.field_counts, np.diff(field.edges.energy)[:, None, None] * stacks.field_exposure),

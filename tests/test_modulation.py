@@ -14,8 +14,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import i0
 
 from dask_bkg import modulation
+from dask_bkg.fov import separation
 from dask_bkg.modulation import FieldSettings, Histogram, estimate_field, fit_tilt, turn, turn_to_radec, upwards
 from dask_bkg.modulation.estimate import FIELD_POOLED, PIXEL_UNSEEN
+from dask_bkg.nodes import mean_log_ring
 from dask_bkg.rate import RING_FILLED, RateSettings, estimate_rate
 
 RINGS = np.linspace(0, 2.5, 11)
@@ -25,7 +27,8 @@ OFFSET = np.hypot(CENTER[:, None], CENTER[None, :])
 ONTIME = 1e5
 PLAIN = RateSettings(node_values="plain")
 MODELS = ("gradient", "free", "both")
-FINE = 5
+CELLS = 125
+"""Cells of a simulation along each side of the field, of 0.04 deg."""
 
 
 def energies(n, low=0.3, high=30.0):
@@ -50,6 +53,11 @@ def tilted(energy, lon, lat, sin_z=0.6):
     return round_(energy, lon, lat) * np.exp(g * lat) / i0(g * np.hypot(lon, lat))
 
 
+def sideways(energy, lon, lat):
+    """The zenith is at (-0.6, 0.8)."""
+    return tilted(energy, 0.8 * lon + 0.6 * lat, 0.8 * lat - 0.6 * lon)
+
+
 def stretched(energy, lon, lat, q=0.05):
     return round_(energy, lon, lat) * np.exp(q * (lon**2 - lat**2))
 
@@ -62,43 +70,43 @@ def middles(edges, parts, log=False):
 
 
 @lru_cache(maxsize=32)
-def expectation(truth, n_energy=12, total=1e6, n_pixels=25):
-    """Histograms of rings and pixels, and edges, without fluctuations, for one of the truths."""
-    energy, pixels = energies(n_energy), np.linspace(-2.5, 2.5, n_pixels + 1)
-    parts = FINE * 25 // n_pixels
-    e, width = middles(energy, 96 // n_energy, log=True)
-    x, step = middles(pixels, parts)
+def fine_counts(truth, n_energy, n_pixels):
+    """Expected counts of small cells, up to a factor, and their solid angles, shape ``(energy, cell, cell)``."""
+    pixels = np.linspace(-2.5, 2.5, n_pixels + 1)
+    e, width = middles(energies(n_energy), 96 // n_energy, log=True)
+    x, step = middles(pixels, CELLS // n_pixels)
     area = np.deg2rad(step[0]) ** 2 * np.cos(np.deg2rad(x))[:, None] * np.ones(x.size)
-    number = (
-        (truth(e[:, None, None], x[None, None, :], x[None, :, None]) * width[:, None, None] * area)
-        .reshape(n_energy, -1, x.size, x.size)
-        .sum(axis=1)
-    )
-    number *= total / number.sum()
-    blocks = (n_pixels, parts, n_pixels, parts)
+    number = truth(e[:, None, None], x[None, None, :], x[None, :, None]) * width[:, None, None] * area
+    return number.reshape(n_energy, -1, x.size, x.size).sum(axis=1), area, pixels
+
+
+def histograms(number, area, energy, pixels):
+    """Rings and pixels of small cells, which are all exposed but for those without area."""
+    n, cells, spans = pixels.size - 1, area.shape[0], np.diff(energy)
+    x, _ = middles(pixels, cells // n)
     ring = np.searchsorted(RINGS, np.hypot(x[:, None], x[None, :]).ravel(), side="right") - 1
     inside = ring < RINGS.size - 1
-    per_ring = [np.bincount(ring[inside], values.ravel()[inside], RINGS.size - 1) for values in (*number, area)]
-    spans = ONTIME * np.diff(energy)
-    rings = Histogram(np.array(per_ring[:-1]), np.outer(spans, per_ring[-1]))
-    solid_angle = area.reshape(blocks).sum(axis=(1, 3))
-    field = Histogram(number.reshape(n_energy, *blocks).sum(axis=(2, 4)), spans[:, None, None] * solid_angle)
-    return rings, field, (energy, RINGS, pixels)
+    *counts, angle = (np.bincount(ring[inside], values.ravel()[inside], RINGS.size - 1) for values in (*number, area))
+    *pixel_counts, pixel_angle = (values.reshape(n, cells // n, n, -1).sum(axis=(1, 3)) for values in (*number, area))
+    rings = Histogram(np.array(counts), ONTIME * np.outer(spans, angle))
+    return rings, Histogram(np.array(pixel_counts), ONTIME * spans[:, None, None] * pixel_angle)
+
+
+@lru_cache(maxsize=32)
+def expectation(truth, n_energy=12, total=1e6, n_pixels=25):
+    """Histograms of rings and pixels, and edges, without fluctuations, for one of the truths."""
+    number, area, pixels = fine_counts(truth, n_energy, n_pixels)
+    energy = energies(n_energy)
+    return *histograms(number * total / number.sum(), area, energy, pixels), (energy, RINGS, pixels)
 
 
 def fluctuate(truth, total, seed, closed=None, n_energy=12):
-    """Poisson counts in pixels, and in rings that are made of them; ``closed`` pixels have neither."""
-    _, field, (energy, _, pixels) = expectation(truth, n_energy, total)
-    counts = np.random.default_rng(seed).poisson(field.counts).astype(float)
-    exposure = field.exposure.copy()
-    if closed is not None:
-        counts[:, closed], exposure[:, closed] = 0.0, 0.0
-    # rings of whole pixels: exact offsets would need events
-    edges = np.array([0.0, 0.3, 0.7, 1.1, 1.5, 1.9, 2.3, 2.5])
-    ring = np.searchsorted(edges, OFFSET.ravel(), side="right") - 1
-    member = (ring[:, None] == np.arange(edges.size - 1)).astype(float)
-    rings = Histogram(*(values.reshape(n_energy, -1) @ member for values in (counts, exposure)))
-    return rings, Histogram(counts, exposure), (energy, edges, pixels)
+    """The same with Poisson fluctuations; ``closed`` pixels have neither counts nor exposure."""
+    number, area, pixels = fine_counts(truth, n_energy, 25)
+    is_open = 1.0 if closed is None else np.kron(~closed, np.ones((CELLS // 25,) * 2))
+    number = np.random.default_rng(seed).poisson(number * total / number.sum()) * is_open
+    energy = energies(n_energy)
+    return *histograms(number, area * is_open, energy, pixels), (energy, RINGS, pixels)
 
 
 def disc(lon, lat, radius):
@@ -120,17 +128,19 @@ def integrate(nodes, energy, pixels):
     return value.reshape(energy.size - 1, -1, n, parts, n, parts).sum(axis=(1, 3, 5))
 
 
-def around(nodes, pixels, offset):
-    """Means over angle of interpolated values, shape ``(energy, offset)``."""
-    center, angle = (pixels[1:] + pixels[:-1]) / 2, 2 * np.pi * np.arange(180) / 180
+def ring_means(nodes, pixels):
+    """Means over rings of interpolated values, shape ``(energy, ring)``."""
+    center, angle = (pixels[1:] + pixels[:-1]) / 2, 2 * np.pi * np.arange(120) / 120
+    offset, _ = middles(RINGS, 8)
     interpolate = RegularGridInterpolator(
         (center, center), np.log(nodes).transpose(1, 2, 0), bounds_error=False, fill_value=None
     )
     places = np.stack([np.outer(offset, np.sin(angle)), np.outer(offset, np.cos(angle))], axis=-1)
-    return np.exp(interpolate(places)).mean(axis=1).T
+    value = np.exp(interpolate(places)).mean(axis=1).T * offset
+    return value.reshape(-1, RINGS.size - 1, 8).sum(axis=2) / offset.reshape(-1, 8).sum(axis=1)
 
 
-# --- what is planted is found -----------------------------------------------------------------------------------------
+# --- what is planted is found ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closed", [None, disc(0.6, 1.0, 0.7)], ids=["open", "hole above"])
@@ -138,7 +148,7 @@ def test_a_planted_gradient_is_found_within_its_error(closed):
     energy = energies(12)
     true, pulls = slope(np.sqrt(energy[1:] * energy[:-1])), []
     for seed in range(15):
-        rings, field, edges = fluctuate(tilted, 3e4, seed, closed)
+        _, field, edges = fluctuate(tilted, 3e4, seed, closed)
         expected = round_(np.sqrt(energy[1:] * energy[:-1])[:, None, None], CENTER[None, :], CENTER[:, None])
         tilt = fit_tilt(field.counts, expected * field.exposure, edges, 0.6, upwards(PIXELS))
         pulls.append((tilt.value - true) / tilt.error)
@@ -151,13 +161,13 @@ def test_a_planted_gradient_is_found_within_its_error(closed):
 def test_the_error_of_the_gradient_shrinks_with_the_counts():
     errors = []
     for total in (1e3, 1e5):
-        rings, field, edges = fluctuate(tilted, total, 0)
+        _, field, edges = fluctuate(tilted, total, 0)
         errors.append(fit_tilt(field.counts, field.exposure, edges, 0.6, upwards(PIXELS)).error[2])
     assert errors[1] < errors[0] / 3
 
 
 def test_the_gradient_does_not_care_for_a_wrong_radial_rate():
-    rings, field, edges = fluctuate(tilted, 1e5, 1)
+    _, field, edges = fluctuate(tilted, 1e5, 1)
     flat, steep = field.exposure, field.exposure * np.exp(-(OFFSET**2))
     tilts = [fit_tilt(field.counts, base, edges, 0.6, upwards(PIXELS)).value[2] for base in (flat, steep)]
     assert abs(tilts[0] - tilts[1]) < 0.02
@@ -174,8 +184,7 @@ def test_the_gradient_of_the_target_goes_with_its_own_zenith_angle():
 
 
 def test_in_a_field_aligned_with_north_the_gradient_lies_where_the_zenith_is():
-    _, field, edges = expectation(lambda e, lon, lat: tilted(e, lon, 0.8 * lat - 0.6 * lon))
-    rings = expectation(round_)[0]
+    rings, field, edges = expectation(sideways)
     value = estimate_field(rings, field, edges, (0.6, 0.6), PLAIN, zenith=(-0.6, 0.8)).value[4]
     lat, lon = (
         np.log(pair[0] / pair[1]) / 2.4 for pair in ((value[18, 12], value[6, 12]), (value[12, 18], value[12, 6]))
@@ -204,23 +213,26 @@ def stretch_of(value, base):
 
 @pytest.mark.parametrize(("shape", "found"), [("gradient", 0.0), ("free", 1.0), ("both", 1.0)])
 def test_two_telescopes_stretch_the_acceptance_and_only_a_free_shape_sees_it(shape, found):
-    rings, field, edges = fluctuate(stretched, 1e5, 3)
+    rings, field, edges = fluctuate(stretched, 3e5, 3)
     base = estimate_field(rings, field, edges, (0.0, 0.0), PLAIN, FieldSettings("gradient")).value
-    value = estimate_field(rings, field, edges, (0.6, 0.6), PLAIN, FieldSettings(shape)).value
-    # the Gaussian and the prior take a part of it
-    assert_allclose(stretch_of(value, base)[:5], 0.05 * found, atol=0.02)
-    if found:
-        assert stretch_of(value, base)[:5].mean() > 0.033
+    fine, default = (
+        stretch_of(estimate_field(rings, field, edges, (0.6, 0.6), PLAIN, how).value, base)[:5].mean()
+        for how in (FieldSettings(shape, smooth_sigma=0.2, prior=0.0), FieldSettings(shape))
+    )
+    assert fine == pytest.approx(0.05 * found, abs=0.006)
+    # a Gaussian over a falling profile sees too much of what is further in, and the prior holds at none
+    assert 0.03 * found - 0.001 < default < 0.05 * found + 0.001
 
 
 def test_a_wider_gaussian_leaves_less_of_the_noise():
-    rings, field, edges = fluctuate(round_, 1e4, 4)
-    spread = [
-        np.log(estimate_field(rings, field, edges, settings=PLAIN, field_settings=FieldSettings("free", sigma)).value)
-        for sigma in (0.3, 1.2)
-    ]
-    bumps = [np.diff(value[:, 12, 5:20], 2, axis=1).std() for value in spread]
-    assert bumps[1] < bumps[0] / 2
+    rings, field, edges = fluctuate(round_, 1e5, 4)
+    base = estimate_field(rings, field, edges, (0.0, 0.0), PLAIN).value
+    bumps = []
+    for sigma in (0.2, 0.4, 0.8):
+        value = estimate_field(rings, field, edges, (0.0, 0.0), PLAIN, FieldSettings("free", sigma, prior=0.0)).value
+        bumps.append(np.log(value / base)[:4, OFFSET < 1.5].std())
+    # as 1 / sigma
+    assert bumps[0] > 1.5 * bumps[1] > 2.2 * bumps[2]
 
 
 def test_a_strong_prior_leaves_the_radial_rate():
@@ -239,15 +251,15 @@ def test_a_strong_prior_leaves_the_radial_rate():
 
 @pytest.mark.parametrize("shape", MODELS)
 def test_each_energy_has_its_counts(shape):
-    rings, field, edges = fluctuate(tilted, 1e5, 6, disc(-0.5, 0.8, 0.5))
-    value = estimate_field(rings, field, edges, (0.6, 0.6), PLAIN, FieldSettings(shape)).value
-    predicted, seen = (
-        (array * weight).sum(axis=(1, 2)) for array, weight in ((value, field.exposure), (field.counts, 1))
-    )
-    many = seen > 100
-    assert many.sum() > 6
-    # rings are made of pixel centres here, the rate of their areas
-    assert_allclose(predicted[many] / seen[many], 1, atol=0.01)
+    closed = disc(-0.5, 0.8, 0.5)
+    rings, field, edges = fluctuate(tilted, 1e5, 6, closed)
+    value = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
+    predicted = integrate(value, edges[0], PIXELS)[:, ~closed].sum(axis=1)
+    seen = field.counts.sum(axis=(1, 2))
+    assert predicted.sum() / seen.sum() == pytest.approx(1, abs=0.003)
+    # the pixels at the last ring are shared by it and those behind it, and so are their fluctuations
+    assert_allclose(predicted[seen > 1000] / seen[seen > 1000], 1, atol=0.01)
+    assert_allclose((predicted - seen) / np.sqrt(seen), 0, atol=0.7)
 
 
 @pytest.mark.parametrize("shape", MODELS)
@@ -283,28 +295,38 @@ def test_pixels_may_be_wide(n_pixels):
 def test_the_mean_over_angle_is_the_radial_rate(shape):
     rings, field, edges = expectation(tilted)
     three = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
-    two = estimate_rate(*rings, edges[:2]).value
-    offset = np.linspace(0.125, 2.125, 33)
-    center = (RINGS[1:] + RINGS[:-1]) / 2
-    radial = np.exp([np.interp(offset, center, row) for row in np.log(two)])
-    assert_allclose(around(three, PIXELS, offset) / radial, 1, atol=0.01)
+    two = np.array([mean_log_ring(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
+    # at its outer edge the radial rate stays as it is, that of pixels goes on falling
+    assert_allclose((ring_means(three, PIXELS) / two)[:, :9], 1, atol=0.005)
+    assert_allclose((ring_means(three, PIXELS) / two)[:, 9], 1, atol=0.025)
+
+
+@pytest.mark.parametrize("shape", MODELS)
+def test_the_mean_over_angle_is_the_radial_rate_with_fluctuations(shape):
+    rings, field, edges = fluctuate(tilted, 1e5, 12)
+    three = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
+    two = np.array([mean_log_ring(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
+    ratio, many = (ring_means(three, PIXELS) / two)[:, :9], rings.counts[:, :9] > 500
+    assert many.sum() > 25
+    # pixels of 0.2 deg, to the statistics of rings of 0.25 deg
+    assert ratio[many].mean() == pytest.approx(1, abs=0.003)
+    assert ratio[many].std() < 0.01
 
 
 def test_a_hole_on_the_bright_side_darkens_nothing():
-    """The counts of a ring without its brighter part are its darker part, not its mean."""
-    _, field, (energy, _, pixels) = expectation(tilted)
+    """The counts of a ring without its brighter part are those of its darker part, not of its mean."""
     hole = disc(0.0, -1.0, 0.9)  # below 1 TeV the lower side is brighter
-    opened, closed = (Histogram(*(np.where(keep, array, 0.0) for array in field)) for keep in (True, ~hole))
-    values = []
-    for histogram in (opened, closed):
-        edges = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
-        member = (np.searchsorted(edges, OFFSET.ravel(), side="right")[:, None] == np.arange(1, 6)).astype(float)
-        rings = Histogram(*(array.reshape(12, -1) @ member for array in histogram))
-        values.append(estimate_field(rings, histogram, (energy, edges, pixels), (0.6, 0.6), PLAIN).value)
+    number, area, pixels = fine_counts(tilted, 12, 25)
+    is_open = np.kron(~hole, np.ones((CELLS // 25,) * 2))
+    number, edges = number * 1e6 / number.sum(), (energies(12), RINGS, pixels)
+    whole = estimate_field(*histograms(number, area, *edges[::2]), edges, (0.6, 0.6), PLAIN).value
+    partial = histograms(number * is_open, area * is_open, *edges[::2])
+    with_hole = estimate_field(*partial, edges, (0.6, 0.6), PLAIN).value
+    without_tilt = estimate_field(*partial, edges, (0.0, 0.0), PLAIN).value
     ring = (OFFSET > 0.7) & (OFFSET < 1.4)
-    assert_allclose(values[1][1, ring].mean() / values[0][1, ring].mean(), 1, atol=0.01)
-    base = estimate_field(rings, histogram, (energy, edges, pixels), (0.0, 0.0), PLAIN).value
-    assert base[1, ring].mean() / values[0][1, ring].mean() < 0.98
+    assert_allclose(with_hole[1, ring].mean() / whole[1, ring].mean(), 1, atol=0.005)
+    assert_allclose(with_hole[1, hole] / whole[1, hole], 1, atol=0.02)
+    assert without_tilt[1, ring].mean() / whole[1, ring].mean() < 0.95
 
 
 def test_the_rate_reaches_to_the_corners():
@@ -313,7 +335,7 @@ def test_the_rate_reaches_to_the_corners():
     seen = field.counts / field.exposure
     corner = OFFSET > 2.6
     assert (value * field.exposure)[:, corner].sum() / field.counts[:, corner].sum() == pytest.approx(1, abs=0.02)
-    assert_allclose(value[5, 0, 0] / seen[5, 0, 0], 1, atol=0.15)
+    assert_allclose(value[5, 0, 0] / seen[5, 0, 0], 1, atol=0.3)
 
 
 # --- sparse and closed ----------------------------------------------------------------------------------------------
@@ -343,7 +365,7 @@ def sparse_fields(draw):
     return by_ring, Histogram(counts, exposure), (energy, rings, pixels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sparse_fields(), st.sampled_from(MODELS), st.sampled_from([0.0, 0.5]), st.floats(0, 1))
 def test_no_pixel_is_zero_nan_or_infinite(histograms, shape, sigma, sin_z):
     rate = estimate_field(
@@ -357,16 +379,16 @@ def test_no_pixel_is_zero_nan_or_infinite(histograms, shape, sigma, sin_z):
 def test_a_gradient_from_thirty_events_is_a_small_one():
     slopes = []
     for seed in range(20):
-        rings, field, edges = fluctuate(round_, 30, seed)
+        _, field, edges = fluctuate(round_, 30, seed)
         tilt = fit_tilt(field.counts, field.exposure * np.exp(-(OFFSET**2) / 3), edges, 0.6, upwards(PIXELS))
         slopes.append(0.6 * tilt.value[0])
     assert np.std(slopes) < 0.15
 
 
 def test_a_closed_ring_and_closed_pixels_are_filled_and_flagged():
-    closed = ((OFFSET > 0.65) & (OFFSET < 1.15)) | disc(1.5, 1.5, 0.4)
+    closed = ((OFFSET > 0.6) & (OFFSET < 1.15)) | disc(1.5, 1.5, 0.4)
     rings, field, edges = fluctuate(tilted, 1e6, 7, closed)
-    assert (rings.exposure[:, 2] == 0).all()
+    assert (rings.exposure[:, 3] == 0).all()
     rate = estimate_field(rings, field, edges, (0.6, 0.6), PLAIN)
     e = np.sqrt(edges[0][1:] * edges[0][:-1])
     true = tilted(e[:, None, None], CENTER[None, :], CENTER[:, None])
@@ -374,6 +396,7 @@ def test_a_closed_ring_and_closed_pixels_are_filled_and_flagged():
     assert_allclose(ratio[closed].mean() / ratio[~closed & (OFFSET < 2)].mean(), 1, atol=0.05)
     assert ((rate.flag & PIXEL_UNSEEN > 0) == closed).all()
     assert (rate.flag[:, 12, 16] & RING_FILLED).all()
+    assert not (rate.flag[:, 12, 22] & RING_FILLED).any()
 
 
 def test_pooled_energies_are_flagged():
@@ -484,11 +507,9 @@ def test_the_turn_is_its_own_inverse_and_keeps_the_offset():
     lon, lat, angle = rng.uniform(-3, 3, 50), rng.uniform(-3, 3, 50), rng.uniform(-180, 180, 50)
     there = turn(lon, lat, angle)
     assert_allclose(turn(*there, angle), (lon, lat), atol=1e-12)
-    from dask_bkg.fov import separation
-
     assert_allclose(separation(*there, 0, 0), separation(lon, lat, 0, 0), atol=1e-12)
-    assert_allclose(there, (-lon * np.cos(np.deg2rad(angle)) - lat * np.sin(np.deg2rad(angle)),
-                            lat * np.cos(np.deg2rad(angle)) - lon * np.sin(np.deg2rad(angle))), atol=0.01)  # fmt: skip
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    assert_allclose(there, (-lon * cos - lat * sin, lat * cos - lon * sin), atol=0.01)  # on the plane
 
 
 def smooth_rate():

@@ -112,6 +112,8 @@ def test_hours_and_events_of_few_runs_are_bars(tmp_path, figures):
         assert [bar.get_height() for bar in axes.patches] == pytest.approx(values[::-1])
         assert [label.get_text() for label in axes.get_xticklabels()] == [str(64000 + i) for i in range(6)]
     assert figures[0].get_suptitle() == "2D backgrounds of 6 runs"
+    ticks = [panel(figures[0], title).yaxis.get_major_formatter()(0.5) for title in ("hours used", "events used")]
+    assert ticks[0] != "500m", "half an hour is no milli-hours"
 
 
 # --- field -------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def test_zeros_and_nan_are_grey_and_leave_the_rest_alone(tmp_path, figures):
     scales = [figure.axes[0].collections[0].norm.vmax for figure in figures]
     assert scales[1] == pytest.approx(scales[0], rel=0.05)
     remarks = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
-    assert remarks == [[], ["grey: zero or unknown"]]
+    assert remarks == [[], ["grey: zero\nor unknown"]]
 
 
 # --- averages ----------------------------------------------------------------------------------------------

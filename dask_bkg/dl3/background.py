@@ -79,6 +79,29 @@ def background_table(
     return hdu
 
 
+def read_rate(path: str, hdu: str | int) -> NDArray:
+    """Node values that `background_table` has put into a file.
+
+    Returns
+    -------
+    rate
+        [s-1 TeV-1 sr-1], shape ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/background.fits"
+    >>> edges = FieldEdges(np.array([0.1, 1, 10]), np.linspace(-2.5, 2.5, 6))
+    >>> rate = np.arange(50.0).reshape(edges.shape)
+    >>> background_table(rate, edges, mirror=True).writeto(path)
+    >>> bool(np.allclose(read_rate(path, 1), rate))
+    True
+    """
+    with fits.open(path, memmap=False) as hdus:
+        values = np.moveaxis(hdus[hdu].data["BKG"][0].astype(float), -1, 0) / TEV_TO_MEV
+        return values[..., ::-1] if hdus[hdu].header.get("MIRRORED") else values
+
+
 def _check(alignment: str, mirror: bool) -> None:
     accepted = [name.upper() for name in ALIGNMENTS]
     if alignment.upper() not in accepted:

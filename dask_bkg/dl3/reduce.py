@@ -219,10 +219,7 @@ def _read_and_count(
         # one look at the whole sky, whatever the views need of it
         ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
         near = regions.near(ra, dec, max(view.radius for view in views))
-    try:
-        found = count_views(events, views, near)
-    except RunError as error:
-        raise RunError(f"run {run.obs_id}: {error} ({run.path})") from error
+    found = count_views(events, views, near)
     if not any(name.endswith("exposed_fraction") and array.any() for one in found for name, array in one.items()):
         raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
     if not any(name.endswith("counts") and array.any() for one in found for name, array in one.items()):

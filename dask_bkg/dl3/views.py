@@ -19,6 +19,7 @@ from dask_bkg import exclusion, fov, kernels
 from dask_bkg.dl3.altaz import HorizonField, horizon_of
 from dask_bkg.dl3.read import RunEvents
 from dask_bkg.dl3.turning import turned_fraction, turning_steps
+from dask_bkg.errors import RunError
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import FieldGrid
 from dask_bkg.schema import View
@@ -42,11 +43,8 @@ def count_views(events: RunEvents, views: Sequence[View], regions: SkyRegions | 
     -------
     histograms
         As in `dask_bkg.dl3.reduce.Reduced`: counts uint32, fractions float64.
-
-    Raises
-    ------
-    RunError
-        If a field is to be aligned with the horizon and nobody knows where that was; it does not name the run.
+        A field that is to be aligned with the horizon, where nobody knows where that was (`dask_bkg.dl3.altaz`), is
+        closed: no counts, exposed fraction 0.
     """
     for view in views:
         if view.method not in METHODS:
@@ -143,15 +141,19 @@ class _Run:
         return fov.to_fov(self.events.ra, self.events.dec, *self.pointing)
 
     @cached_property
-    def horizon(self) -> HorizonField:
-        """The field aligned with the horizon."""
-        return horizon_of(self.events)
+    def horizon(self) -> HorizonField | None:
+        """The field aligned with the horizon; None where nobody knows where that was."""
+        try:
+            return horizon_of(self.events)
+        except RunError:
+            # its other histograms are good: a field without exposure says that there is none
+            return None
 
     @cached_property
     def horizon_place(self) -> tuple[NDArray, NDArray]:
         """Coordinates of the events in the field aligned with the horizon [deg]."""
+        assert self.horizon is not None and self.horizon.times.events is not None, "turning() has looked for them"
         time = self.horizon.times.events
-        assert time is not None, "horizon_of has looked for them"
         return self.horizon.place(self.events.ra, self.events.dec, time)
 
     def outside(self, grid: FieldGrid, reach: str) -> _Open:
@@ -190,6 +192,8 @@ class _Run:
     def turning(self, view: View, field: FieldGrid, seen: _Open) -> tuple[NDArray, NDArray]:
         """Field pixels of the events and exposed fractions, aligned with the horizon."""
         edges = view.pixels or ()
+        if self.horizon is None:
+            return np.full(seen.pixel.size, -1), np.zeros(field.n_bins)
         lon, lat = (kernels.digitize(place[seen.kept], edges) for place in self.horizon_place)
         bins = np.where((lon >= 0) & (lat >= 0), lat * (len(edges) - 1) + lon, -1)
         return bins, turned_fraction(field, edges, seen.excluded, *turning_steps(self.horizon, edges))

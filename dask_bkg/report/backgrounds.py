@@ -41,6 +41,7 @@ CUT = 0.3
 
 _COLORS = ("#0c2c84", "#1d91c0", "#7fcdbb")
 _GREY = "#d9d9d9"
+_GREY_MEANS = "grey: zero\nor unknown"
 _E2_RATE = r"energy$^2$ x rate [TeV s$^{-1}$ sr$^{-1}$]"
 _RELATIVE = "rate / mean over the field"
 _LABELS = {
@@ -251,29 +252,29 @@ def _draw_field(figure: Figure, made: FieldBackground) -> None:
 def _draw_planes(figure: Figure, panels: list, made: FieldBackground, energies: NDArray) -> None:
     """Fields at some energies relative to their mean at the same offset, on one scale."""
     ratios = relative_to_circle(made.rate[energies], _centers(made.fov))
-    norm, (lon, lat) = _ratio_scale(ratios), _LABELS[made.alignment]
+    span, (lon, lat) = _span(ratios), _LABELS[made.alignment]
+    norm = LogNorm(1 / span, span)
     for axes, i, ratio in zip(panels, energies, ratios, strict=True):
         axes.add_patch(Circle((0, 0), made.fov[-1], color=_GREY, lw=0))
         mesh = axes.pcolormesh(made.fov, made.fov, np.ma.masked_invalid(ratio), cmap="RdBu_r", norm=norm)
         mesh.set_clip_path(axes.add_patch(Circle((0, 0), made.fov[-1], fill=False, color=TRUTH, lw=0.8, ls=":")))
         inside = squared_offsets(_centers(made.fov)) < made.fov[-1] ** 2
         if np.isnan(ratio[inside]).any():
-            axes.text(0.02, 0.02, "grey: zero or unknown", transform=axes.transAxes, fontsize=7.5, color="#666666")
+            axes.text(0.02, 0.02, _GREY_MEANS, transform=axes.transAxes, fontsize=7.5, color="#666666")
         axes.set(aspect="equal", xlabel=lon, title=_energy_label(made.energy, i))
     panels[0].set_ylabel(lat)
-    ticks = np.geomspace(norm.vmin, norm.vmax, 7)
+    ticks = np.geomspace(1 / span, span, 7)
     bar = figure.colorbar(mesh, ax=panels, extend="both", pad=0.01, fraction=0.03, ticks=ticks, format="%.2f")
     bar.minorticks_off()
     bar.set_label("rate / mean at equal offset")
     bar.outline.set_visible(False)
 
 
-def _ratio_scale(ratios: NDArray) -> LogNorm:
-    """Scale about 1, of a factor 1.05 to 5: nearly all values of the middle one of three fields fit in."""
+def _span(ratios: NDArray) -> float:
+    """Factor from 1.05 to 5 up and down, into which nearly all values of the middle one of three fields fit."""
     logs = [np.abs(np.log(ratio[np.isfinite(ratio)])) for ratio in ratios]
     spans = [np.percentile(values, 98) for values in logs if values.size]
-    factor = float(np.clip(np.exp(np.median(spans)), 1.05, 5.0)) if spans else 2.0
-    return LogNorm(1 / factor, factor)
+    return float(np.clip(np.exp(np.median(spans)), 1.05, 5.0)) if spans else 2.0
 
 
 def _draw_circle_spectra(axes, made: FieldBackground) -> None:
@@ -314,4 +315,5 @@ def _draw_used(axes, obs_id: NDArray, values: NDArray, title: str, shown: int | 
     middle, half = (order.size - 1) / 2, 0.51 * max(order.size, 5)
     axes.set(title=title, xlabel="run", xlim=(middle - half, middle + half))
     axes.set_ylim(0, None if (values > 0).any() else 1)
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if (values >= 1000).any():
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
