@@ -125,9 +125,9 @@ def _field_rate(
     edges, sight = model.edges, target.sight
     if not stacks.field_exposure.any():
         raise RunError(
-            f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the place of the "
-            "array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go with "
-            "ALT_PNT; correct them, or set binning.mode: 2d"
+            f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the place of "
+            "the array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go "
+            "with ALT_PNT; correct them, or set binning.mode: 2d"
         )
     rate = estimate_field(
         Histogram(stacks.counts, stacks.exposure),

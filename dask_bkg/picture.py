@@ -34,17 +34,18 @@ def draw_backgrounds(summary: Summary, config: Config) -> Path | None:
     if not done:
         return None
     path = summary.results_dir / NAME
-    about = {name: np.array([getattr(r, name) for r in done]) for name in ("obs_id", "hours", "n_events")}
+    about = [np.array([getattr(r, name) for r in done]) for name in ("obs_id", "hours", "n_events")]
     shown = max(done, key=lambda result: result.n_events)
     sample = [done[i] for i in np.unique(np.linspace(0, len(done) - 1, min(MOST, len(done))).round().astype(int))]
     binning, energy = config.binning, config.binning.energy_edges
     try:
         if binning.mode == "3d":
-            rate, frame = read_rate(shown.output, shown.hdu), (binning.alignment, shown.obs_id)
-            report.plot_backgrounds(path, report.FieldBackground(rate, energy, binning.fov_edges, *frame, **about))
+            rate, fov = read_rate(shown.output, shown.hdu), binning.fov_edges
+            made = report.FieldBackground(rate, energy, fov, binning.alignment, shown.obs_id, *about)
+            report.plot_backgrounds(path, made)
         else:
             rates = np.array([read_rate(result.output, result.hdu) for result in sample])
-            report.plot_backgrounds(path, report.RingBackgrounds(rates, energy, binning.offset_edges, **about))
+            report.plot_backgrounds(path, report.RingBackgrounds(rates, energy, binning.offset_edges, *about))
     except (BackgroundError, OSError, ValueError) as error:
         log.warning("no picture of the backgrounds: %s", error)
         return None

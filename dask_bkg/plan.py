@@ -110,8 +110,8 @@ class Plan:
         Energies and rings, what is excluded, how a rate is made.
     field
         In a job of 3D backgrounds what there is beside the rings, see `FieldPlan`.
-    store
-        Datastore of the targets (``io.in_dir``).
+    store, archive
+        Datastores of the targets (``io.in_dir``) and of the runs that may contribute (``io.search_datastore``).
     targets
         The runs that will receive a background, by run number.
     runs
@@ -138,6 +138,7 @@ class Plan:
     unusable: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     field: FieldPlan | None = None
+    archive: Datastore | None = None
 
     @property
     def attach_copy(self) -> bool:
@@ -330,7 +331,7 @@ def _output_name(plan: Plan, obs_id: int, source: str) -> str:
 
 def _add_candidates(plan: Plan) -> None:
     """The runs of ``search_datastore``: any of them may contribute."""
-    archive = read_datastore(plan.config.directory("search_datastore"), plan.config.io.data_dirs)
+    archive = plan.archive = read_datastore(plan.config.directory("search_datastore"), plan.config.io.data_dirs)
     for obs_id in archive.obs_ids.tolist():
         try:
             plan.runs.append(run_file(archive, obs_id))

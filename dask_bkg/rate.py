@@ -178,8 +178,9 @@ def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, 
     with np.errstate(divide="ignore", invalid="ignore"):
         shape = pooled / expected
         unseen = UNSEEN / expected
-    empty = (pooled == 0) & (expected > 0)
-    smallest = np.where(pooled > 0, shape, np.inf).min(axis=1, keepdims=True)
+    # of a run that weighs next to nothing an event is next to nothing too: no more than none at all
+    empty = (pooled < UNSEEN) & (expected > 0)
+    smallest = np.where(pooled >= UNSEEN, shape, np.inf).min(axis=1, keepdims=True)
     shape = np.where(empty, np.minimum(unseen, smallest), shape)
     blind = ~(expected > 0)
     flag[empty | blind] |= RING_FILLED
@@ -239,7 +240,7 @@ def _conserve(value: NDArray, counts: NDArray, exposure: NDArray, pooled: NDArra
     value = value.copy()
     for _ in range(rounds):
         expected = (value * exposure)[pooled].sum(axis=0)
-        known = (expected > 0) & (per_ring > 0)
+        known = (expected > 0) & (per_ring >= UNSEEN)
         value[pooled] *= np.where(known, per_ring / np.where(known, expected, 1.0), 1.0)
         expected = (value * exposure).sum(axis=1)
         seen = pooled & (expected > 0)

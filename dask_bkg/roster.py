@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dask_bkg import selection
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import Stored
+from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError
 from dask_bkg.fov import separation
 from dask_bkg.plan import Plan, Sight
@@ -23,6 +24,15 @@ from dask_bkg.runlists import lists_by_hand, own_lists
 log = logging.getLogger(__name__)
 
 Table = dict[str, NDArray]
+
+INDEX_COLUMNS = {
+    "zenith": "ZEN_PNT",
+    "azimuth": "AZ_PNT",
+    "nsb": "NSBLEVEL",
+    "n_tels": "N_TELS",
+    "muon_efficiency": "MUONEFF",
+}
+"""Columns of an obs-index that may know what the files of the runs do not tell."""
 
 SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
 """Per-run numbers of a `dask_bkg.plan.Sight`."""
@@ -97,7 +107,7 @@ def call_the_roll(plan: Plan, stored: Stored) -> Roster:
     target_rows = _target_rows(plan, store, views, blind, errors)
     run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
     table = store.table()
-    targets = _table(table, target_rows)
+    targets = _told_by_index(_table(table, target_rows), plan.store)
     plan.targets = [
         t._replace(threshold=_threshold(t.threshold, targets, i), sight=_sight(plan, targets, i))
         for i, t in enumerate(plan.targets)
@@ -111,6 +121,7 @@ def call_the_roll(plan: Plan, stored: Stored) -> Roster:
         reasons = "\n".join(f"  {reason}" for reason in list(plan.unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
     runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
+    runs = _told_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     selection.check_conditions(runs, settings)
     target_keys, (run_keys, field_keys) = store.keys(target_rows, views[0]), _keys(store, run_rows, views)
@@ -179,6 +190,21 @@ def _table(table: Mapping[str, NDArray], rows: NDArray) -> Table:
     every = np.unique(["".join(str(name).split()).casefold() for name in table["object"]])
     chosen["object_code"] = np.where(names == "", -1, np.searchsorted(every, names))
     return chosen
+
+
+def _told_by_index(runs: Table, store: Datastore | None) -> Table:
+    """The table itself, in which conditions that the files do not tell are those of an obs-index."""
+    if store is None or not len(store.obs):
+        return runs
+    known = np.asarray(store.obs["OBS_ID"], dtype=np.int64)
+    order = np.argsort(known, kind="stable")
+    place = order[np.searchsorted(known, runs["obs_id"], sorter=order).clip(max=known.size - 1)]
+    for name, column in INDEX_COLUMNS.items():
+        if column in store.obs.colnames:
+            values: NDArray = np.ma.filled(np.ma.asarray(store.obs[column][place], dtype=float), np.nan)
+            there = np.isnan(runs[name]) & (known[place] == runs["obs_id"])
+            runs[name] = np.where(there, values, runs[name])
+    return runs
 
 
 def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray:

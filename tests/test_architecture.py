@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "modulation", "rate", "schema", "similarity", "errors"},
     "runlists": {"config", "plan", "selection"},
     "journal": set(),
-    "roster": {"archive", "collect", "fov", "plan", "selection", "runlists", "errors"},
+    "roster": {"archive", "collect", "dl3", "fov", "plan", "selection", "runlists", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
     "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},

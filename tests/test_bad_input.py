@@ -433,7 +433,6 @@ def test_no_run_matches_the_cuts_of_one_target(job, four_runs, run_path, edit_ru
     check_night_sky(job, four_runs, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="conditions come from the EVENTS headers alone, not from the obs-index")
 def test_the_night_sky_of_the_index(job, four_runs, run_path, edit_run, tmp_path):
     """An archive whose files say nothing of it, and whose obs-index does."""
     for obs_id in (*GOOD, BAD):

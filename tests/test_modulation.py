@@ -58,6 +58,18 @@ def sideways(energy, lon, lat):
     return tilted(energy, 0.8 * lon + 0.6 * lat, 0.8 * lat - 0.6 * lon)
 
 
+def threshold_slope(energy):
+    return np.where(energy < energies(12)[3], 0.4, -0.2)
+
+
+def turning_on(energy, lon, lat):
+    return round_(energy, lon, lat) / (1 + (0.9 / energy) ** 8) * np.exp(0.6 * threshold_slope(energy) * lat)
+
+
+def steep(energy, lon, lat):
+    return round_(energy, lon, lat) * np.exp(-0.8 * lat)
+
+
 def stretched(energy, lon, lat, q=0.05):
     return round_(energy, lon, lat) * np.exp(q * (lon**2 - lat**2))
 
@@ -146,16 +158,33 @@ def ring_means(nodes, pixels):
 @pytest.mark.parametrize("closed", [None, disc(0.6, 1.0, 0.7)], ids=["open", "hole above"])
 def test_a_planted_gradient_is_found_within_its_error(closed):
     energy = energies(12)
-    true, pulls = slope(np.sqrt(energy[1:] * energy[:-1])), []
-    for seed in range(15):
+    true, pulls, errors = slope(np.sqrt(energy[1:] * energy[:-1])), [], []
+    for seed in range(30):
         _, field, edges = fluctuate(tilted, 3e4, seed, closed)
         expected = round_(np.sqrt(energy[1:] * energy[:-1])[:, None, None], CENTER[None, :], CENTER[:, None])
         tilt = fit_tilt(field.counts, expected * field.exposure, edges, 0.6, upwards(PIXELS))
         pulls.append((tilt.value - true) / tilt.error)
-    pulls = np.array(pulls)[:, :9]  # above, there is next to nothing but the prior
-    assert abs(pulls.mean()) < 0.5
-    assert 0.5 < pulls.std() < 1.4
-    assert np.abs(pulls).max() < 4
+        errors.append(tilt.error)
+    pulls, errors = np.array(pulls), np.array(errors)
+    assert np.abs(pulls).max() < 4.5
+    # above, the prior has more to say
+    assert abs(pulls[:, :6].mean()) < 0.3
+    assert 0.8 < pulls[:, :4].std() < 1.2
+    # the error by hand: in a round field half of the mean square of the offset is upwards
+    share = field.counts[1] / field.counts[1].sum()
+    by_hand = 1 / np.sqrt(0.6**2 * field.counts[1].sum() * (share * OFFSET**2).sum() / 2)
+    assert 0.8 * by_hand < errors[:, 1].mean() < 1.05 * by_hand
+
+
+def test_a_strong_gradient_is_found_as_well():
+    _, field, edges = expectation(steep)
+    center = np.sqrt(edges[0][1:] * edges[0][:-1])[:, None, None]
+    expected = field.exposure * round_(center, CENTER[None, :], CENTER[:, None])
+    tilt = fit_tilt(field.counts, expected, edges, 0.5, upwards(PIXELS))
+    assert_allclose(tilt.value[:6], -1.6, atol=0.02)
+    # the events crowd at one side of their ring, and tell less
+    none = fit_tilt(expectation(round_)[1].counts, expected, edges, 0.5, upwards(PIXELS))
+    assert (tilt.error[:4] > 1.1 * none.error[:4]).all()
 
 
 def test_the_error_of_the_gradient_shrinks_with_the_counts():
@@ -164,6 +193,21 @@ def test_the_error_of_the_gradient_shrinks_with_the_counts():
         _, field, edges = fluctuate(tilted, total, 0)
         errors.append(fit_tilt(field.counts, field.exposure, edges, 0.6, upwards(PIXELS)).error[2])
     assert errors[1] < errors[0] / 3
+
+
+def test_the_gradient_turns_with_the_threshold_and_hardly_above():
+    """Where the spectrum turns on the zenith is brighter, above it the horizon (measured: from +0.6 to -0.25)."""
+    energy = energies(12)
+    center, found = np.sqrt(energy[1:] * energy[:-1]), []
+    for seed in range(10):
+        _, field, edges = fluctuate(turning_on, 2e4, seed)
+        assert field.counts.sum(axis=(1, 2)).argmax() in (2, 3)
+        expected = field.exposure * round_(center[:, None, None], CENTER[None, :], CENTER[:, None])
+        found.append(fit_tilt(field.counts, expected, edges, 0.6, upwards(PIXELS)).value)
+    found = np.array(found)
+    assert_allclose(found[:, 2:5].mean(axis=0), threshold_slope(center)[2:5], atol=0.08)
+    # among the few events of high energy it follows a line, not the noise
+    assert np.diff(found[:, 6:], axis=1).std() < 0.03
 
 
 def test_the_gradient_does_not_care_for_a_wrong_radial_rate():
@@ -222,6 +266,27 @@ def test_two_telescopes_stretch_the_acceptance_and_only_a_free_shape_sees_it(sha
     assert fine == pytest.approx(0.05 * found, abs=0.006)
     # a Gaussian over a falling profile sees too much of what is further in, and the prior holds at none
     assert 0.03 * found - 0.001 < default < 0.05 * found + 0.001
+
+
+def test_the_shape_of_an_energy_is_its_own_where_it_has_the_counts():
+    _, field, edges = expectation(stretched)
+    counts = field.counts.copy()
+    counts[1] = expectation(round_)[1].counts[1]
+    how = {"sigma": 0.5, "min_counts": 100, "prior": 0}
+    among = modulation.free_modulation(counts, field.exposure, edges[0], PIXELS, **how)[0]
+    alone = modulation.free_modulation(counts[1:2], field.exposure[1:2], edges[0][1:3], PIXELS, **how)[0]
+    assert_allclose(among[1], alone[0], rtol=1e-9)
+
+
+def test_counts_without_exposure_say_nothing():
+    rings, field, edges = fluctuate(round_, 1e4, 13, disc(1.0, 0.0, 0.4))
+    wrong = np.where(disc(1.0, 0.0, 0.4), 1e3, field.counts)
+    for shape in MODELS:
+        right, got = (
+            estimate_field(rings, Histogram(counts, field.exposure), edges, field_settings=FieldSettings(shape)).value
+            for counts in (field.counts, wrong)
+        )
+        assert_array_equal(got, right)
 
 
 def test_a_wider_gaussian_leaves_less_of_the_noise():

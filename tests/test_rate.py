@@ -343,3 +343,14 @@ def test_each_setting_has_an_effect(change):
     base = rates.estimate_rate(counts[0], exposure, edges, rates.RateSettings()).value
     other = rates.estimate_rate(counts[0], exposure, edges, rates.RateSettings(**change)).value
     assert not np.allclose(base, other, rtol=1e-4, equal_nan=True)
+
+
+def test_events_that_weigh_nothing_are_no_more_than_none():
+    """A stack of weighted runs: one event of a run of weight 1e-5 must not make a hole of five decades."""
+    energy = np.geomspace(1, 100, 5)
+    counts = np.array([[900.0, 800, 700], [600, 500, 400], [300, 250, 0], [3, 0, 2]])
+    exposure = np.ones((4, 3)) * np.array([10.0, 8, 6])
+    none = rates.fill_rate(counts, exposure, energy).value
+    few = rates.fill_rate(np.where(counts == 0, 1e-5, counts), exposure, energy).value
+    np.testing.assert_allclose(few, none, rtol=1e-3)
+    assert (none[3] > none[3].max() / 10).all()

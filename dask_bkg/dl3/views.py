@@ -152,9 +152,10 @@ class _Run:
     @cached_property
     def horizon_place(self) -> tuple[NDArray, NDArray]:
         """Coordinates of the events in the field aligned with the horizon [deg]."""
-        assert self.horizon is not None and self.horizon.times.events is not None, "turning() has looked for them"
-        time = self.horizon.times.events
-        return self.horizon.place(self.events.ra, self.events.dec, time)
+        horizon = self.horizon
+        assert horizon is not None, "turning() has looked for it"
+        assert horizon.times.events is not None, "horizon_of() has looked for them"
+        return horizon.place(self.events.ra, self.events.dec, horizon.times.events)
 
     def outside(self, grid: FieldGrid, reach: str) -> _Open:
         """What is outside of the exclusion on a grid; found once a pixel width."""
