@@ -115,7 +115,8 @@ def job_graph(store: RunStore, hours: float, out_dir: Path) -> dict:
     nowhere: Any = None
     plan = Plan(config, bench_kl.EDGES, concat_regions([]), rate_settings(config), nowhere, targets)
     plan.candidates = set(numbers)
-    graph = pipeline.build(plan, call_the_roll(plan, store, ""), Stored(store, ""))
+    stored = Stored(store, "")
+    graph = pipeline.build(plan, call_the_roll(plan, stored), stored)
     return dict(HighLevelGraph.merge(*(task.__dask_graph__() for task in graph.writes)))
 
 

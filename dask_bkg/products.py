@@ -15,8 +15,9 @@ from dask_bkg.dl3.attach import attach_background, reads_reversed, write_backgro
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
 from dask_bkg.model import Known, Model, Stacks, stacked_rate
+from dask_bkg.modulation import FIELD_FLAGS
 from dask_bkg.plan import Target
-from dask_bkg.rate import EXTRAPOLATED, FLAGS, RING_FILLED
+from dask_bkg.rate import EXTRAPOLATED, RING_FILLED
 from dask_bkg.selection import Selection, Selections
 
 
@@ -256,7 +257,7 @@ def _remark(chosen: Selection) -> str:
 
 def summarize_flags(flag: NDArray) -> dict:
     """Number of bins for each flag in words, and the indices (energy, ring) of those that were filled."""
-    counted = {text: int(((flag & bit) > 0).sum()) for bit, text in FLAGS.items()}
+    counted = {text: int(((flag & bit) > 0).sum()) for bit, text in FIELD_FLAGS.items()}
     summary: dict = {"bins": {text: n for text, n in counted.items() if n}}
     if flag.ndim == 2:  # of the thousands of pixels of a field nobody reads a list
         summary["filled"] = np.argwhere((flag & (RING_FILLED | EXTRAPOLATED)) > 0).tolist()

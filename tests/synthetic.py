@@ -93,7 +93,9 @@ def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
     ]
     edges = Edges(config.binning.energy_edges, config.binning.offset_edges)
     plan = Plan(config, edges, concat_regions([]), rate_settings(config), None, targets)
-    store = SimpleNamespace(store=SimpleNamespace(path=f"{out}/runs.zarr", views={"": fine_view()}), view="")
+    store = SimpleNamespace(
+        store=SimpleNamespace(path=f"{out}/runs.zarr", views={"": fine_view()}), view="", field_view=None
+    )
     rows, keys = np.arange(n), rng.integers(1, 2**63, n).astype(np.uint64)
     return plan, Roster(table, table, rows, rows, keys, keys), store
 

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
     "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},
-    "products": {"dl3", "plan", "model", "rate", "selection", "errors"},
+    "products": {"dl3", "plan", "model", "modulation", "rate", "selection", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
     "cluster": {"errors"},
     "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,

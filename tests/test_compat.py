@@ -30,10 +30,10 @@ from dask_bkg import (
     ExclusionFinder,
     get_config,
     load_config,
-    pipeline,
     prepare_dataset,
     reduce_run,
     run_make_background,
+    single,
 )
 from dask_bkg.compat import BackgroundModelEstimator, make_background
 from dask_bkg.config import parse_config
@@ -516,14 +516,14 @@ def test_make_background_takes_the_run_store_of_the_job(archive, catalogs, four_
     kl_job(directory, tmp_path / "out")
     io = {"search_datastore": f"{directory}/", "out_dir": str(tmp_path / "out")}
     config = {"io": io, "background_selection": {"KL_DIV": True, "time_request": 1.5}}
-    update, places = pipeline.update_store, []
+    update, places = single.update_store, []
 
     def noted(plan, client, path, **options):
         stored = update(plan, client, path, **options)
         places.append((path, stored.opened))
         return stored
 
-    monkeypatch.setattr(pipeline, "update_store", noted)
+    monkeypatch.setattr(single, "update_store", noted)
     made = make_background(directory if same else four_runs, 64002, config)
     store = tmp_path / "out/results/runs.zarr"
     assert [(path == store, opened) for path, opened in places] == [(same, 0 if same else 4)]

@@ -15,13 +15,17 @@ from gammapy.irf import Background2D, Background3D
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_bkg import make_background, pipeline
+from dask_bkg.archive.load import load_field
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import update_store
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
+from dask_bkg.dl3.background import read_rate
 from dask_bkg.errors import ConfigError
 from dask_bkg.plan import plan_job
 from dask_bkg.roster import call_the_roll
+from dask_bkg.schema import FieldEdges
+from dask_bkg.simulate import simulate_archive
 
 OBS_IDS = [64001, 64002, 64003, 64004]
 FIELD = {"mode": "3d", "fov_bins": 10}
@@ -162,9 +166,6 @@ def test_the_switch_of_gammapy_tools(job, four_runs, tmp_path, alignment):
     assert view.alignment == alignment
     row = store.find([64001], view.name)
     edges = parse_config(job(four_runs, binning={"mode": "3d", "fov_bins": 10, "e_bins": 20})).binning
-    from dask_bkg.archive.load import load_field
-    from dask_bkg.schema import FieldEdges
-
     axes = FieldEdges(edges.energy_edges, edges.fov_edges)
     counts, exposure = load_field(str(store.path), view.name, row, axes)
     volume = np.diff(axes.energy)[:, None, None] * exposure[0]
@@ -177,6 +178,51 @@ def test_one_run_in_a_notebook(job, four_runs, tmp_path):
     background = make_background(four_runs, 64002, config)
     assert isinstance(background, Background3D)
     assert_allclose(background.quantity, backgrounds(tmp_path / "out")[64002].quantity, rtol=1e-6)
+
+
+# --- the truth -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tilted(tmp_path_factory):
+    """Twelve runs whose acceptance tilts towards the zenith."""
+    directory = tmp_path_factory.mktemp("tilted")
+    simulate_archive(directory, runs=12, events=8000, seed=5, sources=False, stars=False, tilt=0.6)
+    return directory
+
+
+@pytest.mark.parametrize("field", ["gradient", "free", "both"])
+@pytest.mark.parametrize("alignment", ["altaz", "radec"])
+def test_the_bright_side_is_that_of_the_run_itself(job, tilted, tmp_path, alignment, field):
+    """Each background is made of other runs; the events of the run lie where it says, in either frame."""
+    sections = {"io": {"from_run": False}, "model": {"field": field}}
+    binning = {"mode": "3d", "alignment": alignment}
+    config = parse_config(job(tilted, binning=binning, **sections))
+    results = pipeline.run(config, progress=False).results
+    store, edges = RunStore.open(config.store_path), FieldEdges(config.binning.energy_edges, config.binning.fov_edges)
+    own = store.field_view_for(edges, alignment, "disc")
+    # the view on the sky is the fine one, that on the horizon was filled by the job
+    counts, exposure = load_field(str(store.path), own.name, store.find([r.obs_id for r in results], own.name), edges)
+    center = config.binning.fov_edges[:-1] + 0.1
+    offset = np.hypot(center[:, None], center)
+    found = tilt_expected = variance = flat_expected = 0.0
+    for result, n, open_sky in zip(results, counts, exposure, strict=True):
+        rate = read_rate(result.output, result.hdu)
+        assert result.obs_id not in result.contributing
+        expected = rate * np.diff(edges.energy)[:, None, None] * open_sky
+        above = np.sqrt(edges.energy[1:] * edges.energy[:-1]) > result.threshold
+        expected, n = (values[above][:, offset < 2].sum(axis=0) for values in (expected, n))
+        ring = np.digitize(offset[offset < 2], np.arange(0, 2.1, 0.25)) - 1
+        flat = (np.bincount(ring, expected) / np.bincount(ring))[ring]
+        side = expected / flat - 1
+        level = n.sum() / expected.sum()  # that of the run is its own
+        found += n @ side
+        tilt_expected += level * (expected @ side)
+        flat_expected += level * (flat @ side)
+        variance += level * (expected @ side**2)
+    # what is free to be anything is held back by its prior
+    assert field == "free" or abs(found - tilt_expected) < 4 * np.sqrt(variance)
+    assert found - flat_expected > 10 * np.sqrt(variance)
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------
