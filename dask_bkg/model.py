@@ -129,11 +129,17 @@ def _field_rate(
             "the array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go "
             "with ALT_PNT; correct them, or set binning.mode: 2d"
         )
+    sines = _sin_zenith(chosen, known), float(np.sin(np.deg2rad(sight.zenith)))
+    if field.settings.tilts and not np.isfinite(sines).all():
+        raise RunError(
+            f"run {target.obs_id}: a gradient towards the zenith needs the zenith angle of the run and of those that "
+            "contribute (ALT_PNT in EVENTS, or ZEN_PNT in the obs-index): add it, or set model.field: free"
+        )
     rate = estimate_field(
         Histogram(stacks.counts, stacks.exposure),
         Histogram(stacks.field_counts, np.diff(field.edges.energy)[:, None, None] * stacks.field_exposure),
         (edges.energy, edges.offset, field.edges.fov),
-        (_sin_zenith(chosen, known), float(np.sin(np.deg2rad(sight.zenith)))),
+        sines,
         model.rate,
         field.settings,
         zenith=(0.0, 1.0) if field.counted == "altaz" else _upwards(target, field.settings),
@@ -144,9 +150,10 @@ def _field_rate(
 
 
 def _sin_zenith(chosen: Selection, known: Known) -> float:
-    """Mean sine of the zenith angle of the contributing runs, over their events."""
-    weight = chosen.weight * known.n_events[chosen.run]
-    return float(np.average(np.sin(np.deg2rad(known.zenith[chosen.run])), weights=weight))
+    """Mean sine of the zenith angle of the contributing runs that tell it, over their events; NaN: none does."""
+    sine, weight = np.sin(np.deg2rad(known.zenith[chosen.run])), chosen.weight * known.n_events[chosen.run]
+    told = np.isfinite(sine) & (weight > 0)
+    return float(np.average(sine[told], weights=weight[told])) if told.any() else math.nan
 
 
 def _angles(sight: Sight) -> NDArray:
@@ -163,7 +170,7 @@ def _angles(sight: Sight) -> NDArray:
 
 def _upwards(target: Target, settings: FieldSettings) -> tuple[float, float]:
     """Direction of the zenith in a field that is aligned with north, mean over the run, a unit vector."""
-    if settings.shape not in ("gradient", "both") or target.sight is None:
+    if not settings.tilts or target.sight is None:
         return 0.0, 1.0
     if not np.isfinite(target.sight).all():
         raise RunError(

@@ -250,6 +250,27 @@ def test_without_a_site_there_is_no_horizon(job, four_runs, run_path, edit_run, 
     assert sorted(backgrounds(tmp_path / "out")) == OBS_IDS
 
 
+def test_a_gradient_needs_to_know_where_the_zenith_was(job, four_runs, run_path, edit_run, tmp_path):
+    for obs_id in (64001, 64002):
+        edit_run(run_path(four_runs, obs_id), lambda hdus: hdus["EVENTS"].header.remove("ALT_PNT"))
+    index = four_runs / "obs-index.fits.gz"
+    with fits.open(index) as hdus:
+        table = Table(hdus[1].data)
+    table.remove_columns([name for name in ("ZEN_PNT", "ALT_PNT") if name in table.colnames])
+    fits.HDUList([fits.PrimaryHDU(), fits.table_to_hdu(table)]).writeto(index, overwrite=True)
+    binning = {**FIELD, "alignment": "radec"}
+    results = pipeline.run(parse_config(job(four_runs, binning=binning)), progress=False).results
+    assert [result.status for result in results] == ["failed", "failed", "done", "done"]
+    assert "ALT_PNT in EVENTS" in results[0].reason
+    assert "model.field: free" in results[0].reason
+    # a stack does without those of the contributing runs that nobody knows
+    every = {**STACKED, "background_selection": {"rank": "none"}}
+    results = pipeline.run(parse_config(job(four_runs, binning=binning, **every)), progress=False).results
+    assert [result.status for result in results] == ["failed", "failed", "done", "done"]
+    run_make_background(job(four_runs, binning=binning, model={"field": "free"}))
+    assert sorted(backgrounds(tmp_path / "out")) == OBS_IDS
+
+
 def test_axes_that_gammapy_would_mistake_are_refused(job, four_runs):
     with pytest.raises(ConfigError, match=r"fov_bins and binning\.e_bins are both 30"):
         parse_config(job(four_runs, binning={"mode": "3d", "fov_bins": 30}))
