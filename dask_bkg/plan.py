@@ -192,6 +192,7 @@ def plan_archive(config: Config) -> Plan:
         catalogs.sky_regions(config.exclusion, config.base_dir),
         rate_settings(config),
         read_datastore(config.directory("search_datastore"), config.io.data_dirs),
+        field=field_plan(config),
     )
     _add_candidates(plan)
     return plan

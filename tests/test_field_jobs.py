@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from dask_bkg import make_background, pipeline
 from dask_bkg.archive.load import load_field
 from dask_bkg.archive.store import RunStore
-from dask_bkg.collect import update_store
+from dask_bkg.collect import reduce_archive, update_store
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.background import read_rate
@@ -105,6 +105,13 @@ def test_events_are_read_once_for_all_fields(job, four_runs, tmp_path):
         plan = plan_job(parse_config(job(four_runs, binning=binning, **STACKED)))
         read.append(update_store(plan, None, plan.config.store_path, progress=False).read)
     assert read == [4, 4, 0, 0]
+
+
+def test_reduce_fills_the_field_of_the_job(job, four_runs):
+    config = parse_config(job(four_runs, binning={"mode": "3d"}, **STACKED))
+    assert reduce_archive(config, progress=False).read == 4
+    summary = pipeline.run(config, progress=False)
+    assert (summary.runs_read, summary.runs_opened) == (0, 0)
 
 
 def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs):
