@@ -87,9 +87,7 @@ class Binning(Section):
     off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
     off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
-    mode: Literal["2d", "3d"] = option(
-        "2d", "2d, rings of offset; 3d, square pixels of the field of view (a tilted or elongated acceptance)"
-    )
+    mode: Literal["2d", "3d"] = option("2d", "rings of offset, or square pixels of the field of view")
     fov_bins: Whole = option(None, "3d, pixels along each side of the field; null is pixels of 0.2 deg", ge=2, le=200)
     fov_max: Deg = option(2.5, "3d, distance of the sides of the field from the pointing", gt=0, le=20)
     alignment: Literal["altaz", "radec"] = option(
@@ -326,7 +324,7 @@ class Modelling(Section):
     min_counts: Whole = option(500, "counts that an energy pool must have for a radial shape of its own", ge=1)
     fill: StrictBool = option(True, "fill sparse and empty bins from their neighbours")
     field: Literal["gradient", "free", "both", "plain"] = option(
-        "gradient", "3d, a gradient towards the zenith, whatever the counts say, or counts / exposure of each pixel"
+        "gradient", "3d, towards the zenith, whatever the counts say, one after the other, or each pixel alone"
     )
     field_sigma: Deg = option(0.5, "3d, width of the Gaussian of free, if smooth_sigma does not say it", ge=0)
 
