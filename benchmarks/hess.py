@@ -1,6 +1,6 @@
 """Backgrounds of the H.E.S.S. DL3 DR1 runs: predicted over observed counts, and what an excluded source does.
 
-    GAMMAPY_DATA=... python benchmarks/hess.py [--modes MODE ...] [--json FILE]
+    GAMMAPY_DATA=... python benchmarks/hess.py [--modes MODE ...] [--rank RANK] [--json FILE]
 
 All modes (each run from itself, stacks of other runs; 2D, 3D) over all runs of the release that are there. Predicted
 is what gammapy's MapDatasetMaker makes of the written files, outside of the exclusion, above the run's threshold,
@@ -50,12 +50,15 @@ MODES = {
 }
 
 
-def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str) -> pipeline.Summary:
-    """All runs of the archive, with the defaults of the configuration."""
+def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str, rank: str) -> pipeline.Summary:
+    """All runs of the archive, with the defaults of the configuration but for the ranking."""
     from_run, binning = MODES[mode]
     io = {"search_datastore": archive, "in_dir": archive, "out_dir": out_dir, "from_run": from_run}
     # in_dir is the archive itself, which may be read-only: nothing to prepare
-    config = parse_config({"io": io, "binning": binning, "run_store": {"path": store}})
+    selection = {"rank": rank}
+    config = parse_config(
+        {"io": io, "binning": binning, "run_store": {"path": store}, "background_selection": selection}
+    )
     return pipeline.run(config, progress=False)
 
 
@@ -176,6 +179,7 @@ def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--rank", default="conditions", help="of stacks: background_selection.rank")
     parser.add_argument("--json", type=Path, help="also write all rows here")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -189,7 +193,7 @@ def main() -> None:
     results: dict[str, list[dict]] = {}
     for mode in options.modes:
         start, out_dir = time.perf_counter(), scratch / mode.replace(": ", "-")
-        summary = make_backgrounds(archive, out_dir, scratch / "runs.zarr", mode)
+        summary = make_backgrounds(archive, out_dir, scratch / "runs.zarr", mode, options.rank)
         seconds = time.perf_counter() - start
         print(f"{mode}: {len(summary.results)} backgrounds in {seconds:.1f} s, failed: {summary.failed}")
         results[mode] = table_of_runs(summary, out_dir, regions)
