@@ -309,7 +309,8 @@ def _draw_used(axes, obs_id: NDArray, values: NDArray, title: str, shown: int | 
         axes.bar(places, values, color=colors, width=0.7)
     else:
         axes.scatter(places, values, s=6 if order.size <= 1000 else 1, c=colors, lw=0)
-    ticks = evenly(order.size, 4)
+    # of seven to twenty runs six would not be evenly spread, and two of the numbers would touch
+    ticks = evenly(order.size, 4 if 6 < order.size <= 20 else 6)
     axes.set_xticks(ticks, obs_id[ticks].astype(str))
     # a single bar must not be a wall
     middle, half = (order.size - 1) / 2, 0.51 * max(order.size, 5)
