@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import graph_size, local_cluster, machine_line, peak_memory, reset_peak, write_json
+from common import graph_size, local_cluster, machine_line, peak_memory, reset_peak, write_json, write_store
 from dask import delayed
 from dask.highlevelgraph import HighLevelGraph
 from gammapy.irf import Background2D, Background3D
@@ -27,12 +28,9 @@ from numpy.typing import NDArray
 
 from dask_bkg import fov
 from dask_bkg.archive.store import RunStore
-from dask_bkg.archive.table import key_of
-from dask_bkg.archive.update import BlockDone, BlockWork, RunDone, write_histograms
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.attach import write_background
 from dask_bkg.dl3.background import background_table
-from dask_bkg.dl3.read import RunFile
 from dask_bkg.lazy.graph import block_size
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
@@ -42,7 +40,7 @@ from dask_bkg.modulation import FieldSettings, Histogram, estimate_field
 from dask_bkg.pipeline import FIELD_BLOCK
 from dask_bkg.rate import Rate, RateSettings, estimate_rate
 from dask_bkg.report import format_table
-from dask_bkg.schema import RUN_NUMBERS, Edges, FieldEdges, View
+from dask_bkg.schema import Edges, FieldEdges, View
 
 ENERGY = np.geomspace(0.1, 100, 31)
 RINGS = Edges(ENERGY, np.linspace(0, 2.5, 11))
@@ -70,40 +68,27 @@ def expected_counts() -> tuple[NDArray, NDArray]:
     return norm * np.multiply.outer(spectrum, rings), norm * np.multiply.outer(spectrum, pixels)
 
 
-def runs_of(work: BlockWork, means: tuple[NDArray, NDArray]) -> Iterator[dict[str, NDArray]]:
-    """Histograms of the runs of a block."""
-    offset = fov.separation(PIXELS[None, :-1] + 0.1, PIXELS[:-1, None] + 0.1, 0.0, 0.5)
-    for run in work.runs:
-        rng = np.random.default_rng(run.obs_id)
-        open_rings, open_pixels = np.ones(RINGS.shape[1]), np.ones((25, 25))
-        if run.obs_id % 5 == 0:
-            open_pixels[offset < 0.35], open_rings[:4] = 0.0, 0.8
-        yield {
-            "counts": rng.poisson(means[0] * open_rings).astype(np.uint32),
-            "exposed_fraction": open_rings,
-            "field_counts": rng.poisson(means[1] * open_pixels).astype(np.uint32),
-            "field_exposed_fraction": open_pixels,
-        }
+def histograms_of(obs_id: int, means: tuple[NDArray, NDArray]) -> dict[str, NDArray]:
+    """Histograms of a run."""
+    rng = np.random.default_rng(obs_id)
+    open_rings, open_pixels = np.ones(RINGS.shape[1]), np.ones((25, 25))
+    if obs_id % 5 == 0:
+        offset = fov.separation(PIXELS[None, :-1] + 0.1, PIXELS[:-1, None] + 0.1, 0.0, 0.5)
+        open_pixels[offset < 0.35], open_rings[:4] = 0.0, 0.8
+    return {
+        "counts": rng.poisson(means[0] * open_rings).astype(np.uint32),
+        "exposed_fraction": open_rings,
+        "field_counts": rng.poisson(means[1] * open_pixels).astype(np.uint32),
+        "field_exposed_fraction": open_pixels,
+    }
 
 
-def write_store(path: Path, n: int) -> float:
-    """The run store of an archive that was never read; MB on disk."""
-    store, means = RunStore.open_or_create(path, VIEW), expected_counts()
-    nowhere = [RunFile(obs_id, "") for obs_id in range(50_001, 50_001 + n)]
-    with store.writing():
-        for work in store.plan_update(nowhere, [VIEW], None):
-            new = dict(zip(work.rows, runs_of(work, means), strict=True))
-            write_histograms(str(path), VIEW, work, new)
-            done = tuple(_told(row, run.obs_id) for row, run in zip(work.rows, work.runs, strict=True))
-            store.record(BlockDone(work.block, (VIEW.name,), done))
+def fill_store(path: Path, n: int) -> float:
+    """The run store of synthetic runs; MB on disk."""
+    numbers = {"livetime": 0.9 * ONTIME, "ontime": ONTIME, "ra_pnt": 0.0, "dec_pnt": 0.0, "zenith": ZENITH}
+    histograms = partial(histograms_of, means=expected_counts())
+    write_store(path, VIEW, range(50_001, 50_001 + n), histograms, lambda obs_id: numbers)
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-
-
-def _told(row: int, obs_id: int) -> RunDone:
-    numbers = dict.fromkeys(RUN_NUMBERS, float("nan"))
-    numbers |= {"livetime": 0.9 * ONTIME, "ontime": ONTIME, "ra_pnt": 0.0, "dec_pnt": 0.0, "zenith": ZENITH}
-    texts = {"fingerprint": f"synthetic {obs_id}"}
-    return RunDone(row, obs_id, "read", numbers, texts, (key_of(texts["fingerprint"], ""),), ())
 
 
 # -- stacks and files ----------------------------------------------------------------------------------------------
@@ -132,7 +117,7 @@ def _sums(*parts: NDArray) -> list[float]:
 
 def measure(n: int, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """One archive: seconds, memory and tasks of both."""
-    size = write_store(scratch / f"{n}.zarr", n)
+    size = fill_store(scratch / f"{n}.zarr", n)
     store, told = RunStore.open(scratch / f"{n}.zarr"), {"runs": n, "store_mb": size}
     with local_cluster(options.workers, options.memory) as client:
         for mode in ("2d", "3d"):

@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import numpy as np
 from common import environment, graph_size, local_cluster, machine_line, peak_memory, write_json
 from dask.highlevelgraph import HighLevelGraph
@@ -36,17 +37,14 @@ from scipy import sparse
 
 from dask_bkg import similarity
 from dask_bkg.archive.store import RunStore
-from dask_bkg.archive.table import key_of
-from dask_bkg.archive.update import BlockDone, RunDone, write_histograms
 from dask_bkg.config import parse_config
-from dask_bkg.dl3.read import RunFile
 from dask_bkg.dl3.reduce import solid_angles
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.report import format_table
-from dask_bkg.schema import RUN_NUMBERS, Edges, View
+from dask_bkg.schema import Edges, View
 from dask_bkg.similarity import ShapeSettings, flat_bins
 
 EDGES = Edges(np.geomspace(0.01, 100, 21), np.linspace(0, 2.5, 6))
@@ -104,27 +102,19 @@ def synthetic_runs(n: int, seed: int = 1) -> Runs:
 
 
 def write_store(path: Path, runs: Runs) -> None:
-    """The run store of an archive that was never read: histograms and table as a job leaves them."""
-    store = RunStore.open_or_create(path, VIEW)
-    nowhere = [RunFile(obs_id, "") for obs_id in runs.obs_id.tolist()]
+    """The run store of synthetic runs."""
     index = {obs_id: i for i, obs_id in enumerate(runs.obs_id.tolist())}
-    with store.writing():
-        for work in store.plan_update(nowhere, [VIEW], None):
-            numbers = [index[run.obs_id] for run in work.runs]
-            new = {
-                row: {"counts": runs.counts[i].astype(np.uint32), "exposed_fraction": runs.fraction[i]}
-                for row, i in zip(work.rows, numbers, strict=True)
-            }
-            write_histograms(str(path), VIEW, work, new)
-            done = tuple(_told(row, i, runs) for row, i in zip(work.rows, numbers, strict=True))
-            store.record(BlockDone(work.block, (VIEW.name,), done))
 
+    def histograms(obs_id: int) -> dict[str, NDArray]:
+        i = index[obs_id]
+        return {"counts": runs.counts[i].astype(np.uint32), "exposed_fraction": runs.fraction[i]}
 
-def _told(row: int, i: int, runs: Runs) -> RunDone:
-    numbers = dict.fromkeys(RUN_NUMBERS, float("nan"))
-    numbers |= {"livetime": float(runs.livetime[i]), "ontime": float(runs.ontime[i]), "ra_pnt": 0.0, "dec_pnt": 0.0}
-    texts = {"fingerprint": f"synthetic {i}"}
-    return RunDone(row, int(runs.obs_id[i]), "read", numbers, texts, (key_of(texts["fingerprint"], ""),), ())
+    def numbers(obs_id: int) -> dict[str, float]:
+        i = index[obs_id]
+        times = {"livetime": float(runs.livetime[i]), "ontime": float(runs.ontime[i])}
+        return {**times, "ra_pnt": 0.0, "dec_pnt": 0.0}
+
+    common.write_store(path, VIEW, list(index), histograms, numbers)
 
 
 # -- the bare operations -------------------------------------------------------------------------------------

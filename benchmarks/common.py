@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, a local cluster, the size of a graph, memory and times of its tasks."""
+"""What the benchmarks share: machine, local cluster, memory, graph and times of its tasks, a synthetic run store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,12 @@ from distributed import Client, Worker
 from distributed.deploy import SubprocessCluster
 from numpy.typing import NDArray
 
+from dask_bkg.archive.store import RunStore
+from dask_bkg.archive.table import key_of
+from dask_bkg.archive.update import BlockDone, RunDone, write_histograms
 from dask_bkg.cluster import workers_environment
+from dask_bkg.dl3.read import RunFile
+from dask_bkg.schema import RUN_NUMBERS, View
 
 
 def machine() -> dict[str, str | int]:
@@ -157,3 +162,24 @@ def host_workers(address: str, number: int) -> None:
 def doze(seconds: float, *inputs: Any) -> None:
     """A task that only takes its time."""
     time.sleep(seconds)
+
+
+def write_store(
+    path: Path, view: View, obs_ids: Sequence[int], histograms: Callable[[int], dict], numbers: Callable[[int], dict]
+) -> None:
+    """The run store of an archive that was never read: histograms and table as a job leaves them.
+
+    ``histograms`` and ``numbers`` give those of a run by its number; numbers that they leave out are NaN.
+    """
+    store = RunStore.open_or_create(path, view)
+    unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
+    with store.writing():
+        for work in store.plan_update([RunFile(obs_id, "") for obs_id in obs_ids], [view], None):
+            runs = list(zip(work.rows, (run.obs_id for run in work.runs), strict=True))
+            write_histograms(str(path), view, work, {row: histograms(obs_id) for row, obs_id in runs})
+            done = [
+                RunDone(row, obs_id, "read", {**unknown, **numbers(obs_id)}, {"fingerprint": f"synthetic {obs_id}"},
+                        (key_of(f"synthetic {obs_id}", ""),), ())
+                for row, obs_id in runs
+            ]  # fmt: skip
+            store.record(BlockDone(work.block, (view.name,), tuple(done)))

@@ -172,7 +172,7 @@ def kl_divergence(data1: ArrayLike, data2: ArrayLike) -> float:
     --------
     >>> round(kl_divergence([0.5, 0.5], [0.9, 0.1]), 6)
     0.510826
-    >>> kl_divergence([0.0, 1.0], [0.5, 0.5]) == np.log(2)
+    >>> bool(kl_divergence([0.0, 1.0], [0.5, 0.5]) == np.log(2))
     True
     """
     p, q = np.asarray(data1, dtype=float), np.asarray(data2, dtype=float)
@@ -181,3 +181,14 @@ def kl_divergence(data1: ArrayLike, data2: ArrayLike) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = p * np.log(p / q)
     return float(np.where(p == 0, 0.0, terms).sum())
+
+
+def evenly(n: int, most: int) -> NDArray:
+    """At most so many of the indices up to n, evenly spread.
+
+    Examples
+    --------
+    >>> evenly(9, 3).tolist(), evenly(2, 3).tolist()
+    ([0, 4, 8], [0, 1])
+    """
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int))

@@ -24,6 +24,7 @@ from dask_bkg.collect import update_store
 from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
+from dask_bkg.kernels import evenly
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, literal
 from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
@@ -112,7 +113,7 @@ def _raise(done: object) -> None:
 def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
     """The matrix of a file, of evenly spread runs where there are more than a picture can show; in memory."""
     kl = xr.open_zarr(path)["kl"]
-    chosen = np.unique(np.linspace(0, kl.sizes["obs_id"] - 1, min(most, kl.sizes["obs_id"])).round().astype(int))
+    chosen = evenly(kl.sizes["obs_id"], most)
     with dask.config.set(scheduler="threads"):
         return kl.isel(obs_id=chosen, obs_id_ref=chosen).load()
 

@@ -11,6 +11,7 @@ from dask_bkg import report
 from dask_bkg.config import Config
 from dask_bkg.dl3.background import read_rate
 from dask_bkg.errors import BackgroundError
+from dask_bkg.kernels import evenly
 from dask_bkg.pipeline import Summary
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ def draw_backgrounds(summary: Summary, config: Config) -> Path | None:
     path = summary.results_dir / NAME
     about = [np.array([getattr(r, name) for r in done]) for name in ("obs_id", "hours", "n_events")]
     shown = max(done, key=lambda result: result.n_events)
-    sample = [done[i] for i in np.unique(np.linspace(0, len(done) - 1, min(MOST, len(done))).round().astype(int))]
     binning, energy = config.binning, config.binning.energy_edges
     try:
         if binning.mode == "3d":
@@ -44,7 +44,7 @@ def draw_backgrounds(summary: Summary, config: Config) -> Path | None:
             made = report.FieldBackground(rate, energy, fov, binning.alignment, shown.obs_id, *about)
             report.plot_backgrounds(path, made)
         else:
-            rates = np.array([read_rate(result.output, result.hdu) for result in sample])
+            rates = np.array([read_rate(done[i].output, done[i].hdu) for i in evenly(len(done), MOST)])
             report.plot_backgrounds(path, report.RingBackgrounds(rates, energy, binning.offset_edges, *about))
     except (BackgroundError, OSError, ValueError) as error:
         log.warning("no picture of the backgrounds: %s", error)

@@ -242,7 +242,7 @@ def made_by(plan: Plan, stored: Stored) -> str:
     """What all backgrounds of a job depend on: the settings, and the pixels through which events were counted."""
     view = stored.store.views[stored.view]
     axes = ring_view(view.edges, view.method, view.reach).name
-    field = "" if stored.field_view is None else f"/{stored.field_view or view.pixels}"
+    field = "" if stored.field_view is None else f"/{stored.field_view}{stored.store.views[stored.field_view].pixels}"
     return f"{bookkeeping.config_hash(plan.config)}/{axes}/{view.pixels}{field}"
 
 

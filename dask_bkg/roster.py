@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dask_bkg import selection
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import Stored
+from dask_bkg.dl3.altaz import OTHERWISE
+from dask_bkg.dl3.headers import SITE_CARDS
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError
 from dask_bkg.fov import separation
@@ -37,12 +39,7 @@ INDEX_COLUMNS = {
 SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
 """Per-run numbers of a `dask_bkg.plan.Sight`."""
 
-HORIZON = {
-    "site_lon": "GEOLON (or OBSGEO-L)",
-    "site_lat": "GEOLAT (or OBSGEO-B)",
-    "site_height": "ALTITUDE (or OBSGEO-H)",
-    "time": "TSTART and MJDREFI",
-}
+HORIZON = {**SITE_CARDS, "time": "TSTART and MJDREFI"}
 """Per-run numbers that tell where the horizon is, and the cards that they come from."""
 
 
@@ -150,8 +147,8 @@ def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
     return {
         int(table["obs_id"][row]): (
             f"run {table['obs_id'][row]}: no field aligned with the horizon, as its EVENTS header does not have "
-            f"{' and '.join(cards for name, cards in HORIZON.items() if unknown[name][row])}: add what is missing, "
-            "or set binning.mode: 2d, or binning.alignment: radec with io.from_run"
+            f"{' and '.join(cards for name, cards in HORIZON.items() if unknown[name][row])}: add what is missing"
+            + OTHERWISE
         )
         for row in np.flatnonzero(np.any(list(unknown.values()), axis=0) & (table["error"] == ""))
     }

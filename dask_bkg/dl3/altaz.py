@@ -17,7 +17,7 @@ from erfa import ufunc as erfa
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg import fov
-from dask_bkg.dl3.headers import SECONDS_PER_DAY, SITE
+from dask_bkg.dl3.headers import SECONDS_PER_DAY, SITE_CARDS
 from dask_bkg.dl3.horizon import TAI_FROM
 from dask_bkg.dl3.read import RunEvents, Times
 from dask_bkg.errors import RunError
@@ -50,8 +50,7 @@ def horizon_of(events: RunEvents) -> HorizonField:
     dask_bkg.errors.RunError: ... EVENTS does not have GEOLON (or OBSGEO-L) and MJDREFI and the column TIME: ...
     """
     numbers, times = events.numbers, events.times
-    unknown = [cards for name, cards in SITE.items() if not np.isfinite(numbers.get(name, np.nan))]
-    missing = [f"{older} (or {newer})" for newer, older in unknown]
+    missing = [cards for name, cards in SITE_CARDS.items() if not np.isfinite(numbers.get(name, np.nan))]
     if times is None or not np.isfinite(times.reference).all():
         missing.append("MJDREFI")
     if times is None or times.events is None:

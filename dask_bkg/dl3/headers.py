@@ -26,6 +26,9 @@ SITE = {
 }
 """Cards of the place of the array, those of FITS before the older ones of GADF."""
 
+SITE_CARDS = {name: f"{older} (or {newer})" for name, (newer, older) in SITE.items()}
+"""The same in words."""
+
 
 def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Pointing, observing conditions and times from an EVENTS header or a row of an obs-index.

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from dask_bkg.kernels import evenly
 from dask_bkg.report.curves import TRUTH
 
 MATRIX_RUNS = 2000
@@ -80,7 +81,7 @@ def plot_kl_matrix(path: str | Path, kl: ArrayLike, obs_id: ArrayLike, zenith: A
         Zenith angles [deg] for strips beside the matrix, shape ``(runs,)``.
     """
     kl, obs_id = np.array(kl, dtype=float), np.asarray(obs_id)
-    shown = np.unique(np.linspace(0, len(kl) - 1, min(MATRIX_RUNS, len(kl))).round().astype(int))
+    shown = evenly(len(kl), MATRIX_RUNS)
     order = order_of_likeness(kl[np.ix_(shown, shown)])
     if zenith is not None and _falls(np.asarray(zenith, dtype=float)[shown[order]]):
         order = order[::-1]
