@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
@@ -114,8 +113,7 @@ def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
     """The matrix of a file, of evenly spread runs where there are more than a picture can show; in memory."""
     kl = xr.open_zarr(path)["kl"]
     chosen = evenly(kl.sizes["obs_id"], most)
-    with dask.config.set(scheduler="threads"):
-        return kl.isel(obs_id=chosen, obs_id_ref=chosen).load()
+    return kl.isel(obs_id=chosen, obs_id_ref=chosen).load(scheduler="threads")
 
 
 # -- tables of single targets ----------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 600.0
 """Seconds that a task waits for another one which writes to the run store."""
 
+IN_THIS_THREAD = "synchronous"
+"""Scheduler; named in each call, as Dask's configuration is one for all threads of a worker."""
+
 MANY = 200
 """Runs that are read for a single background without a word."""
 
@@ -54,9 +57,8 @@ def make_one(plan: Plan) -> Background2D | Background3D:
         for reason in plan.failed.values():
             raise RunError(reason)
         graph = build(plan, roster, stored)
-        with dask.config.set(scheduler="synchronous"):
-            chosen = dask.compute(*graph.selected)[0].of(0)
-            stacks = _stacks(graph)
+        chosen = dask.compute(*graph.selected, scheduler=IN_THIS_THREAD)[0].of(0)
+        stacks = _stacks(graph)
     if chosen.reason:
         raise RunError(chosen.reason)
     model = Model(plan.edges, plan.rate, plan.field)
@@ -70,7 +72,7 @@ def _stacks(graph: Graph) -> Stacks:
     """The stacks of the one target."""
     rings = [graph.stacks[name].data for name in ("counts", "exposure", "livetime")]
     field = [] if graph.fields is None else [graph.fields[name].data for name in ("counts", "exposure")]
-    return Stacks(*dask.compute(*rings, *field))
+    return Stacks(*dask.compute(*rings, *field, scheduler=IN_THIS_THREAD))
 
 
 def _update_patiently(plan: Plan, path: Path) -> Stored:

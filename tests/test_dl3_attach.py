@@ -249,7 +249,9 @@ def test_the_message_says_what_is_missing(run):
         attach_background(run, run, background_2d())
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", b"\x1f\x8b\x08 no gzip", gzip.compress(b"text", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>Not found</html>", b"\x1f\x8b\x08 no gzip", gzip.compress(b"text", mtime=0)]
+)
 def test_what_is_not_fits_is_told(run, content):
     run.write_bytes(content)
     with pytest.raises(RunError, match=r"run\.fits"):

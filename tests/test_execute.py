@@ -90,6 +90,23 @@ def test_what_lies_below_is_not_handed_over(where):
     assert collect([delayed(double, pure=False)(below)], where) == {0: 4}
 
 
+def test_two_threads_of_a_process_lose_nothing_to_each_other():
+    """Two tasks of a worker with two threads: Dask's callbacks, entered as a context, are one set for both."""
+    together, found = threading.Barrier(2), [[], []]
+
+    def compute(me):
+        for _ in range(100):
+            together.wait(30)
+            found[me].append(collect(tasks(2), None, n_threads=1))
+
+    threads = [threading.Thread(target=compute, args=(me,)) for me in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[{0: 0, 1: 2}] * 100] * 2
+
+
 def fail(text):
     raise ValueError(text)
 

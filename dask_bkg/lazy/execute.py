@@ -29,8 +29,10 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     if not tasks:
         return
     if client is None:
-        with _Each({task.key: i for i, task in enumerate(tasks)}, handle):
-            dask.compute(*tasks, scheduler="threads", num_workers=n_threads)
+        each = _Each({task.key: i for i, task in enumerate(tasks)}, handle)
+        # handed over, not entered as a context: that is global, and another thread that computes would take it away
+        callbacks = {*Callback.active, each._callback}
+        dask.compute(*tasks, scheduler="threads", num_workers=n_threads, callbacks=callbacks)
         return
     futures = client.compute(list(tasks))
     number = {future.key: i for i, future in enumerate(futures)}
