@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xarray as xr
 from dask.delayed import Delayed
@@ -157,7 +157,33 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
     return few if few < block else None
 
 
-def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] | None = None) -> Graph:
+class Last(NamedTuple):
+    """The layer at the end of a graph, which makes something of the stacks of some targets a task.
+
+    Attributes
+    ----------
+    name
+        Of the layer.
+    shared
+        What its tasks have in common.
+    task
+        Makes the work of a task, given targets and the row of the first of them in the stacks.  The work is called
+        with `dask_bkg.model.Known`, what is shared, `dask_bkg.selection.Selections` and the arrays of
+        `dask_bkg.model.Stacks`.
+    """
+
+    name: str
+    shared: Any
+    task: Callable[[list[Target], int], Callable]
+
+
+def build(
+    plan: Plan,
+    roster: Roster,
+    stored: Stored,
+    made: Mapping[int, Made] | None = None,
+    last: Last | None = None,
+) -> Graph:
     """The graph of a job, from the store to the files. Computes nothing.
 
     Parameters
@@ -166,6 +192,8 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
         The job, who takes part, and the run store.
     made
         What earlier jobs have made: backgrounds that would come out the same are not written again.
+    last
+        What is done with the stacks; by default backgrounds are made of them and written.
     """
     settings = plan.config.background_selection
     targets, runs = histograms(plan, roster, stored)
@@ -178,7 +206,8 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     pixels = field_histograms(plan, roster, stored)
     fields = None if pixels is None else stack_runs(pixels, numbers, selected, split_every=split_every)
     all_stacks = [stack for stack in (stacks, fields) if stack is not None]
-    writes, parts = _writes(plan, roster, selected, all_stacks, made_by(plan, stored), made or {})
+    last = last or _writing(plan, made_by(plan, stored), made or {})
+    writes, parts = _writes(plan, roster, selected, all_stacks, last)
     graph = Graph(targets, runs, selected, stacks, fields, writes, parts)
     if settings.store_KL:
         # a worker may have another working directory
@@ -187,22 +216,30 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     return graph
 
 
+def model_of(plan: Plan) -> Model:
+    """How a job makes its backgrounds of stacks."""
+    return Model(plan.edges, plan.rate, plan.field)
+
+
+def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
+    """The layer ``write-dl3``."""
+
+    def task(part: list[Target], first: int) -> _Write:
+        marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
+        return _Write(list(zip(part, marks, strict=True)), first)
+
+    return Last("write-dl3", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
+
+
 def _writes(
-    plan: Plan,
-    roster: Roster,
-    selected: list[Delayed],
-    stacks: Sequence[xr.Dataset],
-    made_by: str,
-    made: Mapping[int, Made],
+    plan: Plan, roster: Roster, selected: list[Delayed], stacks: Sequence[xr.Dataset], last: Last
 ) -> tuple[list[Delayed], list[list[Target]]]:
-    """Tasks that make and write backgrounds, some of a block of targets each."""
+    """Tasks that make something of stacks, some of a block of targets each."""
     rings, *field = stacks
     arrays = [rings[name].data for name in ("counts", "exposure", "livetime")]
     arrays += [stack[name].data for stack in field for name in schema.HISTOGRAMS]
     layers = Layers(*arrays, *selected)
-    model = Model(plan.edges, plan.rate, plan.field)
-    settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
-    shared = layers.add("settings", lambda name: {name: literal(settings)})
+    shared = layers.add("settings", lambda name: {name: literal(last.shared)})
     state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
     tasks: dict = {}
     parts: list[list[Target]] = []
@@ -212,13 +249,11 @@ def _writes(
             inputs = [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
-                marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
-                work = _Write(list(zip(part, marks, strict=True)), first - a)
-                tasks[name, len(parts)] = (work, state, shared, selected[i].key, *inputs)
+                tasks[name, len(parts)] = (last.task(part, first - a), state, shared, selected[i].key, *inputs)
                 parts.append(part)
         return tasks
 
-    name = layers.add("write-dl3", write, shared, state, *(array.name for array in arrays), selected[0].key[0])
+    name = layers.add(last.name, write, shared, state, *(array.name for array in arrays), selected[0].key[0])
     return layers.delayed(name, len(parts)), parts
 
 
