@@ -5,6 +5,7 @@ counts of a run; ``results`` and ``summary`` put the runs together.  `dask_bkg.v
 """
 
 from dask_bkg.validation.bins import Bins, Settings, make_bins
+from dask_bkg.validation.flags import flag_words, run_columns, worst_first
 from dask_bkg.validation.maps import Comparison, compare_counts
 from dask_bkg.validation.predict import Nodes, Places, predict
 from dask_bkg.validation.results import Validation
@@ -23,8 +24,11 @@ __all__ = [
     "bootstrap_error",
     "compare",
     "compare_counts",
+    "flag_words",
     "make_bins",
     "predict",
+    "run_columns",
     "score_run",
     "summarise",
+    "worst_first",
 ]
