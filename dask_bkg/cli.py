@@ -229,6 +229,10 @@ def validate(
     other = load_config(against) if against is not None and against.is_file() else against
     options: dict[str, Any] = {"folds": folds, "same_target_out": same_target_out, "progress": progress}
     done = held_out.validate(settings, other, **options)
+    done.name = config_file.stem
+    if done.against is not None and against is not None:
+        name = against.stem if against.is_file() else against.resolve().name
+        done.against.name = name if name != done.name else f"{against.parent.name}/{name}"
     click.echo(write_validation(done, directory))
     click.echo(f"\npage: {directory / 'validation.html'}")
     failed = {**(done.against.failed if done.against else {}), **done.failed}

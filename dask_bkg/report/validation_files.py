@@ -109,10 +109,9 @@ def _models(first: Mapping[str, Any], rows: list) -> str:
         cells = []
         for form, told in first["significance"].items():
             if told["cells"]:
-                cells.append([
-                    form, _pm(told["width"], 3), f"{told['width']['expected']:.3f}", _pm(told["mean"], 3),
-                    f"{told['mean']['expected']:.3f}", told["beyond_3"]["value"], f"{told['beyond_3']['expected']:.1f}",
-                ])  # fmt: skip
+                parts = [[_pm(told[key], 3), f"{told[key]['expected']:.3f}"] for key in ("width", "mean")]
+                tail = told["beyond_3"]
+                cells.append([form, *parts[0], *parts[1], tail["value"], f"{tail['expected']:.1f}"])
         return "significances of cells\n" + format_table(header, cells) if cells else ""
     header = ["1e-3 nats an event", "raw", "norm", "enorm", "width (norm)", "perfect"]
     cells = [

@@ -26,21 +26,23 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; color: var(--ink); background: #fff;
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 38px 0 8px; } h3 { font-size: 15px; margin: 0; }
-p { margin: 4px 0 12px; max-width: 80ch; } .soft { color: var(--soft); } .warn { color: var(--warn); font-weight: 600; }
+h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 38px 0 8px; }
+h3 { font-size: 15px; margin: 0; } p { margin: 4px 0 12px; max-width: 96ch; }
+.soft { color: var(--soft); } .warn { color: var(--warn); font-weight: 600; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 18px 0 6px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-.card b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.card span { color: var(--soft); font-size: 13px; }
+.card b { display: block; font-size: 21px; font-weight: 600; white-space: nowrap; }
+.card i { font-style: normal; font-size: 14px; font-weight: 400; color: var(--soft); }
+.card span { display: block; color: var(--soft); font-size: 13px; line-height: 1.35; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 22px; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; margin: 6px 0 10px; }
-th, td { padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
-th:first-child, td:first-child, td.text, th.text { text-align: left; }
-tr.reference td { color: var(--soft); } a { color: var(--accent); text-decoration: none; }
+th:first-child, td:first-child, .named th:nth-child(2), .named td:nth-child(2) { text-align: left; }
+a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; } section.run { border-top: 1px solid var(--line); padding: 14px 0 4px; }
 section.run:target { background: #f3f8fd; } footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
 """
@@ -74,8 +76,8 @@ def make_page(
         _worst(validation, columns),
         _failed(validation.failed),
         f"<footer>dask_bkg {escape(__version__)}. Errors are standard deviations of a bootstrap over targets; "
-        "&ldquo;norm&rdquo; is the prediction with one factor for each run. All runs are in validation.ecsv, all numbers in "
-        "validation.json.</footer>",
+        "&ldquo;norm&rdquo; is the prediction with one factor for each run. All runs are in validation.ecsv, all "
+        "numbers in validation.json.</footer>",
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -96,7 +98,7 @@ def _warning(validation: Validation) -> str:
             '<p class="warn">Not held out: each background was made of the run that it predicts, '
             "which is no validation.</p>"
         )
-    how = f"{escape(validation.left_out)} itself" if validation.left_out == "the run" else escape(validation.left_out)
+    how = "the run itself" if validation.left_out == "the run" else escape(validation.left_out)
     return (
         f"<p>Every background was made without {how}, and compared with the counts of the run outside of "
         "the exclusion, above its energy threshold.</p>"
@@ -105,17 +107,24 @@ def _warning(validation: Validation) -> str:
 
 def _cards(told: Mapping[str, Any], columns: Mapping[str, NDArray]) -> str:
     width = told["significance"]["norm"].get("width")
+    scatter = {name: 100 * value for name, value in told["scatter"].items()}
     flagged = int(((columns["flag"] & 3) > 0).sum())
     cards = [
         (f"{told['runs']}", f"runs, {told['events']:,} events".replace(",", "&#8239;")),
-        (_number(told["ratio"], 3), "predicted / observed"),
-        (f"{100 * told['scatter']['value']:.1f} %", f"scatter of runs (statistics {100 * told['scatter']['statistics']:.1f} %)"),
-        (_number(width, 3) if width else "-", f"width of significances (perfect {width['expected']:.3f})" if width else "width"),
-        (_number(told["deviance"], 3), "deviance / expectation"),
+        (_large(told["ratio"]), "predicted / observed"),
+        (f"{scatter['value']:.1f} %", f"scatter from run to run; statistics {scatter['statistics']:.1f} %"),
+        (_large(width), f"width of significances; perfect {width['expected'] if width else math.nan:.3f}"),
+        (_large(told["deviance"]), "deviance / expectation"),
         (f"{flagged}", "runs look wrong"),
     ]  # fmt: skip
     inner = "".join(f'<div class="card"><b>{value}</b><span>{label}</span></div>' for value, label in cards)
     return f'<div class="cards">{inner}</div>'
+
+
+def _large(pair: Mapping[str, float] | None) -> str:
+    """A value with its error, the error smaller."""
+    value, *error = _number(pair, 3).split("&thinsp;&plusmn;&thinsp;")
+    return f"{value} <i>&plusmn; {error[0]}</i>" if error else value
 
 
 def _number(pair: Mapping[str, float] | None, digits: int, factor: float = 1.0, sign: bool = False) -> str:
@@ -140,15 +149,16 @@ def _comparison(rows: Sequence[Mapping]) -> str:
         body.append(cells)
     return (
         "<h2>Comparison</h2><p>Differences of the log-likelihood in 10<sup>&minus;3</sup> nats an event on "
-        f"{rows[0]['runs']} runs; more is better. raw: as predicted; norm: one factor for each run; enorm: one for each run and "
-        "energy, the shape in the field alone.</p>" + _table(header, body)
+        f"{rows[0]['runs']} runs; more is better. raw: as predicted; norm: one factor for each run; enorm: one for "
+        "each run and energy, the shape in the field alone.</p>" + _table(header, body)
     )
 
 
-def _table(header: Iterable[str], body: Iterable[Sequence[str]]) -> str:
+def _table(header: Iterable[str], body: Iterable[Sequence[str]], kind: str = "") -> str:
     head = "".join(f"<th>{cell}</th>" for cell in header)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
+    return f'<div class="scroll"><table class="{kind}">{rows}</table></div>'
 
 
 def _image(figure: Figure, caption: str) -> str:
@@ -216,9 +226,9 @@ def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
     header = ["run", "target", "events", "predicted / observed", "rate pull", "width", "shape pull", "looks wrong"]
     body = []
     for i in order:
-        number = int(columns["obs_id"][i])
+        number, events = int(columns["obs_id"][i]), str(int(columns["events"][i]))
         body.append([
-            f'<a href="#run-{number}">{number}</a>', escape(str(columns["object"][i])), str(int(columns["events"][i])),
+            f'<a href="#run-{number}">{number}</a>', escape(str(columns["object"][i])), events,
             _number({"value": columns["ratio"][i], "error": columns["ratio_error"][i]}, 3),
             f"{columns['rate_pull'][i]:+.1f}", f"{columns['width'][i]:.2f}", f"{columns['shape_pull'][i]:+.1f}",
             f'<span class="warn">{flag_words(int(columns["flag"][i]))}</span>',
@@ -227,9 +237,9 @@ def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
     more = columns["obs_id"].size - len(order)
     note = f" The {more} other runs are in validation.ecsv." if more else ""
     return (
-        "<h2>Worst runs first</h2><p>rate pull: distance of predicted / observed from that of the other runs; shape pull: of the "
-        "residuals in the field. Bad weather, a source that is not excluded, a wrong pointing look like that."
-        f"{note}</p>{_table(header, body)}<h2>Their numbers</h2>{details}"
+        "<h2>Worst runs first</h2><p>rate pull: distance of predicted / observed from that of the other runs; shape "
+        "pull: of the residuals in the field. Bad weather, a source that is not excluded, a wrong pointing look like "
+        f"that.{note}</p>{_table(header, body, 'named')}<h2>Their numbers</h2>{details}"
     )
 
 

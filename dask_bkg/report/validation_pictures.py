@@ -85,8 +85,10 @@ def draw_profiles(runs: Any, names: Sequence[str], others: Sequence[Any] = ()) -
         _draw_ratio(axes, center, counts, predicted, TRUTH, f"{names[1]}, all bands", ls="--")
     axes.axhline(1, color=GREY, lw=1)
     axes.set(xlabel="offset [deg]", ylabel="observed / predicted (norm)", xlim=(0, runs["ring_max"].values[-1]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.35 * (high - low), high)
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center")
     return figure
 
 
@@ -113,8 +115,10 @@ def draw_slopes(told: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figu
     axes.axhline(0, color=GREY, lw=1)
     axes.set(xscale="log", xlabel="energy [TeV]", ylabel="residual slope [% / deg]")
     axes.xaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.25 * (high - low), high)
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center")
     return figure
 
 
