@@ -195,14 +195,17 @@ def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:
         return str(found) if found is not None and found.is_file() else item
 
     scored = (copy.get("validation") or {}).get("exclusion")
-    for section, key in (
+    places: list[tuple[dict | None, str]] = [
         (copy.get("exclusion"), "star_cat"),
         (copy.get("exclusion"), "exclude_region_files"),
         (scored, "star_cat"),
         (scored, "exclude_region_files"),
         (copy.get("run_selection"), "runlist"),
-    ):
-        value = (section or {}).get(key)
+    ]
+    for section, key in places:
+        value = section.get(key) if section else None
+        if section is None or value is None:
+            continue
         if isinstance(value, str):
             section[key] = whole(value)
         elif isinstance(value, list):
