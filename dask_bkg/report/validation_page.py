@@ -249,8 +249,9 @@ def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
     note = f" The {more} other runs are in validation.ecsv." if more else ""
     return (
         "<h2>Worst runs first</h2><p>rate pull: distance of predicted / observed from that of the other runs; shape "
-        "pull: of the residuals in the field; hottest spot: significance of the largest excess. Bad weather, a wrong "
-        f"pointing, a source that is not excluded look like that.{note}</p>{_table(header, body, 'named')}<h2>Their numbers</h2>{details}"
+        "pull: of the residuals in the field; hottest: significance of the largest excess. Bad weather, a wrong "
+        f"pointing, a source that is not excluded look like that.{note}</p>{_table(header, body, 'named')}"
+        f"<h2>Their numbers</h2>{details}"
     )
 
 
