@@ -26,6 +26,9 @@ the factors of a form, which take some of the scatter away."""
 FLOOR = 1e-3
 """Least expected counts, in units of an even share of the events: a model that says zero is wrong, not infinitely."""
 
+CLOSED = 1e-3
+"""Exposure of a pixel, in units of the largest, that counts for none: fields that turn have it to 1e-4."""
+
 CELL_MIN = 5.0
 """Expected counts that a cell must have for its significance to be looked at."""
 
@@ -91,7 +94,7 @@ class FieldSums(NamedTuple):
 
 
 def score_run(
-    counts: NDArray, mu: NDArray, open_: NDArray, first: int, bins: Bins, up: tuple[float, float] = (0.0, 1.0)
+    counts: NDArray, mu: NDArray, exposure: NDArray, first: int, bins: Bins, up: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[RunScore, FieldSums]:
     """Compare counts and prediction of one run.
 
@@ -99,8 +102,8 @@ def score_run(
     ----------
     counts, mu
         Counts and expected counts, shape ``(energy, pixels)``.
-    open_
-        Which pixels have exposure, shape ``(pixels,)``.
+    exposure
+        Of the pixels, in any unit, shape ``(pixels,)``; where there is none nothing is compared.
     first
         First energy bin above the threshold; those below are left out.
     bins
@@ -120,12 +123,15 @@ def score_run(
     >>> bool(run.loglike[1] > run.loglike[0])
     True
     """
+    exposure = np.asarray(exposure, dtype=float)
+    open_ = exposure > CLOSED * exposure.max()
     n = np.where(open_, counts, 0.0)
     n[:first] = 0.0
     used = np.zeros(n.shape, dtype=bool)
     used[first:] = open_
     mu = np.where(used, mu, 0.0)
-    forms = _forms(n, np.where(used, np.maximum(mu, FLOOR * n.sum() / max(used.sum(), 1)), 0.0))
+    share = exposure / exposure[open_].sum() / max(len(n) - first, 1)
+    forms = _forms(n, np.where(used, np.maximum(mu, FLOOR * n.sum() * share), 0.0))
     log_mu = [np.log(form, out=np.zeros_like(form), where=form > 0) for form in forms]
     loglike = np.array([(n * log).sum() - form.sum() for form, log in zip(forms, log_mu, strict=True)])
     cells, s, cell_mu = _cells(n, forms, bins)
