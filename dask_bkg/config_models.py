@@ -30,6 +30,7 @@ Whole = Annotated[int, BeforeValidator(values.to_integer)]
 PathText = Annotated[str, BeforeValidator(values.to_path)]
 PathTexts = Annotated[list[str], BeforeValidator(values.each(values.to_path))]
 Circles = Annotated[list[Circle], BeforeValidator(values.to_circles)]
+Widths = Annotated[dict[str, float], BeforeValidator(values.to_widths)]
 NamedSources = Annotated[list[Named], BeforeValidator(values.to_named)]
 
 
@@ -240,8 +241,23 @@ class BackgroundSelection(Section):
         10.0, "hours of contributing runs (times their weights), or 'all'"
     )
     exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
-    rank: Literal["conditions", "kl", "kl-conditions", "elevation", "none"] = option(
-        "conditions", "what puts runs first, until time_request; conditions weights them too; none: all that pass"
+    rank: Literal["conditions", "kl", "kl-conditions", "likelihood", "likelihood-conditions", "elevation", "none"] = (
+        option("conditions", "what puts runs first, until time_request, and weights them; none: all that pass")
+    )
+    kernel: Widths | None = option(
+        None, "widths of the kernel of conditions {cos_zenith: ..., e_thres: ...}; null is the measured ones"
+    )
+    shape_runs: Literal["wider", "same"] | None = option(
+        None, "shape over the field from a wider kernel, or the same runs; null is wider under rank: conditions"
+    )
+    shape_kernel: Widths | None = option(None, "widths of that wider kernel; null is twice as wide, any mirrors")
+    shape_time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
+        50.0, "hours (times weights) of the runs of the shape, or 'all'"
+    )
+    night_level: Days | None = option(
+        None,
+        "level from runs of the nights around, time in which they age; 0: not; null is 1 d under conditions",
+        ge=0,
     )
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
@@ -266,6 +282,18 @@ class BackgroundSelection(Section):
     def ranking(self) -> str:
         """How candidates are ranked: ``rank``, or ``kl`` where ``KL_DIV`` asks for a divergence and it has none."""
         return "kl" if self.KL_DIV and "kl" not in self.rank else self.rank
+
+    @property
+    def wider_shape(self) -> bool:
+        """Whether the shape over the field has runs of its own."""
+        return self.shape_runs == "wider" or (self.shape_runs is None and self.ranking == "conditions")
+
+    @property
+    def night_scale(self) -> float:
+        """Time in days in which the runs that tell the level of the night age; 0 where none are asked."""
+        if self.night_level is not None:
+            return self.night_level
+        return 1.0 if self.ranking == "conditions" else 0.0
 
     @property
     def hours_wanted(self) -> float:

@@ -19,6 +19,9 @@ from typing import Any
 
 from dask_bkg.errors import ConfigError
 
+KERNEL = ("cos_zenith", "e_thres", "muon_efficiency", "aeff_integral", "ln_e_q25", "nsb", "divergence")
+"""Quantities of the kernel in which runs are alike; see `dask_bkg.selection.ranking`."""
+
 Circle = tuple[float, float, float]
 Named = tuple[str, float]
 Season = tuple[str, str | None]
@@ -211,6 +214,25 @@ def to_run_table(value: Any) -> dict[int, list[int]]:
     if len(table) < len(value):
         raise ValueError(f"names a run twice: {', '.join(map(str, value))}")
     return table
+
+
+def to_widths(value: Any) -> dict[str, float]:
+    """Read the widths of a kernel, ``{quantity: width}``.
+
+    Examples
+    --------
+    >>> to_widths({"cos_zenith": "0.05", "e_thres": 0.1})
+    {'cos_zenith': 0.05, 'e_thres': 0.1}
+    """
+    accepted = f"must be a table {{quantity: width}} of {', '.join(KERNEL)}"
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{accepted}, got {value!r}")
+    if unknown := [str(name) for name in value if name not in KERNEL]:
+        raise ValueError(f"{accepted}, got {', '.join(unknown)}")
+    widths = {str(name): to_number(width, "") for name, width in value.items()}
+    if wrong := {name: width for name, width in widths.items() if not width > 0}:
+        raise ValueError(f"has widths that are not above 0: {wrong}")
+    return widths
 
 
 def to_marks(value: Any) -> dict[str, str]:

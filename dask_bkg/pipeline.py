@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
 from tqdm import tqdm
 
-from dask_bkg import bookkeeping, schema
+from dask_bkg import bookkeeping, schema, selection
 from dask_bkg.cluster import open_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
@@ -105,9 +106,10 @@ class Graph:
     targets, runs
         Histograms of the targets and of the runs that may contribute (the same object where they are the same).
     selected
-        Who contributes: a delayed `dask_bkg.selection.Selections` for each block of targets.
-    stacks, fields
-        Stacks of the targets in rings and, for 3D backgrounds, in pixels of the field.
+        Who contributes to what (`dask_bkg.selection.settings_of_roles`): of each role a delayed
+        `dask_bkg.selection.Selections` for each block of targets.
+    stacks
+        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``).
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -116,12 +118,21 @@ class Graph:
 
     targets: xr.Dataset
     runs: xr.Dataset
-    selected: list[Delayed]
-    stacks: xr.Dataset
-    fields: xr.Dataset | None
-    writes: list[Delayed]
-    parts: list[list[Target]]
+    selected: dict[str, list[Delayed]]
+    stacks: dict[str, xr.Dataset]
+    writes: list[Delayed] = field(default_factory=list)
+    parts: list[list[Target]] = field(default_factory=list)
     tables: list[Delayed] = field(default_factory=list)
+
+    @property
+    def arrays(self) -> dict[str, da.Array]:
+        """The stacks by their names in `dask_bkg.model.Stacks`, in blocks of targets."""
+        spectrum = self.stacks["spectrum"]
+        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime")}
+        for role in ("shape", "night", "field"):
+            if role in self.stacks:
+                found |= {f"{role}_{name}": self.stacks[role][name].data for name in schema.HISTOGRAMS}
+        return found
 
 
 def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
@@ -152,7 +163,10 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
         return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
-    wanted = n_runs if settings.ranking == "none" else min(settings.hours_wanted * RUNS_PER_HOUR, n_runs)
+    roles = selection.settings_of_roles(settings)
+    # those of the night are few, whatever their hours
+    hours = max(section.hours_wanted for role, section in roles.items() if role != "night")
+    wanted = n_runs if settings.ranking == "none" else min(hours * RUNS_PER_HOUR, n_runs)
     few = max(int(MOST_CHOSEN // max(wanted, 1)), 1)
     return few if few < block else None
 
@@ -167,39 +181,56 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
     made
         What earlier jobs have made: backgrounds that would come out the same are not written again.
     """
+    graph = _stacked(plan, roster, stored)
+    graph.writes, graph.parts = _writes(plan, roster, graph, made_by(plan, stored), made or {})
     settings = plan.config.background_selection
-    targets, runs = histograms(plan, roster, stored)
-    split_every = plan.config.config.split_every
-    selected = select_runs(
-        targets, runs, settings, shapes=shape_settings(plan.config), given=roster.given, split_every=split_every
-    )
-    numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
-    stacks = stack_runs(runs, numbers, selected, split_every=split_every)
-    pixels = field_histograms(plan, roster, stored)
-    fields = None if pixels is None else stack_runs(pixels, numbers, selected, split_every=split_every)
-    all_stacks = [stack for stack in (stacks, fields) if stack is not None]
-    writes, parts = _writes(plan, roster, selected, all_stacks, made_by(plan, stored), made or {})
-    graph = Graph(targets, runs, selected, stacks, fields, writes, parts)
     if settings.store_KL:
         # a worker may have another working directory
         directory = os.path.abspath(plan.config.directory("results_dir") / "kl")
-        graph.tables = kl_tables(targets, runs, selected, settings, shape_settings(plan.config), directory)
+        selected = graph.selected["spectrum"]
+        graph.tables = kl_tables(
+            graph.targets, graph.runs, selected, settings, shape_settings(plan.config), directory
+        )
     return graph
 
 
+def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
+    """The graph of a job up to the stacks of its targets."""
+    targets, runs = histograms(plan, roster, stored)
+    numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
+    split_every, shapes = plan.config.config.split_every, shape_settings(plan.config)
+    selected = {
+        role: select_runs(targets, runs, settings, shapes=shapes, given=given, split_every=split_every)
+        for role, (settings, given) in _roles(plan, roster).items()
+    }
+    stacks = {role: stack_runs(runs, numbers, chosen, split_every=split_every) for role, chosen in selected.items()}
+    if (pixels := field_histograms(plan, roster, stored)) is not None:
+        chosen = selected.get("shape", selected["spectrum"])
+        stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
+    return Graph(targets, runs, selected, stacks)
+
+
+def _roles(plan: Plan, roster: Roster) -> dict[str, tuple[Any, Mapping[int, selection.Selection]]]:
+    """What runs contribute to: of each role how they are selected, and the selections that are given.
+
+    Whose runs are given by hand has the shape of these, and no level but theirs.
+    """
+    settings = plan.config.background_selection
+    if plan.config.io.from_run:
+        return {"spectrum": (settings, roster.given)}
+    nobody = {run: selection.by_hand(run, [], roster.runs) for run in roster.given}
+    return {
+        role: (section, nobody if role == "night" else roster.given)
+        for role, section in selection.settings_of_roles(settings).items()
+    }
+
+
 def _writes(
-    plan: Plan,
-    roster: Roster,
-    selected: list[Delayed],
-    stacks: Sequence[xr.Dataset],
-    made_by: str,
-    made: Mapping[int, Made],
+    plan: Plan, roster: Roster, graph: Graph, made_by: str, made: Mapping[int, Made]
 ) -> tuple[list[Delayed], list[list[Target]]]:
     """Tasks that make and write backgrounds, some of a block of targets each."""
-    rings, *field = stacks
-    arrays = [rings[name].data for name in ("counts", "exposure", "livetime")]
-    arrays += [stack[name].data for stack in field for name in schema.HISTOGRAMS]
-    layers = Layers(*arrays, *selected)
+    arrays, roles = graph.arrays, list(graph.selected)
+    layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
     model = Model(plan.edges, plan.rate, plan.field)
     settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
     shared = layers.add("settings", lambda name: {name: literal(settings)})
@@ -208,17 +239,19 @@ def _writes(
     parts: list[list[Target]] = []
 
     def write(name: str) -> dict:
-        for i, (a, b) in enumerate(bounds(rings)):
-            inputs = [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays]
+        for i, (a, b) in enumerate(bounds(graph.stacks["spectrum"])):
+            inputs = [chosen[i].key for chosen in graph.selected.values()]
+            inputs += [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays.values()]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
                 marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
-                work = _Write(list(zip(part, marks, strict=True)), first - a)
-                tasks[name, len(parts)] = (work, state, shared, selected[i].key, *inputs)
+                work = _Write(list(zip(part, marks, strict=True)), first - a, roles, list(arrays))
+                tasks[name, len(parts)] = (work, state, shared, *inputs)
                 parts.append(part)
         return tasks
 
-    name = layers.add("write-dl3", write, shared, state, *(array.name for array in arrays), selected[0].key[0])
+    below = [array.name for array in arrays.values()] + [chosen[0].key[0] for chosen in graph.selected.values()]
+    name = layers.add("write-dl3", write, shared, state, *below)
     return layers.delayed(name, len(parts)), parts
 
 
@@ -229,13 +262,21 @@ def known_of(roster: Roster) -> Known:
 
 
 class _Write:
-    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
+    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys.
 
-    def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
-        self.targets, self.first = targets, first
+    It takes the selections of its roles, and then its stacks, in the order of their names.
+    """
 
-    def __call__(self, known, block, selected, *stacks) -> list[Result]:
-        return write_block(self.targets, self.first, selected, Stacks(*stacks), known, block)
+    def __init__(
+        self, targets: list[tuple[Target, Mark | None]], first: int, roles: Sequence[str], stacks: Sequence[str]
+    ) -> None:
+        self.targets, self.first, self.roles, self.stacks = targets, first, roles, stacks
+
+    def __call__(self, known, block, *inputs) -> list[Result]:
+        n = len(self.roles)
+        selected = selection.Contributing(**dict(zip(self.roles, inputs[:n], strict=True)))
+        stacks = Stacks(**dict(zip(self.stacks, inputs[n:], strict=True)))
+        return write_block(self.targets, self.first, selected, stacks, known, block)
 
 
 def made_by(plan: Plan, stored: Stored) -> str:

@@ -18,7 +18,7 @@ from dask_bkg.model import Known, Model, Stacks, stacked_rate
 from dask_bkg.modulation import FIELD_FLAGS
 from dask_bkg.plan import Target
 from dask_bkg.rate import EXTRAPOLATED, RING_FILLED
-from dask_bkg.selection import Selection, Selections
+from dask_bkg.selection import Contributing, Contributors, Selection
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Made(NamedTuple):
 def write_block(
     targets: Sequence[tuple[Target, Mark | None]],
     first: int,
-    selected: Selections,
+    selected: Contributing,
     stacks: Stacks,
     known: Known,
     block: Block,
@@ -153,8 +153,8 @@ def write_block(
     for row, (target, made) in enumerate(targets, start=first):
         chosen = selected.of(row)
         try:
-            if chosen.reason:
-                raise RunError(chosen.reason)
+            if chosen.spectrum.reason:
+                raise RunError(chosen.spectrum.reason)
             digest = digest_of(f"{block.made_by}/{target.threshold!r}/{target.sight!r}", chosen, known.state)
             if made == (digest, _stat(target)):
                 results.append(Result(target.obs_id, "unchanged"))
@@ -169,12 +169,16 @@ def write_block(
     return results
 
 
-def digest_of(made_by: str, chosen: Selection, state: NDArray) -> str:
+def digest_of(made_by: str, chosen: Contributors, state: NDArray) -> str:
     """Mark of a background: equal if the same settings make it of the same runs, with the same weights and events."""
     sha = hashlib.sha256(made_by.encode())
-    order = np.argsort(chosen.obs_id)
-    for column in (chosen.obs_id, chosen.weight, state[chosen.run]):
-        sha.update(np.ascontiguousarray(column[order]).tobytes())
+    for name, role in chosen._asdict().items():
+        if role is None:
+            continue
+        sha.update(name.encode())
+        order = np.argsort(role.obs_id)
+        for column in (role.obs_id, role.weight, state[role.run]):
+            sha.update(np.ascontiguousarray(column[order]).tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -191,8 +195,10 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _write_one(target: Target, chosen: Selection, stacks: Stacks, known: Known, block: Block, digest: str) -> Result:
-    rate = stacked_rate(target, chosen, stacks, known, block.model)
+def _write_one(
+    target: Target, contributors: Contributors, stacks: Stacks, known: Known, block: Block, digest: str
+) -> Result:
+    rate, chosen = stacked_rate(target, contributors, stacks, known, block.model), contributors.spectrum
     livetime, n_events = float(stacks.livetime), round(float(stacks.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {

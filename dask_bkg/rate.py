@@ -1,6 +1,7 @@
 """From stacked counts and exposure to a background rate that an interpolation can live with.
 
-The steps, in their order: `fill_rate` (no empty bin is left), `dask_bkg.smoothing.smooth_rings`,
+The steps, in their order: `fill_rate` (no empty bin is left; the shape may come from more runs than the spectrum),
+`dask_bkg.smoothing.smooth_rings`,
 `dask_bkg.nodes.node_values` (gammapy interpolates between bin centres; the values are set such that this
 interpolation gives the counts back).  Pure arrays: energies TeV, angles deg, exposure s TeV sr, rates
 s-1 TeV-1 sr-1; axes ``energy``, then ``ring`` (of offset).
@@ -43,10 +44,25 @@ class Rate(NamedTuple):
         Rate [s-1 TeV-1 sr-1], shape ``(energy, ring)``.
     flag
         Sum of the bits in `FLAGS`, 0 for a bin that stands on its own counts, shape ``(energy, ring)``.
+    mean
+        Averages over the bins, of which ``value`` are the nodes, shape ``(energy, ring)``; None: they are the same.
     """
 
     value: NDArray
     flag: NDArray
+    mean: NDArray | None = None
+
+    @property
+    def average(self) -> NDArray:
+        """Averages over the bins."""
+        return self.value if self.mean is None else self.mean
+
+
+class Histogram(NamedTuple):
+    """Events and exposure [s TeV sr] of the same bins, shape ``(energy, ring)`` or ``(energy, fov_lat, fov_lon)``."""
+
+    counts: NDArray
+    exposure: NDArray
 
 
 class RateSettings(NamedTuple):
@@ -58,6 +74,8 @@ class RateSettings(NamedTuple):
         Leave no bin empty (`fill_rate`); False: plain counts / exposure.
     min_counts
         Events that a pool of energies needs for a radial shape of its own.
+    shape_sigma
+        Width of the smoothing of a shape that has runs of its own [deg], where no other is asked for.
     smooth_sigma
         Width of the smoothing [deg]; 0: none.
     smooth_method
@@ -70,6 +88,7 @@ class RateSettings(NamedTuple):
 
     fill: bool = True
     min_counts: float = 500
+    shape_sigma: float = 0.2
     smooth_sigma: float = 0.0
     smooth_method: str = "field"
     smooth_bins: float = 0.0
@@ -82,7 +101,11 @@ class RateSettings(NamedTuple):
 
 
 def estimate_rate(
-    counts: NDArray, exposure: NDArray, edges: tuple[NDArray, NDArray], settings: RateSettings | None = None
+    counts: NDArray,
+    exposure: NDArray,
+    edges: tuple[NDArray, NDArray],
+    settings: RateSettings | None = None,
+    shape: Histogram | None = None,
 ) -> Rate:
     """All steps of this module, in their order; see there.
 
@@ -95,6 +118,9 @@ def estimate_rate(
     settings
         What is done; smoothing through ``to_3d`` is not done here, as it is gammapy's. Where ``fill`` is False, a bin
         without exposure has the rate 0.
+    shape
+        Counts and exposure of the runs that the shape over the rings comes from, on the same axes or on some rings
+        more (then the rate has these as well); None: the same as the spectrum.
 
     Examples
     --------
@@ -106,7 +132,11 @@ def estimate_rate(
     settings = settings or RateSettings()
     if settings.node_values == "conserving" and not settings.fill:
         raise ValueError("conserving node values cannot go through empty bins: set fill, or node_values to 'plain'")
-    if settings.fill:
+    if settings.fill and shape is not None and shape.counts.any():
+        sigma = 0.0 if settings.smooth_sigma else settings.shape_sigma
+        rate = rate_of_shape(Histogram(counts, exposure), shape, edges, settings.min_counts, sigma)
+        exposure = continue_rings(exposure, shape.exposure)
+    elif settings.fill:
         rate = fill_rate(counts, exposure, edges[0], settings.min_counts)
     else:
         # a file has no place for "not known"; a NaN of a filled rate would be a fault, and is not to be hidden
@@ -115,9 +145,9 @@ def estimate_rate(
     value = rate.value
     if settings.smooth_method == "field":
         value = smooth_rings(value, exposure, edges[1], settings.smooth_sigma)
-    if settings.node_values == "conserving":
-        value = node_values(value, exposure, *edges)
-    return Rate(value, rate.flag)
+    if settings.node_values == "plain":
+        return Rate(value, rate.flag)
+    return Rate(node_values(value, exposure, *edges), rate.flag, value)
 
 
 def plain_rate(counts: NDArray, exposure: NDArray) -> NDArray:
@@ -162,14 +192,62 @@ def fill_rate(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_c
     counts = np.where(exposure > 0, counts, 0.0)
     if not counts.sum() > 0:
         raise ValueError("no counts in the binning, or no exposure: nothing to make a rate of")
-    shape, shape_flag = _pooled_shape(counts, exposure, energy_edges, min_counts)
+    shape, shape_flag, _ = _pooled_shape(counts, exposure, energy_edges, min_counts)
     level, level_flag = _level(counts.sum(axis=1), (exposure * shape).sum(axis=1), energy_edges)
     flag = shape_flag | level_flag[:, None]
     return Rate(_conserve(level[:, None] * shape, counts, exposure, (flag & SHAPE_POOLED).any(axis=1)), flag)
 
 
-def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, NDArray]:
-    """Relative rate of the rings at each energy, and flags."""
+def rate_of_shape(
+    spectrum: Histogram, shape: Histogram, edges: tuple[NDArray, NDArray], min_counts: float = 500, sigma: float = 0.0
+) -> Rate:
+    """Rate with the shape over the rings of some runs, and the level of each energy of others.
+
+    Steps 3 and 4 of the recipe of ``science.md``: the shape of an energy is that of the pooled events of its
+    neighbours (`fill_rate`), smoothed; its level is what the counts of the spectrum ask for, given that shape.  The
+    counts of each energy are conserved, not those of the rings: the spectrum's runs are few, and do not know better.
+
+    Parameters
+    ----------
+    spectrum, shape
+        Counts and exposure [s TeV sr] of both; the shape may have some rings more.
+    edges
+        Bin edges of energy [TeV] and offset [deg], of all the rings of the shape.
+    min_counts
+        Events that a pool of energies needs for a radial shape of its own.
+    sigma
+        Width of the smoothing of the shape [deg] (`dask_bkg.smoothing.smooth_rings`).
+
+    Raises
+    ------
+    ValueError
+        If there are no counts, or no exposure, at all.
+
+    Examples
+    --------
+    >>> edges = np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 2.0])
+    >>> few, many = (Histogram(n * np.array([[20.0, 10], [2, 1]]), np.ones((2, 2))) for n in (1, 100))
+    >>> rate_of_shape(few, many, edges).value.round(3).tolist()
+    [[20.0, 10.0], [2.0, 1.0]]
+    """
+    counts = np.where(spectrum.exposure > 0, spectrum.counts, 0.0)
+    many = np.where(shape.exposure > 0, shape.counts, 0.0)
+    if not (counts.sum() > 0 and many.sum() > 0):
+        raise ValueError("no counts in the binning, or no exposure: nothing to make a rate of")
+    relative, flag, expected = _pooled_shape(many, shape.exposure, edges[0], min_counts)
+    relative = smooth_rings(relative, expected, edges[1], sigma)
+    seen = (spectrum.exposure * relative[:, : counts.shape[1]]).sum(axis=1)
+    level, level_flag = _level(counts.sum(axis=1), seen, edges[0])
+    return Rate(level[:, None] * relative, flag | level_flag[:, None])
+
+
+def continue_rings(rings: NDArray, more: NDArray) -> NDArray:
+    """Rings, shape ``(energy, ring)``, and behind them what another array has of those beyond."""
+    return np.concatenate([rings, more[:, rings.shape[1] :]], axis=1)
+
+
+def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, NDArray, NDArray]:
+    """Relative rate of the rings at each energy, flags, and the counts that a flat one would have had."""
     per_energy = counts.sum(axis=1)
     spectrum = np.divide(per_energy, exposure.sum(axis=1), out=np.zeros_like(per_energy), where=per_energy > 0)
     g = pooling_weights(per_energy, energy_edges, min_counts)
@@ -184,7 +262,7 @@ def _pooled_shape(counts, exposure, energy_edges, min_counts) -> tuple[NDArray, 
     shape = np.where(empty, np.minimum(unseen, smallest), shape)
     blind = ~(expected > 0)
     flag[empty | blind] |= RING_FILLED
-    return _fill_blind_rings(shape, blind), flag
+    return _fill_blind_rings(shape, blind), flag, expected
 
 
 def pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:

@@ -8,11 +8,12 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import pytest
+import xarray as xr
 from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, Background3D
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from dask_bkg import make_background, pipeline
 from dask_bkg.archive.load import load_field
@@ -114,13 +115,16 @@ def test_reduce_fills_the_field_of_the_job(job, four_runs):
     assert (summary.runs_read, summary.runs_opened) == (0, 0)
 
 
-def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs):
-    plan = plan_job(parse_config(job(four_runs, binning=FIELD, config={"block": 2}, **STACKED)))
+@pytest.mark.parametrize("rank", ["elevation", "conditions"])
+def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs, rank):
+    """Of those of the shape, where it has runs of its own."""
+    sections = {**STACKED, "background_selection": {"rank": rank}}
+    plan = plan_job(parse_config(job(four_runs, binning=FIELD, config={"block": 2}, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
     roster = call_the_roll(plan, stored)
     graph = pipeline.build(plan, roster, stored)
-    chosen = [part.compute() for part in graph.selected]
-    fields = graph.fields.compute()
+    chosen = [part.compute() for part in graph.selected["shape" if rank == "conditions" else "spectrum"]]
+    fields = graph.stacks["field"].compute()
     runs = pipeline.field_histograms(plan, roster, stored).compute()
     assert fields.counts.dims == ("obs_id", "energy", "fov_lat", "fov_lon")
     assert fields.exposure.dims == ("obs_id", "fov_lat", "fov_lon")
@@ -128,8 +132,9 @@ def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs):
     for i in range(4):
         used = chosen[i // 2].of(i % 2).run
         assert used.size > 0
-        assert_array_equal(fields.counts[i], runs.counts[used].sum("obs_id"))
-        assert_allclose(fields.exposure[i], runs.exposure[used].sum("obs_id"), rtol=1e-12)
+        weight = xr.DataArray(chosen[i // 2].of(i % 2).weight, dims="obs_id")
+        assert_allclose(fields.counts[i], (weight * runs.counts[used]).sum("obs_id"), rtol=1e-12)
+        assert_allclose(fields.exposure[i], (weight * runs.exposure[used]).sum("obs_id"), rtol=1e-12)
 
 
 def test_the_same_wherever_it_is_computed(job, four_runs, tmp_path):

@@ -70,7 +70,7 @@ def graph(job, four_runs):
 def test_building_the_graph_computes_nothing(graph, rank, tmp_path):
     built, _ = graph(background_selection={"rank": rank, "store_KL": True})
     with dask.config.set(scheduler=refuse), pytest.raises(AssertionError, match="something was computed"):
-        built.stacks.compute()
+        built.stacks["spectrum"].compute()
     assert (len(built.writes), len(built.tables)) == (1, 1)
     assert not list((tmp_path / "out").glob("**/*.fits*"))
 
@@ -90,7 +90,7 @@ def test_the_graph_is_the_eager_way_step_by_step(graph):
     runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
     airmass = 1 / np.cos(np.deg2rad(runs.zenith.values))
     (results,) = dask.compute(*built.writes[:1], scheduler="synchronous")
-    stacks = built.stacks.compute(scheduler="synchronous")
+    stacks = built.stacks["spectrum"].compute(scheduler="synchronous")
     for i, obs_id in enumerate(OBS_IDS):
         near = [j for j in np.argsort(np.abs(airmass - airmass[i]), kind="stable").tolist() if j != i]
         hours = np.cumsum(runs.livetime.values[near]) / 3600

@@ -26,6 +26,7 @@ from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import plan_job
 from dask_bkg.products import Block, Made, Result, digest_of, summarize_flags, write_block
 from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
+from dask_bkg.selection import Contributing, Contributors
 
 mpl.use("Agg")
 
@@ -58,7 +59,7 @@ def write(plan, stacks):
         block = Block(Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by)
         targets = list(zip(targets, marks or [None] * len(targets), strict=True))
         known = Known(np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4))
-        return write_block(targets, first, chosen or selected(plan), Stacks(*stacks), known, block)
+        return write_block(targets, first, Contributing(chosen or selected(plan)), Stacks(*stacks), known, block)
 
     return do
 
@@ -276,13 +277,22 @@ def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
 def test_the_digest_is_of_the_runs_and_not_of_their_order():
     table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
     state = np.array([5, 6, 7], dtype=np.uint64)
-    forth, back, other = (selection.by_hand(1, index, table) for index in ([0, 2], [2, 0], [0, 1]))
+    forth, back, other = (Contributors(selection.by_hand(1, index, table)) for index in ([0, 2], [2, 0], [0, 1]))
     assert digest_of("x", forth, state) == digest_of("x", back, state)
     assert digest_of("x", forth, state) != digest_of("x", other, state)
     assert digest_of("x", forth, state) != digest_of("x", forth, state[::-1])
     assert digest_of("x", forth, state) != digest_of("y", forth, state)
     # what it was ranked by is not in the background
-    assert digest_of("x", forth._replace(score=np.array([3.0, 4.0])), state) == digest_of("x", forth, state)
+    ranked = forth.spectrum._replace(score=np.array([3.0, 4.0]))
+    assert digest_of("x", Contributors(ranked), state) == digest_of("x", forth, state)
+
+
+def test_the_digest_is_of_all_that_runs_contribute_to():
+    table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
+    state = np.array([5, 6, 7], dtype=np.uint64)
+    some, others = (selection.by_hand(1, index, table) for index in ([0, 2], [0, 1]))
+    roles = [(some,), (some, some), (some, others), (some, None, some), (some, some, some), (some, others, some)]
+    assert len({digest_of("x", Contributors(*role), state) for role in roles}) == len(roles)
 
 
 # --- words -------------------------------------------------------------------------------------------------

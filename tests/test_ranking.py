@@ -13,6 +13,7 @@ from dask_bkg import selection
 from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 from dask_bkg.selection import RANKINGS, kernel_distance, ranking
+from dask_bkg.selection.ranking import WIDTHS
 
 NAN = np.nan
 
@@ -139,7 +140,7 @@ def test_what_a_run_lacks_is_counted_by_what_the_target_is_compared_by():
 
 def test_a_run_that_lacks_something_ranks_behind_those_that_have_it_but_keeps_its_weight():
     runs = table(3, zenith=[60, 30, 30], muon_efficiency=[0.9, NAN, 0.9], e_thres=[0.9, 0.5, NAN])
-    score, found = ranking.by_conditions(table(), runs, None, None)
+    score, found = ranking.by_conditions(table(), runs, None, None, WIDTHS)
     assert np.argsort(score[0])[0] == 0
     assert found[0, 0] > 40
     assert found[0, 1:].tolist() == [0, 0]
@@ -154,23 +155,23 @@ def test_a_table_without_a_column_is_one_of_runs_that_lack_it():
 
 def test_the_divergence_with_runs_that_cover_too_little_behind():
     kl, poor = np.array([[0.3, 0.1, 0.2]]), np.array([[False, True, False]])
-    score, found = ranking.by_divergence(table(), table(3), kl, poor)
+    score, found = ranking.by_divergence(table(), table(3), kl, poor, WIDTHS)
     assert np.argsort(score[0]).tolist() == [2, 0, 1]
     assert found is None
-    assert_array_equal(ranking.by_divergence(table(), table(3), kl, None)[0], kl)
+    assert_array_equal(ranking.by_divergence(table(), table(3), kl, None, WIDTHS)[0], kl)
 
 
 def test_divergence_times_kernel_is_ranked_by_the_one_and_weighted_by_the_other():
     kl, runs = np.array([[0.3, 0.1, 0.2]]), table(3, zenith=[30, 40, 50])
-    score, found = ranking.by_divergence_and_conditions(table(), runs, kl, None)
+    score, found = ranking.by_divergence_and_conditions(table(), runs, kl, None, WIDTHS)
     assert_array_equal(score, kl)
     assert_array_equal(found, kernel_distance(table(), runs)[0])
 
 
-@pytest.mark.parametrize("name", ["kl", "kl-conditions"])
+@pytest.mark.parametrize("name", ["kl", "kl-conditions", "likelihood", "likelihood-conditions"])
 def test_a_ranking_by_divergence_without_divergences_is_an_error(name):
     with pytest.raises(ValueError, match="kl"):
-        RANKINGS[name].scores(table(), table(), None, None)
+        RANKINGS[name].scores(table(), table(), None, None, WIDTHS)
 
 
 def test_an_unknown_ranking_is_an_error_that_lists_the_known_ones():
@@ -182,12 +183,12 @@ def test_the_rankings_are_those_of_the_configuration():
     for name in RANKINGS:
         settings = parse_config({"background_selection": {"rank": name}}).background_selection
         assert settings.ranking == name
-        assert selection.needs_divergence(settings) == ("kl" in name)
-        assert selection.weighs(settings) == ("conditions" in name)
+        assert selection.needs_divergence(settings) == ("kl" in name or "likelihood" in name)
+        assert selection.weighs(settings) == ("conditions" in name or "likelihood" in name)
 
 
 def test_a_further_ranking_is_one_function(monkeypatch):
-    def by_number(targets, runs, kl, poor):
+    def by_number(targets, runs, kl, poor, widths):
         return np.abs(np.subtract.outer(targets["obs_id"], runs["obs_id"]).astype(float)), None
 
     monkeypatch.setitem(RANKINGS, "number", ranking.Ranking(by_number))

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from dask_bkg import rate as rates
-from dask_bkg.modulation.geometry import Geometry, flat, geometry_of
+from dask_bkg.modulation.geometry import Geometry, flat, geometry_of, members
 from dask_bkg.modulation.shapes import fit_tilt, free_modulation, upwards
-from dask_bkg.rate import Rate, RateSettings
+from dask_bkg.rate import Histogram, Rate, RateSettings
 
 SHAPES = ("gradient", "free", "both", "plain")
 
@@ -32,13 +33,6 @@ FIELD_FLAGS = {
     FIELD_POOLED: "shape over the field pooled over energies",
     PIXEL_UNSEEN: "pixel without exposure",
 }
-
-
-class Histogram(NamedTuple):
-    """Events and exposure [s TeV sr] of the same bins, shape ``(energy, ring)`` or ``(energy, fov_lat, fov_lon)``."""
-
-    counts: NDArray
-    exposure: NDArray
 
 
 class FieldSettings(NamedTuple):
@@ -76,6 +70,7 @@ def estimate_field(
     settings: RateSettings | None = None,
     field_settings: FieldSettings | None = None,
     zenith: tuple[float, float] = (0.0, 1.0),
+    shape: Histogram | None = None,
 ) -> Rate:
     """Rate over the field from the histograms of rings and pixels of the same runs.
 
@@ -96,11 +91,15 @@ def estimate_field(
         procedure's 3D backgrounds: a plain Gaussian over each plane at the end, of ``smooth_bins`` pixels.
     zenith
         Direction of the zenith in the field, a unit vector ``(fov_lon, fov_lat)``; the default is that of ALTAZ.
+    shape
+        Rings of the runs behind ``field``, where these are not those behind ``rings``: then the spectrum is that of
+        ``rings``, and the shape, over the rings too, that of the others.
 
     Returns
     -------
     rate
-        Values at the centres of the pixels, and flags (`FIELD_FLAGS`), shape ``(energy, fov_lat, fov_lon)``.
+        Values at the centres of the pixels, and flags (`FIELD_FLAGS`), shape ``(energy, fov_lat, fov_lon)``; and the
+        ``mean`` of the radial rate, shape ``(energy, ring)``, with rings out to the corners of the square.
 
     Raises
     ------
@@ -122,14 +121,18 @@ def estimate_field(
     if field_settings.shape == "plain":
         return Rate(_plain(field, edges[2], settings), unseen)
     place = geometry_of(*edges[1:])
-    radial = rates.estimate_rate(*_continue(rings, field, place), (edges[0], place.edges), settings)
+    if shape is None:
+        rings = _continue(rings, field, place)
+    else:
+        shape = _continue(shape, field, place)
+    radial = rates.estimate_rate(*rings, (edges[0], place.edges), settings, shape)
     base = place.radial_means(radial.value)
     stacked, target, pooled = _modulations(field, base, edges, sin_zenith, field_settings, zenith)
     value = base * _on_rings(stacked, target, base, field.exposure, place.share)
     if settings.node_values == "conserving":
         value = _node_values(value, base, field.exposure, place)
     flag = radial.flag[:, place.ring] | np.where(pooled, FIELD_POOLED, 0)[:, None, None] | unseen
-    return Rate(_blurred(value, settings), flag)
+    return Rate(_blurred(value, settings), flag, radial.average)
 
 
 def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float, float]) -> None:
@@ -148,7 +151,7 @@ def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float
 
 def _continue(rings: Histogram, field: Histogram, place: Geometry) -> Histogram:
     """The rings, and behind them those of the pixels whose centres lie beyond the last one."""
-    member = place.ring.reshape(-1, 1) == np.arange(rings.counts.shape[1], place.edges.size - 1)
+    member = members(place.ring, np.arange(rings.counts.shape[1], place.edges.size - 1))
     return Histogram(*(np.concatenate([a, flat(b) @ member], axis=1) for a, b in zip(rings, field, strict=True)))
 
 
@@ -179,7 +182,7 @@ def _modulations(
 # -- what is conserved ---------------------------------------------------------------------------------------------
 
 
-def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: NDArray) -> NDArray:
+def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: csr_array) -> NDArray:
     """The target's modulation, such that the counts of the stack in each ring stay what they are.
 
     What the stack saw of a ring may be its darker part, the brighter one being excluded: the mean over its exposure
@@ -195,7 +198,7 @@ def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArra
     return mine.reshape(base.shape)
 
 
-def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: NDArray) -> NDArray:
+def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: csr_array) -> NDArray:
     """A modulation, shape ``(energy, pixel)``, scaled to the wanted sums over rings of it times the weight."""
     for _ in range(ROUNDS):
         sums = (modulation * weight) @ share.T
