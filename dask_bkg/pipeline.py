@@ -17,10 +17,9 @@ from typing import Any
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
-from tqdm import tqdm
 
 from dask_bkg import bookkeeping, schema
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
@@ -32,6 +31,7 @@ from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
+from dask_bkg.memory import runs_wanted, tell_memory
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
 from dask_bkg.products import Block, Made, Mark, Result, write_block
@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 
 FIELD_BLOCK = 200
 """Most runs, and targets, a block where fields of pixels are stacked: 30 x 25 x 25 bins are 30 MB then."""
-
-RUNS_PER_HOUR = 4
-"""Runs that an hour of a selection may hold: half-hour runs, and some that weigh little."""
 
 SAVE_EVERY = 5.0
 """Seconds after which the run store is told of the files that were written."""
@@ -152,8 +149,7 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
         return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
-    wanted = n_runs if settings.ranking == "none" else min(settings.hours_wanted * RUNS_PER_HOUR, n_runs)
-    few = max(int(MOST_CHOSEN // max(wanted, 1)), 1)
+    few = max(int(MOST_CHOSEN // max(runs_wanted(settings, n_runs), 1)), 1)
     return few if few < block else None
 
 
@@ -218,7 +214,7 @@ def _writes(
                 parts.append(part)
         return tasks
 
-    name = layers.add("write-dl3", write, shared, state, *(array.name for array in arrays), selected[0].key[0])
+    name = layers.add("write-files", write, shared, state, *(array.name for array in arrays), selected[0].key[0])
     return layers.delayed(name, len(parts)), parts
 
 
@@ -229,7 +225,7 @@ def known_of(roster: Roster) -> Known:
 
 
 class _Write:
-    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
+    """A task of the layer ``write-files``; its targets are inside of it, where dask does not look for keys."""
 
     def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
         self.targets, self.first = targets, first
@@ -266,11 +262,10 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
     BackgroundError
         If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
     """
-    with open_client(config.cluster, config.config.n_workers) as client:
-        if client is not None and progress:
-            tqdm.write(f"dashboard: {client.dashboard_link}")
+    with job_client(config, progress=progress) as client:
         plan = plan_job(config)
         bookkeeping.check_writable(config)
+        tell_memory(plan, client)
         stored = update_store(plan, client, config.store_path, progress=progress)
         roster = call_the_roll(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]

@@ -10,11 +10,17 @@ from distributed import Client
 
 from dask_bkg import cluster
 from dask_bkg.cluster import active_client, open_client
+from dask_bkg.cluster import client as clients
+from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 
 
+def at(where: str, n_workers: int = 1):
+    return parse_config({"cluster": where, "config": {"njobs": n_workers}})
+
+
 def test_threads_need_no_client():
-    with open_client("threads", 4) as client:
+    with open_client(at("threads", 4)) as client:
         assert client is None
     assert active_client() is None
 
@@ -22,23 +28,23 @@ def test_threads_need_no_client():
 @pytest.mark.parametrize("wanted", ["threads", "local", "tcp://127.0.0.1:1"])
 def test_an_active_client_wins_and_is_left_open(wanted):
     with Client(processes=False, n_workers=1, dashboard_address=None) as mine:
-        with open_client(wanted, 3) as client:
+        with open_client(at(wanted, 3)) as client:
             assert client is mine
         assert mine.status == "running"
         assert active_client() is mine
 
 
 def test_nobody_answers_at_the_address(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(clients, "CONNECT_SECONDS", 0.5)
     with pytest.raises(ConfigError, match=r"no scheduler answers at tcp://127.0.0.1:1.*dask scheduler"):  # noqa: SIM117
-        with open_client("tcp://127.0.0.1:1", 1):
+        with open_client(at("tcp://127.0.0.1:1")):
             pytest.fail("there is nobody")
     assert active_client() is None
 
 
 def look_and_fail(before: set, seen: list) -> None:
     """Inside a job on a local cluster: note its processes, then stop with an error."""
-    with open_client("local", 2) as client:
+    with open_client(at("local", 2)) as client:
         client.wait_for_workers(2, timeout=60)
         assert client.submit(sum, [1, 2]).result() == 3
         kept = client.run(lambda: {name: os.environ.get(name) for name in cluster.MALLOC})
