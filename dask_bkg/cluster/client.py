@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from dask_bkg.cluster.dashboard import dashboard_lines
 from dask_bkg.cluster.usage import told_usage
 from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20
 
@@ -99,11 +102,12 @@ def job_client(config: Config, *, progress: bool = True) -> Iterator[Client | No
     Parameters
     ----------
     progress
-        Whether the dashboard is told.
+        Whether bars are shown, and the dashboard is told above them.
     """
     with open_client(config) as client:
-        for line in dashboard_lines(client) if client is not None and progress else ():
-            tqdm.write(line)
+        for line in dashboard_lines(client) if client is not None else ():
+            # without bars it is the log that tells
+            tqdm.write(line) if progress else log.info("%s", line)
         with told_usage(client):
             yield client
 
