@@ -13,6 +13,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster, default_client
 from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 from tqdm import tqdm
 
 from dask_bkg.cluster import local, slurm
@@ -149,15 +150,18 @@ def _new_client(config: Config) -> Client:
 def _connect(where: str) -> Client:
     """Client of the scheduler at an address, or at the one that a scheduler file tells."""
     address = _address_in(Path(where)) if where.endswith(".json") else where
+    told = where if where == address else f"{address}, which {where} tells"
+    if address.startswith("tls://") and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ConfigError(
+            f"cluster: {told} lets nobody in without its certificate, and there is none in this environment: set "
+            "distributed.comm.tls in Dask's configuration, or source what `dask-bkg cluster certificate` has printed"
+        )
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, TypeError) as error:
-        # TypeError: distributed's word for an encrypted address without certificates
-        told = where if where == address else f"{address}, which {where} tells"
+    except OSError as error:
         raise ConfigError(
             f"cluster: no scheduler answers at {told} ({error}); start one with `dask scheduler` and workers with "
-            "`dask worker`, or take `local`; tls:// needs the certificate of the scheduler in this environment too "
-            "(distributed.comm.tls of Dask's configuration, `dask-bkg cluster certificate`)"
+            "`dask worker`, or take `local`"
         ) from error
 
 

@@ -21,10 +21,11 @@ def dashboard_lines(client: Client) -> list[str]:
     address = str(client.scheduler.address) if client.scheduler is not None else ""
     host = "" if address.startswith("inproc") else get_address_host(address)
     port = urlsplit(link).port or 8787
-    lines = [f"dashboard: {link}"]
     if not _is_here(host):
-        lines.append(tunnel(host, port, _way_in()))
-    elif "SSH_CONNECTION" in os.environ or _way_in():
+        return [f"dashboard: {link}", tunnel(host, port, _way_in())]
+    # Dask names the scheduler's own host, where a dashboard that only this machine may see does not listen
+    lines = [f"dashboard: http://127.0.0.1:{port}/status" if _answers(port) else f"dashboard: {link}"]
+    if "SSH_CONNECTION" in os.environ or _way_in():
         lines.append(tunnel(socket.gethostname(), port, _way_in()))
     return lines
 
@@ -54,6 +55,15 @@ def _is_here(host: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _answers(port: int) -> bool:
+    """Whether somebody listens at a port of the loopback interface."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _way_in() -> str:
