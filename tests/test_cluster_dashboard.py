@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
+from click.testing import CliRunner
 from distributed import Client, LocalCluster
 from distributed.deploy import SubprocessCluster
 
+from dask_bkg.cli import main
 from dask_bkg.cluster import dashboard, make_client
 from dask_bkg.cluster.dashboard import dashboard_lines, tunnel
 from dask_bkg.cluster.usage import _totals, told_usage, usage_since
@@ -123,3 +126,18 @@ def test_threads_have_nothing_to_tell(caplog):
     with told_usage(None):
         pass
     assert not caplog.text
+
+
+def test_a_report_of_the_job(job, four_runs, tmp_path):
+    """Dask's own page; threads have no scheduler that could write one."""
+    config, report = tmp_path / "config.yaml", tmp_path / "new" / "report.html"
+    config.write_text(yaml.safe_dump(job(four_runs, cluster="local", io={"from_run": True})))
+    for command in ("reduce", "run"):
+        done = CliRunner().invoke(main, [command, str(config), "--performance-report", str(report)])
+        assert done.exit_code == 0, done.output
+        assert f"performance report: {report}" in done.stdout
+        assert "reduce-runs" in report.read_text() or command == "run"
+        report.unlink()
+    done = CliRunner().invoke(main, ["run", str(config), "--cluster", "threads", "--performance-report", str(report)])
+    assert done.exit_code == 1
+    assert "threads have no scheduler" in done.stderr
