@@ -118,13 +118,16 @@ def test_lives_that_end_are_followed_by_others(slurm, settings, site, gate, behi
     assert outputs(tmp_path / "out") == by_threads
 
 
-def test_workers_come_for_work_and_go(slurm, settings, by_threads, tmp_path):
+def test_workers_come_for_work_and_go(slurm, settings, site, by_threads, tmp_path):
+    """In jobs of two processes, of one thread each."""
+    site(cores=2)
     config = settings(workers=3, min_workers=0)
     with make_client(config) as client:
         slurm.wait(lambda: not slurm.jobs(), PATIENCE, "an empty queue where there is nothing to do")
         assert not client.nthreads()
         pipeline.run(config, progress=False)
         assert outputs(tmp_path / "out") == by_threads
+        assert set(client.nthreads().values()) <= {1}
         slurm.wait(lambda: not slurm.jobs(), PATIENCE, "an empty queue when all is done")
         assert client.submit(sum, [1, 2]).result(timeout=PATIENCE) == 3
 
@@ -155,6 +158,13 @@ def test_a_job_that_is_refused(slurm, settings, site):
         make_client(settings(workers=1))
     assert active_client() is None
     assert not slurm.jobs()
+
+
+def test_a_network_that_is_not_there(slurm, settings, site):
+    site(interface="ib9")
+    with pytest.raises(ConfigError, match=r"the scheduler cannot start: .*ib9.*jobqueue\.slurm\.interface"):
+        make_client(settings(workers=1))
+    assert active_client() is None
 
 
 def test_jobs_that_end_without_a_worker(slurm, settings, site, monkeypatch):

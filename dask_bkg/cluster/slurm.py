@@ -7,6 +7,7 @@ They are submitted, replaced where they are lost, and awaited; what the script o
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import time
 from pathlib import Path
@@ -47,9 +48,8 @@ def start_jobs(config: Config) -> Cluster:
         raise
     if not settings.tls:
         log.warning("slurm.tls: false: whoever reaches %s can run programs as you", cluster.scheduler_address)
-    # also where their number is fixed: `scale` would not replace a job that was killed. Where they come and go the
-    # first one is asked for: whether jobs start at all is seen before the work
-    cluster.adapt(minimum=max(_fewest(settings), 1), maximum=settings.workers)
+    # where workers come and go the first one is asked for: whether jobs start at all is seen before the work
+    _adapt(cluster, max(_fewest(settings), 1), settings.workers)
     return cluster
 
 
@@ -76,6 +76,10 @@ def _scheduler(config: Config) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"slurm.tls: {error}; `pip install cryptography`, or slurm.tls: false on a network of friends"
+        ) from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"cluster: slurm: the scheduler cannot start: {error}; its network is jobqueue.slurm.interface, {SITE}"
         ) from error
 
 
@@ -107,7 +111,16 @@ def await_workers(client: Client, cluster: Cluster, config: Config) -> None:
         client.close()
         raise
     if _fewest(settings) == 0:
-        cluster.adapt(minimum=0, maximum=settings.workers)
+        _adapt(cluster, 0, settings.workers)
+
+
+def _adapt(cluster: Any, fewest: int, most: int) -> None:
+    """Let the number of jobs go with the work; also where it is fixed: ``scale`` would not replace a lost one.
+
+    In whole jobs: half of one cannot be ended.
+    """
+    a_job = int(dask.config.get("jobqueue.slurm.cores"))
+    cluster.adapt(minimum_jobs=math.ceil(fewest / a_job), maximum_jobs=math.ceil(most / a_job))
 
 
 def check_submission(script: str) -> None:
