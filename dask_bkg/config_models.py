@@ -176,7 +176,7 @@ class Execution(Section):
 
 
 class Slurm(Section):
-    """Batch jobs of ``cluster: slurm``; partition, cores, memory, walltime of one are in Dask's jobqueue.yaml."""
+    """The batch jobs of cluster: slurm; partition, cores, memory, walltime of one are in Dask's jobqueue.yaml."""
 
     workers: Whole = option(8, "most worker processes, of one core each", ge=1)
     min_workers: Whole | None = option(None, "fewest; null: workers, always; 0: none where there is no work", ge=0)

@@ -34,8 +34,8 @@ class OwnClient(Client):
     """A client that ends the cluster which was started for it when it is closed."""
 
     def __init__(self, cluster: Cluster, **kwargs: Any) -> None:
-        super().__init__(cluster, **kwargs)
         self._own = cluster
+        super().__init__(cluster, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         """Close the client, then its scheduler and workers."""
