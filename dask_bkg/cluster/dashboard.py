@@ -36,12 +36,12 @@ def tunnel(host: str, port: int, via: str = "") -> str:
     Examples
     --------
     >>> tunnel("node17", 8787, "login1").replace(getpass.getuser(), "me")
-    'from your own machine: ssh -N -L 8787:localhost:8787 -J me@login1 me@node17   (then http://localhost:8787/status)'
+    'ssh -N -L 8787:localhost:8787 -J me@login1 me@node17  # at your own machine; then http://localhost:8787/status'
     """
     user = _user()
     jump = f"-J {user}{via} " if via else ""
     line = f"ssh -N -L {port}:localhost:{port} {jump}{user}{host}"
-    return f"from your own machine: {line}   (then http://localhost:{port}/status)"
+    return f"{line}  # at your own machine; then http://localhost:{port}/status"
 
 
 def _is_here(host: str) -> bool:
