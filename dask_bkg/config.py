@@ -28,6 +28,7 @@ from dask_bkg.config_models import (
     Execution,
     Modelling,
     RunSelection,
+    Slurm,
     unit_of,
 )
 from dask_bkg.errors import ConfigError
@@ -43,6 +44,7 @@ __all__ = [
     "Execution",
     "Modelling",
     "RunSelection",
+    "Slurm",
     "load_config",
     "parse_config",
 ]

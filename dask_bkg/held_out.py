@@ -20,7 +20,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dask_bkg import catalogs
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import BackgroundSelection, Config, parse_config
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
@@ -151,7 +151,7 @@ def validate_models(
         for name, model in models.items()
     }
     frames, done = _frames(chosen.values()), dict[str, Validation]()
-    with open_client(first.cluster, first.config.n_workers) as client:
+    with job_client(first, progress=progress) as client:
         job, counts = None, None
         for name, model in chosen.items():
             if isinstance(model, Config):
