@@ -53,6 +53,13 @@ SAVE_EVERY = 5.0
 MOST_CHOSEN = 2_000_000
 """Contributing runs that the selections of a block of targets may hold: 80 MB."""
 
+ROLE_STACKS = {
+    "shape": (*schema.HISTOGRAMS, "squares"),
+    "night": (*schema.HISTOGRAMS, "squares"),
+    "field": schema.HISTOGRAMS,
+}
+"""What is used of the stacks of each role beside the spectrum."""
+
 WRITE_BATCH = 25
 """Targets that one task writes: whole files of a megabyte take 50 ms each."""
 
@@ -128,10 +135,10 @@ class Graph:
     def arrays(self) -> dict[str, da.Array]:
         """The stacks by their names in `dask_bkg.model.Stacks`, in blocks of targets."""
         spectrum = self.stacks["spectrum"]
-        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime")}
-        for role in ("shape", "night", "field"):
+        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime", "squares")}
+        for role, names in ROLE_STACKS.items():
             if role in self.stacks:
-                found |= {f"{role}_{name}": self.stacks[role][name].data for name in schema.HISTOGRAMS}
+                found |= {f"{role}_{name}": self.stacks[role][name].data for name in names}
         return found
 
 

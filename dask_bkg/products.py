@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
+from dask_bkg.filling import EXTRAPOLATED, RING_FILLED
 from dask_bkg.model import Known, Model, Stacks, stacked_rate
 from dask_bkg.modulation import FIELD_FLAGS
 from dask_bkg.plan import Target
-from dask_bkg.rate import EXTRAPOLATED, RING_FILLED
 from dask_bkg.selection import Contributing, Contributors, Selection
 
 
@@ -198,7 +198,8 @@ def _size_and_time(path: str) -> tuple[int, int]:
 def _write_one(
     target: Target, contributors: Contributors, stacks: Stacks, known: Known, block: Block, digest: str
 ) -> Result:
-    rate, chosen = stacked_rate(target, contributors, stacks, known, block.model), contributors.spectrum
+    made, chosen = stacked_rate(target, contributors, stacks, known, block.model), contributors.spectrum
+    rate = made.rate
     livetime, n_events = float(stacks.livetime), round(float(stacks.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {

@@ -13,7 +13,20 @@ import dask_bkg
 
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
-BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "modulation", "dl3", "irf"}
+BELOW_PLAN = {
+    "kernels",
+    "errors",
+    "fov",
+    "schema",
+    "exclusion",
+    "catalogs",
+    "rate",
+    "filling",
+    "own",
+    "modulation",
+    "dl3",
+    "irf",
+}
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
     "plan", "roster", "runlists", "journal", "model", "products", "bookkeeping", "prepare", "cluster", "lazy",
@@ -27,10 +40,14 @@ MAY_IMPORT = {
     "schema": set(),
     "exclusion": {"fov"},
     "catalogs": {"exclusion", "errors"},
-    "smoothing": {"fov"},
+    "splines": set(),
+    "smoothing": {"fov", "splines"},
     "nodes": set(),
-    "rate": {"smoothing", "nodes"},
-    "modulation": {"modulation", "fov", "nodes", "rate", "smoothing"},
+    "uncertainty": set(),
+    "filling": {"uncertainty"},
+    "own": set(),
+    "rate": {"filling", "smoothing", "nodes", "uncertainty"},
+    "modulation": {"modulation", "fov", "nodes", "rate", "filling", "smoothing", "uncertainty"},
     "selection": {"selection", "fov", "errors"},
     "similarity": {"similarity", "kernels", "schema"},
     "archive": {"archive", "schema", "dl3", "kernels", "exclusion", "errors"},
@@ -43,8 +60,8 @@ MAY_IMPORT = {
     "roster": {"archive", "collect", "dl3", "fov", "plan", "selection", "runlists", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
-    "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},
-    "products": {"dl3", "plan", "model", "modulation", "rate", "selection", "errors"},
+    "model": {"dl3", "plan", "modulation", "rate", "own", "uncertainty", "schema", "selection", "irf", "errors"},
+    "products": {"dl3", "plan", "model", "modulation", "rate", "filling", "selection", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
     "cluster": {"errors"},
     "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,

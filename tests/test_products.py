@@ -21,11 +21,11 @@ from dask_bkg import bookkeeping, selection
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.filling import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.irf import rate_to_background
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import plan_job
 from dask_bkg.products import Block, Made, Result, digest_of, summarize_flags, write_block
-from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.selection import Contributing, Contributors
 
 mpl.use("Agg")
