@@ -57,6 +57,7 @@ ROLE_STACKS = {
     "shape": (*schema.HISTOGRAMS, "squares"),
     "night": (*schema.HISTOGRAMS, "squares"),
     "field": schema.HISTOGRAMS,
+    "own": schema.HISTOGRAMS,
 }
 """What is used of the stacks of each role beside the spectrum."""
 
@@ -116,7 +117,8 @@ class Graph:
         Who contributes to what (`dask_bkg.selection.settings_of_roles`): of each role a delayed
         `dask_bkg.selection.Selections` for each block of targets.
     stacks
-        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``).
+        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``);
+        the targets themselves where they are asked (``own``).
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -214,6 +216,8 @@ def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
     if (pixels := field_histograms(plan, roster, stored)) is not None:
         chosen = selected.get("shape", selected["spectrum"])
         stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
+    if plan.rate.own != "off":
+        stacks["own"] = targets
     return Graph(targets, runs, selected, stacks)
 
 
@@ -239,7 +243,10 @@ def _writes(
     arrays, roles = graph.arrays, list(graph.selected)
     layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
     model = Model(plan.edges, plan.rate, plan.field)
-    settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
+    # a single background in a notebook has no place for results
+    place = plan.config.io.results_dir
+    side = None if place is None else os.path.abspath(bookkeeping.side_directory(plan.config))
+    settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by, side)
     shared = layers.add("settings", lambda name: {name: literal(settings)})
     state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
     tasks: dict = {}

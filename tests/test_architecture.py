@@ -14,25 +14,16 @@ import dask_bkg
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
 BELOW_PLAN = {
-    "kernels",
-    "errors",
-    "fov",
-    "schema",
-    "exclusion",
-    "catalogs",
-    "rate",
-    "filling",
-    "own",
-    "modulation",
-    "dl3",
-    "irf",
-}
+    "kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "filling", "uncertainty", "own",
+    "modulation", "sidefiles", "dl3", "irf",
+}  # fmt: skip
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
     "plan", "roster", "runlists", "journal", "model", "products", "bookkeeping", "prepare", "cluster", "lazy",
     "collect", "matrix",
 }  # fmt: skip
 
+# fmt: off
 MAY_IMPORT = {
     "errors": set(),
     "kernels": set(),
@@ -54,6 +45,7 @@ MAY_IMPORT = {
     **dict.fromkeys(CONFIG, CONFIG | {"errors"}),
     "dl3": {"dl3", "kernels", "schema", "fov", "exclusion", "errors"},
     "irf": {"schema", "rate"},
+    "sidefiles": {"schema", "dl3", "errors"},
     "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "modulation", "rate", "schema", "similarity", "errors"},
     "runlists": {"config", "plan", "selection"},
     "journal": set(),
@@ -61,10 +53,14 @@ MAY_IMPORT = {
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
     "model": {"dl3", "plan", "modulation", "rate", "own", "uncertainty", "schema", "selection", "irf", "errors"},
-    "products": {"dl3", "plan", "model", "modulation", "rate", "filling", "selection", "errors"},
-    "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
+    "products": {
+        "dl3", "plan", "model", "modulation", "rate", "filling", "uncertainty", "sidefiles", "selection", "errors",
+    },
+    "bookkeeping": {
+        "config", "config_io", "dl3", "plan", "products", "sidefiles", "catalogs", "runlists", "journal", "errors",
+    },
     "cluster": {"errors"},
-    "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
+    "lazy": {"lazy", "schema", "sidefiles", "dl3", "exclusion", "errors"} | RUNS,
     "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},
     "matrix": BELOW_PIPELINE - {"matrix"},
     "pipeline": BELOW_PIPELINE,
@@ -73,6 +69,7 @@ MAY_IMPORT = {
     "validate": {"exclusion"},
     "simulate": {"simulate", "dl3", "errors", "schema", "kernels", "fov"},
 }
+# fmt: on
 ANYTHING = {"__init__", "cli", "report", "picture", "demo"}
 
 
