@@ -8,12 +8,13 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from astropy.io import fits
 from numpy.testing import assert_allclose, assert_array_equal
 
 import dask_bkg
 from dask_bkg import sidefiles
 from dask_bkg.compat import run_make_background
-from dask_bkg.errors import ArchiveError
+from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.lazy import backgrounds
 from dask_bkg.schema import Edges, FieldEdges, edges_of, field_edges_of
 
@@ -138,3 +139,29 @@ def test_one_that_is_lost_is_made_again_and_one_of_a_lost_background_goes(done):
     config["run_selection"] = {"runlist": [64001]}
     run_make_background(config)
     assert set(times(results)) == set(before) - {"bkg_64002.nc"}
+
+
+@pytest.mark.parametrize("kind", ["level", "spectrum"])
+def test_own_counts_of_a_job_are_in_the_header_and_beside_it(job, four_runs, kind):
+    config = job(four_runs, io={"from_run": False}, binning={"off_bins": 5, "e_bins": 12}, model={"own": kind})
+    run_make_background(config)
+    results = Path(config["io"]["out_dir"], "results")
+    dataset = dask_bkg.open_backgrounds(results)
+    assert ((dataset.own_factor > 0.3) & (dataset.own_factor < 3) & (dataset.own_error < 0.1)).all()
+    assert (np.ptp(dataset.own_spectrum.values, axis=1) > 0).all() == (kind == "spectrum")
+    path = next(Path(config["io"]["out_dir"]).rglob("*64001*.fits*"))
+    header = fits.getheader(path, "BACKGROUND")
+    assert header["OWN_FACT"] == pytest.approx(float(dataset.own_factor[0]), abs=1e-6)
+    assert (header["OWN_KIND"], header["OWN_N"] > 0) == (kind, True)
+    before = times(results)
+    run_make_background(config)
+    assert times(results) == before
+
+
+def test_own_counts_and_smoothing_of_rings_need_rings(job, four_runs):
+    for model, selection in (({"own": "level"}, {}), ({"smooth_method": "spline"}, {"smooth": True})):
+        config = job(
+            four_runs, binning={"mode": "3d"}, model={"field": "plain", **model}, background_selection=selection
+        )
+        with pytest.raises(ConfigError, match=r"works on rings, and model.field: plain has none: set"):
+            run_make_background(config)
