@@ -69,7 +69,7 @@ def own_factors(
     --------
     >>> seen = np.array([False, True, True])
     >>> own = own_factors(np.array([5.0, 220, 30]), np.array([50.0, 180, 20]), np.zeros(3), seen, "level", 100.0)
-    >>> round(own.level.value, 4), round(own.level.error, 4), own.energies.round(4).tolist()
+    >>> round(own.level.value, 4), round(float(own.level.error), 4), own.energies.round(4).tolist()
     (1.1667, 0.0535, [1.1667, 1.1667, 1.1667])
     """
     if kind not in KINDS[1:]:
@@ -79,7 +79,7 @@ def own_factors(
     seen = seen & (expected > 0)
     counts, expected = np.where(seen, counts, 0.0), np.where(seen, expected, 0.0)
     total = float(counts.sum())
-    level = Factor((total + prior) / (float(expected.sum()) + prior), 1 / np.sqrt(total + prior))
+    level = Factor((total + prior) / (float(expected.sum()) + prior), float(1 / np.sqrt(total + prior)))
     # of the stack's own error as much is left as its word counts for
     left = prior / (expected.sum() + prior) if kind == "level" else 1.0
     variance = (left * level_error) ** 2 + level.error**2

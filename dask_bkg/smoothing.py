@@ -121,10 +121,8 @@ def smooth_rings(rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, sigm
 
     Parameters
     ----------
-    rate, exposure
-        Rate [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, ring)``.
-    offset_edges
-        Ring edges [deg].
+    rate, exposure, offset_edges
+        As for `smooth`.
     sigma
         Width of the Gaussian [deg]; 0 changes nothing.
 

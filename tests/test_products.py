@@ -202,6 +202,17 @@ def test_what_is_worth_knowing_is_remarked(plan, write):
     assert wide[1].reason == ""
 
 
+def test_a_kernel_of_the_shape_that_was_widened_is_told(plan, stacks):
+    runs, shape = selected(plan), selected(plan, widened=1.5)
+    block = Block(Model(plan.edges, plan.rate), True, bookkeeping.common_cards(plan), "settings")
+    known = Known(np.arange(4, dtype=np.uint64), np.full(4, 20.0), np.ones(4))
+    both = Stacks(*stacks, shape_counts=stacks[0], shape_exposure=stacks[1])
+    targets = [(target, None) for target in plan.targets]
+    results = write_block(targets, 0, Contributing(runs, shape), both, known, block)
+    assert results[0].reason == "kernel of the shape widened 1.50 times: few runs are alike"
+    assert results[1].reason == ""
+
+
 def test_weights_and_scores_are_told(plan, write):
     result = write(chosen=selected(plan, weight=np.array([1 / 3]), score=np.array([0.123456789012])))[0]
     assert result.weights == (0.333333,)
