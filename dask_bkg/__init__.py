@@ -22,6 +22,7 @@ _HOMES = {
     "reduce_run": "dl3.reduce",
     "reduce_runs": "lazy.runs",
     "open_runs": "archive.load",
+    "open_backgrounds": "lazy.backgrounds",
     "kl_matrix": "lazy.kl",
     "to_background": "irf",
     "smooth": "irf",

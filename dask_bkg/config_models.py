@@ -361,9 +361,11 @@ class Modelling(Section):
     exposure: Literal["geometry", "event_ratio"] = option(
         "geometry", "exposed fraction, from the regions or from event counts"
     )
-    smooth_method: Literal["field", "to_3d"] = option(
-        "field", "in the field of view, or through gammapy's to_3d and to_2d"
+    smooth_method: Literal["field", "adaptive", "spline", "to_3d"] = option(
+        "field", "Gaussian in the field, one that grows, a spline in offset, or gammapy's to_3d and to_2d"
     )
+    smooth_counts: Number = option(400.0, "adaptive, counts under the Gaussian (smooth_sigma at least)", gt=0)
+    smooth_dof: Number = option(4.0, "spline, effective degrees of freedom; 2 is a Gaussian profile", ge=2)
     node_values: Literal["conserving", "plain"] = option(
         "conserving", "interpolated they return the counts, or counts / exposure"
     )
@@ -376,6 +378,10 @@ class Modelling(Section):
     field: Literal["gradient", "free", "both", "plain"] = option(
         "gradient", "3d, towards the zenith, whatever the counts say, one after the other, or each pixel alone"
     )
+    own: Literal["off", "level", "spectrum"] = option(
+        "off", "what a run's own counts outside exclusions correct, above its threshold (not held out)"
+    )
+    own_counts: Number = option(100.0, "own, counts that the other runs are worth beside them", gt=0)
     field_sigma: Deg = option(0.5, "3d, width of the Gaussian of free, if smooth_sigma does not say it", ge=0)
 
     @model_validator(mode="after")

@@ -51,6 +51,14 @@ SAVE_EVERY = 5.0
 MOST_CHOSEN = 2_000_000
 """Contributing runs that the selections of a block of targets may hold: 80 MB."""
 
+ROLE_STACKS = {
+    "shape": (*schema.HISTOGRAMS, "squares"),
+    "night": (*schema.HISTOGRAMS, "squares"),
+    "field": schema.HISTOGRAMS,
+    "own": schema.HISTOGRAMS,
+}
+"""What is used of the stacks of each role beside the spectrum."""
+
 WRITE_BATCH = 25
 """Targets that one task writes: whole files of a megabyte take 50 ms each."""
 
@@ -110,7 +118,8 @@ class Graph:
         Who contributes to what (`dask_bkg.selection.settings_of_roles`): of each role a delayed
         `dask_bkg.selection.Selections` for each block of targets.
     stacks
-        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``).
+        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``);
+        the targets themselves where they are asked (``own``).
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -129,10 +138,10 @@ class Graph:
     def arrays(self) -> dict[str, da.Array]:
         """The stacks by their names in `dask_bkg.model.Stacks`, in blocks of targets."""
         spectrum = self.stacks["spectrum"]
-        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime")}
-        for role in ("shape", "night", "field"):
+        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime", "squares")}
+        for role, names in ROLE_STACKS.items():
             if role in self.stacks:
-                found |= {f"{role}_{name}": self.stacks[role][name].data for name in schema.HISTOGRAMS}
+                found |= {f"{role}_{name}": self.stacks[role][name].data for name in names}
         return found
 
 
@@ -232,6 +241,8 @@ def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
     if (pixels := field_histograms(plan, roster, stored)) is not None:
         chosen = selected.get("shape", selected["spectrum"])
         stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
+    if plan.rate.own != "off":
+        stacks["own"] = targets
     return Graph(targets, runs, selected, stacks)
 
 
@@ -262,7 +273,11 @@ def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
         marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
         return _Write(list(zip(part, marks, strict=True)), first)
 
-    return Last("write-files", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
+    # a single background in a notebook has no place for results
+    place = plan.config.io.results_dir
+    side = None if place is None else os.path.abspath(bookkeeping.side_directory(plan.config))
+    cards = bookkeeping.common_cards(plan)
+    return Last("write-files", Block(model_of(plan), plan.attach_copy, cards, made_by, side), task)
 
 
 def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:

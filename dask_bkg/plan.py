@@ -237,6 +237,8 @@ def rate_settings(config: Config) -> RateSettings:
             f"binning.off_min: smoothing through to_3d needs rings from 0 deg, got {config.binning.off_min:g} deg: "
             "set off_min to 0, or model.smooth_method: field"
         )
+    if config.binning.mode == "3d" and model.field == "plain":
+        _check_plain(config)
     return RateSettings(
         fill=model.fill,
         min_counts=float(model.min_counts),
@@ -244,6 +246,11 @@ def rate_settings(config: Config) -> RateSettings:
         smooth_method=model.smooth_method,
         smooth_bins=sigma / config.binning.bin_width,
         node_values=model.node_values,
+        smooth_counts=model.smooth_counts,
+        smooth_dof=model.smooth_dof,
+        smooth=selected.smooth,
+        own=model.own,
+        own_counts=model.own_counts,
     )
 
 
@@ -293,6 +300,20 @@ def _without_horizon(config: Config, store: Datastore) -> str:
         else:
             return ""
     return reason
+
+
+def _check_plain(config: Config) -> None:
+    """Raise for what needs rings, where each pixel stands alone."""
+    rings = ("adaptive", "spline")
+    for wrong, what in (
+        (config.background_selection.smooth and config.model.smooth_method in rings, "smooth_method"),
+        (config.model.own != "off", "own"),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"model.{what}: {getattr(config.model, what)} works on rings, and model.field: plain has none: set "
+                "model.field to gradient, free or both, or leave it out"
+            )
 
 
 def field_plan(config: Config) -> FieldPlan | None:

@@ -64,7 +64,7 @@ def make_one(plan: Plan) -> Background2D | Background3D:
     if chosen.spectrum.reason:
         raise RunError(chosen.spectrum.reason)
     model = model_of(plan)
-    rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model)
+    rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model).rate
     if plan.field is None:
         return background_2d(rate.value, plan.edges)
     return background_3d(rate.value, plan.field.edges, plan.field.written)

@@ -157,7 +157,8 @@ def score_block(
         chosen = contributors.spectrum
         if chosen.reason:
             raise RunError(chosen.reason)
-        rate, livetime = stacked_rate(subject.target, contributors, stack, known, model), float(stack.livetime)
+        rate = stacked_rate(subject.target, contributors, stack, known, model).rate
+        livetime = float(stack.livetime)
         if model.field is None:
             return Judged(Nodes(rate.value, model.edges), "", chosen.run.size, livetime / 3600)
         energy, fov = model.field.edges

@@ -58,7 +58,9 @@ def test_runs_that_may_contribute():
     def wanted(**selection):
         return runs_wanted(parse_config({"background_selection": selection}).background_selection, 1000)
 
-    assert wanted(time_request=10) == 40
+    assert wanted(rank="kl", time_request=10) == 40
+    # 50 hours of the shape
+    assert wanted(time_request=10) == 200
     assert wanted(time_request="all") == 1000
     assert wanted(rank="none", time_request=10) == 1000
 

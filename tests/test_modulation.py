@@ -17,11 +17,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import i0
 
 from dask_bkg import modulation
+from dask_bkg.filling import RING_FILLED
 from dask_bkg.fov import separation
 from dask_bkg.modulation import FieldSettings, Histogram, estimate_field, fit_tilt, turn, turn_to_radec, upwards
 from dask_bkg.modulation.estimate import FIELD_POOLED, PIXEL_UNSEEN
 from dask_bkg.nodes import mean_log_ring
-from dask_bkg.rate import RING_FILLED, RateSettings, estimate_rate
+from dask_bkg.rate import RateSettings, estimate_rate
 
 RINGS = np.linspace(0, 2.5, 11)
 PIXELS = np.linspace(-2.5, 2.5, 26)

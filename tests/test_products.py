@@ -21,11 +21,11 @@ from dask_bkg import bookkeeping, selection
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.filling import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.irf import rate_to_background
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import plan_job
 from dask_bkg.products import Block, Made, Result, digest_of, summarize_flags, write_block
-from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.selection import Contributing, Contributors
 
 mpl.use("Agg")
@@ -201,6 +201,17 @@ def test_what_is_worth_knowing_is_remarked(plan, write):
     wide = write(chosen=selected(plan, widened=1.3))
     assert wide[0].reason == "kernel widened 1.30 times: few runs are alike"
     assert wide[1].reason == ""
+
+
+def test_a_kernel_of_the_shape_that_was_widened_is_told(plan, stacks):
+    runs, shape = selected(plan), selected(plan, widened=1.5)
+    block = Block(Model(plan.edges, plan.rate), True, bookkeeping.common_cards(plan), "settings")
+    known = Known(np.arange(4, dtype=np.uint64), np.full(4, 20.0), np.ones(4))
+    both = Stacks(*stacks, shape_counts=stacks[0], shape_exposure=stacks[1])
+    targets = [(target, None) for target in plan.targets]
+    results = write_block(targets, 0, Contributing(runs, shape), both, known, block)
+    assert results[0].reason == "kernel of the shape widened 1.50 times: few runs are alike"
+    assert results[1].reason == ""
 
 
 def test_weights_and_scores_are_told(plan, write):

@@ -146,7 +146,7 @@ def test_the_night_moves_the_level_as_far_as_its_runs_are_believed(weight, dim):
     night = by_hand(1, [0], {"obs_id": np.array([2]), "livetime": np.ones(1)})._replace(weight=np.array([weight]))
     observed = dim * truth() * exposure(weight * 1800)
     stacks = Stacks(observed, observed, np.ones(1), night_counts=observed, night_exposure=exposure(weight * 1800))
-    assert night_factor(truth(), night, stacks) == pytest.approx(dim ** (weight / (weight + 1)), rel=1e-12)
+    assert night_factor(truth(), night, stacks).value == pytest.approx(dim ** (weight / (weight + 1)), rel=1e-12)
 
 
 def test_a_night_scales_the_whole_background():
@@ -161,6 +161,6 @@ def test_a_night_scales_the_whole_background():
         )
         chosen = Contributors(runs, None, night)
         target = Target(1, "in.fits", "out.fits")
-        made[name] = stacked_rate(target, chosen, stacks, None, Model(EDGES, RateSettings()))  # type: ignore[arg-type]
+        made[name] = stacked_rate(target, chosen, stacks, None, Model(EDGES, RateSettings())).rate  # type: ignore[arg-type]
     assert_allclose(made["dim"].value / made["alike"].value, np.sqrt(0.5), rtol=1e-3)
     assert_allclose(made["dim"].average / made["alike"].average, np.sqrt(0.5), rtol=1e-3)

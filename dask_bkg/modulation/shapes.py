@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from dask_bkg.filling import pooling_weights
 from dask_bkg.modulation.geometry import continued, flat, members, middle, pixel_offsets, ring_of
-from dask_bkg.rate import pooling_weights
 
 TILT_PRIOR = 0.2
 """Width of the prior of the gradient [1 / deg], of its mean over the energies; its mean is no gradient."""
@@ -119,7 +119,7 @@ def free_modulation(
     sigma: float,
     min_counts: float,
     prior: float,
-) -> tuple[NDArray, NDArray]:
+) -> tuple[NDArray, NDArray, NDArray]:
     """Ratio of smoothed counts to smoothed expectation, whatever its form.
 
     Both are spread by the same Gaussian, so that the edge of the field and what is excluded there count as what they
@@ -140,8 +140,9 @@ def free_modulation(
 
     Returns
     -------
-    modulation, pooled
-        Shape ``(energy, fov_lat, fov_lon)``; and whether an energy is pooled with others, shape ``(energy,)``.
+    modulation, pooled, error
+        Shape ``(energy, fov_lat, fov_lon)``; whether an energy is pooled with others, shape ``(energy,)``; and the
+        relative error of the modulation, by the counts under the Gaussian and those of the prior.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -154,5 +155,7 @@ def free_modulation(
         for array in (counts, level * expected)
     )
     # where nothing is expected, nothing is known
-    density = max(prior, 1e-6) / max(1.0, 4 * np.pi * width**2)
-    return (above + density) / (below + density), (g > 0).sum(axis=1) > 1
+    pixels = max(1.0, 4 * np.pi * width**2)
+    density = max(prior, 1e-6) / pixels
+    error = np.sqrt(above / pixels) / (above + density)
+    return (above + density) / (below + density), (g > 0).sum(axis=1) > 1, error
