@@ -80,7 +80,6 @@ def test_names_on_the_dashboard(graph):
     keys = keys_of(*built.writes)
     names = {key_split(key) for key in keys}
     assert {"load-runs", "shape-of-runs", "kl-divergence", "select-runs", "stack-runs"} <= names
-    # the dashboard cuts a name before a word with a digit: there it is "write"
     assert any(key.startswith("write-files") for key in keys)
 
 
