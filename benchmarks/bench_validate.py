@@ -23,7 +23,7 @@ from common import graph_size, local_cluster, machine_line, peak_memory, reset_p
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from dask_bkg import fov, held_out
+from dask_bkg import fov, held_out, scored
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import Stored
 from dask_bkg.config import Config, parse_config
@@ -112,7 +112,7 @@ def prepare(path: Path, n: int, mode: str, hours: float) -> tuple[Config, Any]:
     if plan.field is not None:
         field = store.field_view_for(FieldEdges(plan.field.edges.energy, plan.field.edges.fov), "altaz", "disc").name
     stored = Stored(store, "", field, fields={"altaz": ""})
-    return config, held_out.Prepared(plan, stored, call_the_roll(plan, stored), {})
+    return config, scored.Prepared(plan, stored, call_the_roll(plan, stored), {})
 
 
 def _no_rows() -> Any:
@@ -127,7 +127,7 @@ def measure(path: Path, n: int, mode: str, options: argparse.Namespace, scratch:
         reset_peak(client)
         start = time.perf_counter()
         _, job = prepare(path, n, mode, options.hours)
-        counts = held_out.counts_of(job, client, False, ("altaz",))
+        counts = scored.counts_of(job, client, False, ("altaz",))
         with client.as_current():
             done = held_out.trial(mode, job, counts, client, False)
         seconds, memory = time.perf_counter() - start, peak_memory(client)
