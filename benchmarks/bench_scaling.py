@@ -89,7 +89,7 @@ def measure_job(archive: Path, scratch: Path, options: argparse.Namespace) -> Me
             pipeline.run(config, progress=False)
             seconds[workers] = time.perf_counter() - start
     kinds = task_seconds(stream.data)
-    return Measured(seconds, kinds["reduce-runs"].sum() / options.runs, kinds["write"].sum() / options.runs)
+    return Measured(seconds, kinds["reduce-runs"].sum() / options.runs, kinds["write-files"].sum() / options.runs)
 
 
 def measure_blocks(store: RunStore, options: argparse.Namespace) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from astropy.table import Table, vstack
 
+from dask_bkg import sidefiles
 from dask_bkg.catalogs import CATALOG_FILES, beside, data_file, find_star_table
 from dask_bkg.config import Config
 from dask_bkg.config_io import dump_yaml, with_absolute_paths
@@ -169,7 +170,7 @@ def _with_retired(rows: Table, retired: Table | None, obs_ids: list[int]) -> Tab
 
 def config_hash(config: Config) -> str:
     """Hash of the effective configuration without its directories and runs: equal for equal models."""
-    elsewhere = ("io", "config", "cluster", "run_selection", "run_store", "validation")
+    elsewhere = ("io", "config", "cluster", "slurm", "run_selection", "run_store", "validation")
     values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
     values["version"] = version("dask_bkg")
@@ -194,6 +195,18 @@ def common_cards(plan: Plan) -> dict[str, tuple[object, str]]:
     }
 
 
+def side_directory(config: Config) -> Path:
+    """Where the side files of the backgrounds are."""
+    return Path(config.directory("results_dir")) / sidefiles.DIRECTORY
+
+
+def _drop_side_files(directory: Path, backgrounds: Mapping[str, Mapping]) -> None:
+    """Remove the side files of backgrounds that are gone; those that nobody tells of may be another job's."""
+    for run, entry in backgrounds.items():
+        if entry.get("file") and not os.path.exists(entry["file"]):
+            sidefiles.side_path(directory, int(run)).unlink(missing_ok=True)
+
+
 def write_results(plan: Plan, results: list[Result]) -> Path:
     """Provenance, effective configuration and summary table below ``results_dir``; returns that directory.
 
@@ -207,6 +220,7 @@ def write_results(plan: Plan, results: list[Result]) -> Path:
         indent = 1 if len(told["backgrounds"]) < INDENTED else None
         _write_text(directory / "provenance.json", json.dumps(told, indent=indent, sort_keys=True))
         remove_old_journals(directory)
+        _drop_side_files(side_directory(plan.config), told["backgrounds"])
         _write_text(directory / "effective-config.yaml", dump_yaml(_saved(plan.config)))
         table = directory / "summary.ecsv"
         summary = _merged(table, lambda p: merge_index(Table.read(p, format="ascii.ecsv"), summary), summary)

@@ -25,11 +25,13 @@ TeV = Annotated[float, BeforeValidator(Unit("TeV"))]
 Deg = Annotated[float, BeforeValidator(Unit("deg"))]
 Days = Annotated[float, BeforeValidator(Unit("d"))]
 Mag = Annotated[float, BeforeValidator(Unit("mag"))]
+Minutes = Annotated[float, BeforeValidator(Unit("min"))]
 Number = Annotated[float, BeforeValidator(Unit(""))]
 Whole = Annotated[int, BeforeValidator(values.to_integer)]
 PathText = Annotated[str, BeforeValidator(values.to_path)]
 PathTexts = Annotated[list[str], BeforeValidator(values.each(values.to_path))]
 Circles = Annotated[list[Circle], BeforeValidator(values.to_circles)]
+Widths = Annotated[dict[str, float], BeforeValidator(values.to_widths)]
 NamedSources = Annotated[list[Named], BeforeValidator(values.to_named)]
 
 
@@ -87,7 +89,9 @@ class Binning(Section):
     off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
     off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
-    mode: Literal["2d", "3d"] = option("2d", "rings of offset, or square pixels of the field of view")
+    mode: Literal["2d", "3d"] | None = option(
+        None, "rings of offset, or pixels of the field of view; null is 3d where files tell where the horizon was"
+    )
     fov_bins: Whole = option(None, "3d, pixels along each side of the field; null is pixels of 0.2 deg", ge=2, le=200)
     fov_max: Deg = option(2.5, "3d, distance of the sides of the field from the pointing", gt=0, le=20)
     alignment: Literal["altaz", "radec"] = option(
@@ -144,7 +148,7 @@ class Binning(Section):
     @property
     def bin_width(self) -> float:
         """Width in deg of what a background has bins of: a ring, or in 3D a pixel."""
-        return self.ring_width if self.mode == "2d" else self.pixel_width
+        return self.pixel_width if self.mode == "3d" else self.ring_width
 
     @property
     def ring_width(self) -> float:
@@ -172,6 +176,25 @@ class Execution(Section):
             return self.njobs
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return cores or 1
+
+
+class Slurm(Section):
+    """The batch jobs of cluster: slurm; partition, cores, memory, walltime of one are in Dask's jobqueue.yaml."""
+
+    workers: Whole = option(8, "most worker processes, of one core each", ge=1)
+    min_workers: Whole | None = option(None, "fewest; null: workers, always; 0: none where there is no work", ge=0)
+    tls: StrictBool = option(True, "encrypt, and let nobody else in (temporary certificates)")
+    lifetime: Minutes | None = option(
+        None, "a worker's, then another takes its place; null goes by the walltime", gt=0
+    )
+    wait: Minutes = option(60.0, "longest wait for the first worker", gt=0)
+    retries: Whole = option(10, "workers that a task may lose before it is given up", ge=0)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not be above slurm.workers ({self.workers})")
+        return self
 
 
 class RunStoreSettings(Section):
@@ -240,8 +263,23 @@ class BackgroundSelection(Section):
         10.0, "hours of contributing runs (times their weights), or 'all'"
     )
     exclude_same_target: StrictBool = option(False, "no run of the same target contributes")
-    rank: Literal["conditions", "kl", "kl-conditions", "elevation", "none"] = option(
-        "conditions", "what puts runs first, until time_request; conditions weights them too; none: all that pass"
+    rank: Literal["conditions", "kl", "kl-conditions", "likelihood", "likelihood-conditions", "elevation", "none"] = (
+        option("conditions", "what puts runs first, until time_request, and weights them; none: all that pass")
+    )
+    kernel: Widths | None = option(
+        None, "widths of the kernel of conditions {cos_zenith: ..., e_thres: ...}; null is the measured ones"
+    )
+    shape_runs: Literal["wider", "same"] | None = option(
+        None, "shape over the field from a wider kernel, or the same runs; null is wider under rank: conditions"
+    )
+    shape_kernel: Widths | None = option(None, "widths of that wider kernel; null is twice as wide, any mirrors")
+    shape_time_request: Annotated[float | str, BeforeValidator(values.to_hours)] = option(
+        50.0, "hours (times weights) of the runs of the shape, or 'all'"
+    )
+    night_level: Days | None = option(
+        None,
+        "level from runs of the nights around, time in which they age; 0: not; null is 1 d under conditions",
+        ge=0,
     )
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
@@ -266,6 +304,18 @@ class BackgroundSelection(Section):
     def ranking(self) -> str:
         """How candidates are ranked: ``rank``, or ``kl`` where ``KL_DIV`` asks for a divergence and it has none."""
         return "kl" if self.KL_DIV and "kl" not in self.rank else self.rank
+
+    @property
+    def wider_shape(self) -> bool:
+        """Whether the shape over the field has runs of its own."""
+        return self.shape_runs == "wider" or (self.shape_runs is None and self.ranking == "conditions")
+
+    @property
+    def night_scale(self) -> float:
+        """Time in days in which the runs that tell the level of the night age; 0 where none are asked."""
+        if self.night_level is not None:
+            return self.night_level
+        return 1.0 if self.ranking == "conditions" else 0.0
 
     @property
     def hours_wanted(self) -> float:
@@ -311,9 +361,11 @@ class Modelling(Section):
     exposure: Literal["geometry", "event_ratio"] = option(
         "geometry", "exposed fraction, from the regions or from event counts"
     )
-    smooth_method: Literal["field", "to_3d"] = option(
-        "field", "in the field of view, or through gammapy's to_3d and to_2d"
+    smooth_method: Literal["field", "adaptive", "spline", "to_3d"] = option(
+        "field", "Gaussian in the field, one that grows, a spline in offset, or gammapy's to_3d and to_2d"
     )
+    smooth_counts: Number = option(400.0, "adaptive, counts under the Gaussian (smooth_sigma at least)", gt=0)
+    smooth_dof: Number = option(4.0, "spline, effective degrees of freedom; 2 is a Gaussian profile", ge=2)
     node_values: Literal["conserving", "plain"] = option(
         "conserving", "interpolated they return the counts, or counts / exposure"
     )
@@ -326,6 +378,10 @@ class Modelling(Section):
     field: Literal["gradient", "free", "both", "plain"] = option(
         "gradient", "3d, towards the zenith, whatever the counts say, one after the other, or each pixel alone"
     )
+    own: Literal["off", "level", "spectrum"] = option(
+        "off", "what a run's own counts outside exclusions correct, above its threshold (not held out)"
+    )
+    own_counts: Number = option(100.0, "own, counts that the other runs are worth beside them", gt=0)
     field_sigma: Deg = option(0.5, "3d, width of the Gaussian of free, if smooth_sigma does not say it", ge=0)
 
     @model_validator(mode="after")
@@ -364,12 +420,13 @@ class Config(Section):
 
     preset: Literal["veritas", "gammapy-tools"] | None = option(None, "a set of defaults")
     cluster: Annotated[str, BeforeValidator(values.to_cluster)] = option(
-        "local", "threads, local (worker processes) or a scheduler (tcp://host:port)"
+        "local", "threads, local (worker processes), slurm, or a scheduler (tcp://host:port, or its file *.json)"
     )
     io: IO = Field(default_factory=IO)
     binning: Binning = Field(default_factory=Binning)
     run_store: RunStoreSettings = Field(default_factory=RunStoreSettings)
     config: Execution = Field(default_factory=Execution)
+    slurm: Slurm = Field(default_factory=Slurm)
     exclusion: Exclusion = Field(default_factory=Exclusion)
     background_selection: BackgroundSelection = Field(default_factory=BackgroundSelection)
     run_selection: RunSelection = Field(default_factory=RunSelection)
@@ -429,7 +486,7 @@ class Config(Section):
         return Path(path) if path is not None else self.directory("results_dir") / "runs.zarr"
 
     def with_cluster(self, cluster: str) -> Self:
-        """Return a copy that runs elsewhere: ``threads``, ``local`` or a scheduler's address."""
+        """Return a copy that runs elsewhere: ``threads``, ``local``, ``slurm`` or a scheduler's address or file."""
         try:
             return self.model_copy(update={"cluster": values.to_cluster(cluster)})
         except ValueError as error:

@@ -19,6 +19,9 @@ from typing import Any
 
 from dask_bkg.errors import ConfigError
 
+KERNEL = ("cos_zenith", "e_thres", "muon_efficiency", "aeff_integral", "ln_e_q25", "nsb", "divergence")
+"""Quantities of the kernel in which runs are alike; see `dask_bkg.selection.ranking`."""
+
 Circle = tuple[float, float, float]
 Named = tuple[str, float]
 Season = tuple[str, str | None]
@@ -213,6 +216,25 @@ def to_run_table(value: Any) -> dict[int, list[int]]:
     return table
 
 
+def to_widths(value: Any) -> dict[str, float]:
+    """Read the widths of a kernel, ``{quantity: width}``.
+
+    Examples
+    --------
+    >>> to_widths({"cos_zenith": "0.05", "e_thres": 0.1})
+    {'cos_zenith': 0.05, 'e_thres': 0.1}
+    """
+    accepted = f"must be a table {{quantity: width}} of {', '.join(KERNEL)}"
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{accepted}, got {value!r}")
+    if unknown := [str(name) for name in value if name not in KERNEL]:
+        raise ValueError(f"{accepted}, got {', '.join(unknown)}")
+    widths = {str(name): to_number(width, "") for name, width in value.items()}
+    if wrong := {name: width for name, width in widths.items() if not width > 0}:
+        raise ValueError(f"has widths that are not above 0: {wrong}")
+    return widths
+
+
 def to_marks(value: Any) -> dict[str, str]:
     """Read ``bkg_runlist_digest``: a table of texts, whose keys YAML may have taken for numbers."""
     if not isinstance(value, dict):
@@ -309,11 +331,17 @@ def to_hours(value: Any) -> float | str:
 
 
 def to_cluster(value: Any) -> str:
-    """Read where to compute: ``threads``, ``local``, or the address of a scheduler."""
-    accepted = "'threads', 'local' or the address of a scheduler (tcp://host:port or tls://host:port)"
-    if not isinstance(value, str) or not re.fullmatch(r"threads|local|(tcp|tls)://\S+", value.strip()):
+    """Read where to compute: ``threads``, ``local``, ``slurm``, or a scheduler's address or file (``*.json``)."""
+    accepted = (
+        "'threads', 'local', 'slurm', or the address of a scheduler (tcp://host:port or tls://host:port) or its file "
+        "(a path that ends in .json)"
+    )
+    text = value.strip() if isinstance(value, str) else ""
+    if text.endswith(".json") and "://" not in text:
+        return to_path(text)
+    if not re.fullmatch(r"threads|local|slurm|(tcp|tls)://\S+", text):
         raise ValueError(f"must be {accepted}, got {value!r}")
-    return value.strip()
+    return text
 
 
 def each(convert: Callable[[Any], Any]) -> Callable[[Any], list]:

@@ -17,17 +17,19 @@ import numpy as np
 from dask.delayed import Delayed
 from distributed import Client
 
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import died, progress_bar
 from dask_bkg.config import BackgroundSelection, Config, parse_config
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
 from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, batches, literal
+from dask_bkg.model import Stacks
 from dask_bkg.pipeline import WRITE_BATCH, Last, build, model_of
 from dask_bkg.plan import Target
 from dask_bkg.roster import Roster
 from dask_bkg.scored import Counts, Prepared, counts_of, frames_of, prepare
+from dask_bkg.selection import Contributing
 from dask_bkg.trial import BlockScore, Scored, Subject, Verdict, score_block, score_given
 from dask_bkg.validation.results import Validation, gather
 from dask_bkg.validation.score import FieldSums
@@ -122,7 +124,7 @@ def validate_models(
         for name, model in models.items()
     }
     frames, done = frames_of(chosen.values()), dict[str, Validation]()
-    with open_client(first.cluster, first.config.n_workers) as client:
+    with job_client(first, progress=progress) as client:
         job, counts = None, None
         for name, model in chosen.items():
             if isinstance(model, Config):
@@ -181,7 +183,7 @@ class _Score:
     def __init__(self, subjects: list[Subject | None], first: int) -> None:
         self.subjects, self.first = subjects, first
 
-    def __call__(self, known, shared, selected, *stacks) -> BlockScore:
+    def __call__(self, known, shared, selected: Contributing, stacks: Stacks) -> BlockScore:
         return score_block(self.subjects, self.first, selected, stacks, known, *shared)
 
 

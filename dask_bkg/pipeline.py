@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask.array as da
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
-from tqdm import tqdm
 
-from dask_bkg import bookkeeping, schema
-from dask_bkg.cluster import open_client
+from dask_bkg import bookkeeping, schema, selection
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
@@ -32,6 +33,7 @@ from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
+from dask_bkg.memory import runs_wanted, tell_memory
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
 from dask_bkg.products import Block, Made, Mark, Result, write_block
@@ -43,14 +45,19 @@ log = logging.getLogger(__name__)
 FIELD_BLOCK = 200
 """Most runs, and targets, a block where fields of pixels are stacked: 30 x 25 x 25 bins are 30 MB then."""
 
-RUNS_PER_HOUR = 4
-"""Runs that an hour of a selection may hold: half-hour runs, and some that weigh little."""
-
 SAVE_EVERY = 5.0
 """Seconds after which the run store is told of the files that were written."""
 
 MOST_CHOSEN = 2_000_000
 """Contributing runs that the selections of a block of targets may hold: 80 MB."""
+
+ROLE_STACKS = {
+    "shape": (*schema.HISTOGRAMS, "squares"),
+    "night": (*schema.HISTOGRAMS, "squares"),
+    "field": schema.HISTOGRAMS,
+    "own": schema.HISTOGRAMS,
+}
+"""What is used of the stacks of each role beside the spectrum."""
 
 WRITE_BATCH = 25
 """Targets that one task writes: whole files of a megabyte take 50 ms each."""
@@ -73,6 +80,8 @@ class Summary:
     runs_opened, runs_read
         Number of event files that were opened, and of those whose events were counted: runs that the run store did
         not have as they are.
+    config
+        The configuration, in which what it left open is decided.
     """
 
     results: list[Result]
@@ -81,6 +90,7 @@ class Summary:
     missing: list[int] = field(default_factory=list)
     runs_opened: int = 0
     runs_read: int = 0
+    config: Config | None = None
 
     @property
     def failed(self) -> dict[int, str]:
@@ -105,9 +115,11 @@ class Graph:
     targets, runs
         Histograms of the targets and of the runs that may contribute (the same object where they are the same).
     selected
-        Who contributes: a delayed `dask_bkg.selection.Selections` for each block of targets.
-    stacks, fields
-        Stacks of the targets in rings and, for 3D backgrounds, in pixels of the field.
+        Who contributes to what (`dask_bkg.selection.settings_of_roles`): of each role a delayed
+        `dask_bkg.selection.Selections` for each block of targets.
+    stacks
+        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``);
+        the targets themselves where they are asked (``own``).
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -116,12 +128,21 @@ class Graph:
 
     targets: xr.Dataset
     runs: xr.Dataset
-    selected: list[Delayed]
-    stacks: xr.Dataset
-    fields: xr.Dataset | None
-    writes: list[Delayed]
-    parts: list[list[Target]]
+    selected: dict[str, list[Delayed]]
+    stacks: dict[str, xr.Dataset]
+    writes: list[Delayed] = field(default_factory=list)
+    parts: list[list[Target]] = field(default_factory=list)
     tables: list[Delayed] = field(default_factory=list)
+
+    @property
+    def arrays(self) -> dict[str, da.Array]:
+        """The stacks by their names in `dask_bkg.model.Stacks`, in blocks of targets."""
+        spectrum = self.stacks["spectrum"]
+        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime", "squares")}
+        for role, names in ROLE_STACKS.items():
+            if role in self.stacks:
+                found |= {f"{role}_{name}": self.stacks[role][name].data for name in names}
+        return found
 
 
 def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
@@ -152,8 +173,7 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
         return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
-    wanted = n_runs if settings.ranking == "none" else min(settings.hours_wanted * RUNS_PER_HOUR, n_runs)
-    few = max(int(MOST_CHOSEN // max(wanted, 1)), 1)
+    few = max(int(MOST_CHOSEN // max(runs_wanted(settings, n_runs), 1)), 1)
     return few if few < block else None
 
 
@@ -168,8 +188,7 @@ class Last(NamedTuple):
         What its tasks have in common.
     task
         Makes the work of a task, given targets and the row of the first of them in the stacks.  The work is called
-        with `dask_bkg.model.Known`, what is shared, `dask_bkg.selection.Selections` and the arrays of
-        `dask_bkg.model.Stacks`.
+        with `dask_bkg.model.Known`, what is shared, `dask_bkg.selection.Contributing` and `dask_bkg.model.Stacks`.
     """
 
     name: str
@@ -195,25 +214,51 @@ def build(
     last
         What is done with the stacks; by default backgrounds are made of them and written.
     """
-    settings = plan.config.background_selection
-    targets, runs = histograms(plan, roster, stored)
-    split_every = plan.config.config.split_every
-    selected = select_runs(
-        targets, runs, settings, shapes=shape_settings(plan.config), given=roster.given, split_every=split_every
-    )
-    numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
-    stacks = stack_runs(runs, numbers, selected, split_every=split_every)
-    pixels = field_histograms(plan, roster, stored)
-    fields = None if pixels is None else stack_runs(pixels, numbers, selected, split_every=split_every)
-    all_stacks = [stack for stack in (stacks, fields) if stack is not None]
+    graph = _stacked(plan, roster, stored)
     last = last or _writing(plan, made_by(plan, stored), made or {})
-    writes, parts = _writes(plan, roster, selected, all_stacks, last)
-    graph = Graph(targets, runs, selected, stacks, fields, writes, parts)
+    graph.writes, graph.parts = _writes(plan, roster, graph, last)
+    settings = plan.config.background_selection
     if settings.store_KL:
         # a worker may have another working directory
         directory = os.path.abspath(plan.config.directory("results_dir") / "kl")
-        graph.tables = kl_tables(targets, runs, selected, settings, shape_settings(plan.config), directory)
+        selected = graph.selected["spectrum"]
+        graph.tables = kl_tables(
+            graph.targets, graph.runs, selected, settings, shape_settings(plan.config), directory
+        )
     return graph
+
+
+def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
+    """The graph of a job up to the stacks of its targets."""
+    targets, runs = histograms(plan, roster, stored)
+    numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
+    split_every, shapes = plan.config.config.split_every, shape_settings(plan.config)
+    selected = {
+        role: select_runs(targets, runs, settings, shapes=shapes, given=given, split_every=split_every)
+        for role, (settings, given) in _roles(plan, roster).items()
+    }
+    stacks = {role: stack_runs(runs, numbers, chosen, split_every=split_every) for role, chosen in selected.items()}
+    if (pixels := field_histograms(plan, roster, stored)) is not None:
+        chosen = selected.get("shape", selected["spectrum"])
+        stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
+    if plan.rate.own != "off":
+        stacks["own"] = targets
+    return Graph(targets, runs, selected, stacks)
+
+
+def _roles(plan: Plan, roster: Roster) -> dict[str, tuple[Any, Mapping[int, selection.Selection]]]:
+    """What runs contribute to: of each role how they are selected, and the selections that are given.
+
+    Whose runs are given by hand has the shape of these, and no level but theirs.
+    """
+    settings = plan.config.background_selection
+    if plan.config.io.from_run:
+        return {"spectrum": (settings, roster.given)}
+    nobody = {run: selection.by_hand(run, [], roster.runs) for run in roster.given}
+    return {
+        role: (section, nobody if role == "night" else roster.given)
+        for role, section in selection.settings_of_roles(settings).items()
+    }
 
 
 def model_of(plan: Plan) -> Model:
@@ -222,38 +267,42 @@ def model_of(plan: Plan) -> Model:
 
 
 def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
-    """The layer ``write-dl3``."""
+    """The layer ``write-files``."""
 
     def task(part: list[Target], first: int) -> _Write:
         marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
         return _Write(list(zip(part, marks, strict=True)), first)
 
-    return Last("write-dl3", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
+    # a single background in a notebook has no place for results
+    place = plan.config.io.results_dir
+    side = None if place is None else os.path.abspath(bookkeeping.side_directory(plan.config))
+    cards = bookkeeping.common_cards(plan)
+    return Last("write-files", Block(model_of(plan), plan.attach_copy, cards, made_by, side), task)
 
 
-def _writes(
-    plan: Plan, roster: Roster, selected: list[Delayed], stacks: Sequence[xr.Dataset], last: Last
-) -> tuple[list[Delayed], list[list[Target]]]:
+def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
     """Tasks that make something of stacks, some of a block of targets each."""
-    rings, *field = stacks
-    arrays = [rings[name].data for name in ("counts", "exposure", "livetime")]
-    arrays += [stack[name].data for stack in field for name in schema.HISTOGRAMS]
-    layers = Layers(*arrays, *selected)
+    arrays = graph.arrays
+    layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
     shared = layers.add("settings", lambda name: {name: literal(last.shared)})
     state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
+    unpack = _Unpack(tuple(graph.selected), tuple(arrays))
     tasks: dict = {}
     parts: list[list[Target]] = []
 
     def write(name: str) -> dict:
-        for i, (a, b) in enumerate(bounds(rings)):
-            inputs = [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays]
+        for i, (a, b) in enumerate(bounds(graph.stacks["spectrum"])):
+            inputs = [chosen[i].key for chosen in graph.selected.values()]
+            inputs += [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays.values()]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
-                tasks[name, len(parts)] = (last.task(part, first - a), state, shared, selected[i].key, *inputs)
+                work = partial(unpack, last.task(part, first - a))
+                tasks[name, len(parts)] = (work, state, shared, *inputs)
                 parts.append(part)
         return tasks
 
-    name = layers.add(last.name, write, shared, state, *(array.name for array in arrays), selected[0].key[0])
+    below = [array.name for array in arrays.values()] + [chosen[0].key[0] for chosen in graph.selected.values()]
+    name = layers.add(last.name, write, shared, state, *below)
     return layers.delayed(name, len(parts)), parts
 
 
@@ -263,14 +312,27 @@ def known_of(roster: Roster) -> Known:
     return Known(held, roster.runs["zenith"], roster.runs["n_events"])
 
 
+@dataclass(frozen=True)
+class _Unpack:
+    """Gives a task of the last layer what it takes: first the selections of the roles come, then the stacks."""
+
+    roles: tuple[str, ...]
+    stacks: tuple[str, ...]
+
+    def __call__(self, task: Callable, known: Known, shared: Any, *inputs: Any) -> Any:
+        n = len(self.roles)
+        selected = selection.Contributing(**dict(zip(self.roles, inputs[:n], strict=True)))
+        return task(known, shared, selected, Stacks(**dict(zip(self.stacks, inputs[n:], strict=True))))
+
+
 class _Write:
-    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
+    """A task of the layer ``write-files``; its targets are inside of it, where dask does not look for keys."""
 
     def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
         self.targets, self.first = targets, first
 
-    def __call__(self, known, block, selected, *stacks) -> list[Result]:
-        return write_block(self.targets, self.first, selected, Stacks(*stacks), known, block)
+    def __call__(self, known: Known, block: Block, selected: selection.Contributing, stacks: Stacks) -> list[Result]:
+        return write_block(self.targets, self.first, selected, stacks, known, block)
 
 
 def made_by(plan: Plan, stored: Stored) -> str:
@@ -301,11 +363,10 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
     BackgroundError
         If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
     """
-    with open_client(config.cluster, config.config.n_workers) as client:
-        if client is not None and progress:
-            tqdm.write(f"dashboard: {client.dashboard_link}")
+    with job_client(config, progress=progress) as client:
         plan = plan_job(config)
         bookkeeping.check_writable(config)
+        tell_memory(plan, client)
         stored = update_store(plan, client, config.store_path, progress=progress)
         roster = call_the_roll(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
@@ -326,7 +387,7 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
     job.close()
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read)
+    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read, plan.config)
 
 
 class _Job:

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
-from dask_bkg.model import Known, Model, Stacks, stacked_rate
+from dask_bkg.filling import EXTRAPOLATED, RING_FILLED
+from dask_bkg.model import Estimate, Known, Model, Stacks, stacked_rate
 from dask_bkg.modulation import FIELD_FLAGS
 from dask_bkg.plan import Target
-from dask_bkg.rate import EXTRAPOLATED, RING_FILLED
-from dask_bkg.selection import Selection, Selections
+from dask_bkg.rate import Histogram
+from dask_bkg.selection import Contributing, Contributors
+from dask_bkg.sidefiles import side_path, write_side
+from dask_bkg.uncertainty import effective_counts
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,15 @@ class Block(NamedTuple):
         Header cards that all backgrounds of the job have.
     made_by
         Digest of all settings that a background depends on.
+    side
+        Directory of the side files (`dask_bkg.sidefiles`); None: there are none.
     """
 
     model: Model
     copy: bool
     cards: dict[str, tuple[object, str]]
     made_by: str
+    side: str | None = None
 
 
 Mark = tuple[str, tuple]
@@ -126,7 +132,7 @@ class Made(NamedTuple):
 def write_block(
     targets: Sequence[tuple[Target, Mark | None]],
     first: int,
-    selected: Selections,
+    selected: Contributing,
     stacks: Stacks,
     known: Known,
     block: Block,
@@ -153,13 +159,15 @@ def write_block(
     for row, (target, made) in enumerate(targets, start=first):
         chosen = selected.of(row)
         try:
-            if chosen.reason:
-                raise RunError(chosen.reason)
-            digest = digest_of(f"{block.made_by}/{target.threshold!r}/{target.sight!r}", chosen, known.state)
-            if made == (digest, _stat(target)):
+            if chosen.spectrum.reason:
+                raise RunError(chosen.spectrum.reason)
+            stacked = stacks.of(row)
+            made_by = f"{block.made_by}/{target.threshold!r}/{target.sight!r}{_own_mark(stacked)}"
+            digest = digest_of(made_by, chosen, known.state)
+            if made == (digest, _stat(target)) and _has_side(target, block):
                 results.append(Result(target.obs_id, "unchanged"))
                 continue
-            result = _write_one(target, chosen, stacks.of(row), known, block, digest)
+            result = _write_one(target, chosen, stacked, known, block, digest)
         except BackgroundError as error:
             result = Result(target.obs_id, "failed", str(error))
         except Exception as error:  # whatever it is, the other targets go on
@@ -169,13 +177,31 @@ def write_block(
     return results
 
 
-def digest_of(made_by: str, chosen: Selection, state: NDArray) -> str:
+def digest_of(made_by: str, chosen: Contributors, state: NDArray) -> str:
     """Mark of a background: equal if the same settings make it of the same runs, with the same weights and events."""
     sha = hashlib.sha256(made_by.encode())
-    order = np.argsort(chosen.obs_id)
-    for column in (chosen.obs_id, chosen.weight, state[chosen.run]):
-        sha.update(np.ascontiguousarray(column[order]).tobytes())
+    for name, role in chosen._asdict().items():
+        if role is None:
+            continue
+        sha.update(name.encode())
+        order = np.argsort(role.obs_id)
+        for column in (role.obs_id, role.weight, state[role.run]):
+            sha.update(np.ascontiguousarray(column[order]).tobytes())
     return sha.hexdigest()[:16]
+
+
+def _own_mark(stacks: Stacks) -> str:
+    """Mark of the run's own counts, where a background depends on them."""
+    if stacks.own_counts is None or stacks.own_exposure is None:
+        return ""
+    sha = hashlib.sha256(np.ascontiguousarray(stacks.own_counts).tobytes())
+    sha.update(np.ascontiguousarray(stacks.own_exposure).tobytes())
+    return f"/{sha.hexdigest()[:16]}"
+
+
+def _has_side(target: Target, block: Block) -> bool:
+    """Whether the side file is there, if there is to be one."""
+    return block.side is None or side_path(block.side, target.obs_id).exists()
 
 
 def _stat(target: Target) -> tuple[tuple[int, int], ...]:
@@ -191,8 +217,11 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _write_one(target: Target, chosen: Selection, stacks: Stacks, known: Known, block: Block, digest: str) -> Result:
-    rate = stacked_rate(target, chosen, stacks, known, block.model)
+def _write_one(
+    target: Target, contributors: Contributors, stacks: Stacks, known: Known, block: Block, digest: str
+) -> Result:
+    made, chosen = stacked_rate(target, contributors, stacks, known, block.model), contributors.spectrum
+    rate = made.rate
     livetime, n_events = float(stacks.livetime), round(float(stacks.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {
@@ -201,13 +230,24 @@ def _write_one(target: Target, chosen: Selection, stacks: Stacks, known: Known, 
         "LIVETIME": (round(livetime, 3), "[s] livetime of the contributing runs"),
         "N_EVENTS": (n_events, f"events in the contributing runs{weighted}"),
     }
+    if contributors.night is not None:
+        cards["NIGHTFAC"] = (round(made.night.value, 6), "level of the nights around over the stack's")
+    if made.own is not None:
+        cards["OWN_FACT"] = (round(made.own.level.value, 6), "level of its own counts over the stack's")
+        cards["OWN_ERR"] = (round(made.own.level.error, 6), "its relative error")
+        cards["OWN_KIND"] = (block.model.rate.own, "what they correct")
+        cards["OWN_N"] = (round(made.own.counts), "own counts above the threshold")
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
     name = _write_rate(target, rate.value, block, cards)
+    if block.side is not None:
+        field = None if block.model.field is None else block.model.field.edges
+        values = _behind(target, contributors, stacks, made)
+        write_side(side_path(block.side, target.obs_id), block.model.edges, field, values)
     return Result(
         target.obs_id,
         "done",
-        _remark(chosen),
+        _remark(contributors),
         chosen.run.size,
         livetime / 3600,
         n_events,
@@ -221,6 +261,35 @@ def _write_one(target: Target, chosen: Selection, stacks: Stacks, known: Known, 
         digest=digest,
         files=_stat(target),
     )
+
+
+def _behind(target: Target, contributors: Contributors, stacks: Stacks, made: Estimate) -> dict[str, object]:
+    """What the side file has of a background."""
+    rate, weights, shape = made.rate, stacks.weights, stacks.shape or Histogram(stacks.counts, stacks.exposure)
+    roles = [contributors.spectrum, contributors.of_shape, contributors.night]
+    values: dict[str, object] = {
+        "rate": rate.value,
+        "error": rate.error,
+        "flag": rate.flag,
+        "resolution": rate.resolution,
+        "counts": stacks.counts,
+        "effective_counts": effective_counts(stacks.counts, weights.spectrum),
+        "exposure": stacks.exposure,
+        "shape_effective_counts": effective_counts(shape.counts, weights.shape),
+        "shape_exposure": shape.exposure,
+        "level_error": rate.level_error,
+        "hours": [0.0 if role is None else role.hours for role in roles],
+        "n_runs": [0 if role is None else role.run.size for role in roles],
+        "widened": [1.0 if role is None else role.widened for role in roles],
+        "night_factor": made.night.value,
+        "night_error": made.night.error,
+        "threshold": target.threshold,
+        "obs_id": target.obs_id,
+    }
+    if made.own is not None:
+        values |= {"own_spectrum": made.own.energies, "own_factor": made.own.level.value}
+        values["own_error"] = made.own.level.error
+    return values
 
 
 def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str:
@@ -242,9 +311,9 @@ def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str
     return write_background(target.output, hdu)
 
 
-def _remark(chosen: Selection) -> str:
-    """What is worth knowing about the selection of a background that was made."""
-    remarks = []
+def _remark(contributors: Contributors) -> str:
+    """What is worth knowing about the selections of a background that was made."""
+    remarks, chosen, shape = [], contributors.spectrum, contributors.shape
     if not chosen.enough:
         weighted = " (weighted)" if (chosen.weight != 1).any() else ""
         remarks.append(f"{chosen.hours:.1f} hours{weighted} found, fewer than background_selection.time_request")
@@ -252,6 +321,8 @@ def _remark(chosen: Selection) -> str:
         remarks.append("some contributing runs cover less than 80 % of its expected counts")
     if chosen.widened > 1:
         remarks.append(f"kernel widened {chosen.widened:.2f} times: few runs are alike")
+    if shape is not None and shape.widened > 1:
+        remarks.append(f"kernel of the shape widened {shape.widened:.2f} times: few runs are alike")
     return "; ".join(remarks)
 
 

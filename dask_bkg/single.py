@@ -13,10 +13,11 @@ from gammapy.irf import Background2D, Background3D
 from dask_bkg.collect import Stored, update_store
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.irf import background_2d, background_3d
-from dask_bkg.model import Model, Stacks, stacked_rate
-from dask_bkg.pipeline import Graph, build, known_of
+from dask_bkg.model import Stacks, stacked_rate
+from dask_bkg.pipeline import build, known_of, model_of
 from dask_bkg.plan import Plan
 from dask_bkg.roster import call_the_roll
+from dask_bkg.selection import Contributing
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +58,16 @@ def make_one(plan: Plan) -> Background2D | Background3D:
         for reason in plan.failed.values():
             raise RunError(reason)
         graph = build(plan, roster, stored)
-        chosen = dask.compute(*graph.selected, scheduler=IN_THIS_THREAD)[0].of(0)
-        stacks = _stacks(graph)
-    if chosen.reason:
-        raise RunError(chosen.reason)
-    model = Model(plan.edges, plan.rate, plan.field)
-    rate = stacked_rate(plan.targets[0], chosen, stacks.of(0), known_of(roster), model)
+        selected = {role: blocks[0] for role, blocks in graph.selected.items()}
+        selected, arrays = dask.compute(selected, graph.arrays, scheduler=IN_THIS_THREAD)
+    chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
+    if chosen.spectrum.reason:
+        raise RunError(chosen.spectrum.reason)
+    model = model_of(plan)
+    rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model).rate
     if plan.field is None:
         return background_2d(rate.value, plan.edges)
     return background_3d(rate.value, plan.field.edges, plan.field.written)
-
-
-def _stacks(graph: Graph) -> Stacks:
-    """The stacks of the one target."""
-    rings = [graph.stacks[name].data for name in ("counts", "exposure", "livetime")]
-    field = [] if graph.fields is None else [graph.fields[name].data for name in ("counts", "exposure")]
-    return Stacks(*dask.compute(*rings, *field, scheduler=IN_THIS_THREAD))
 
 
 def _update_patiently(plan: Plan, path: Path) -> Stored:

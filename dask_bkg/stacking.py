@@ -25,11 +25,14 @@ class Stack(NamedTuple):
         Events and exposure, as of the runs but for the first axis, shape ``(targets, ...)``.
     livetime
         Livetime of the contributing runs, not weighted [s], shape ``(targets,)``.
+    squares
+        Events, weighted by the square of their run's weight: their variance, shape ``(targets, energy)``.
     """
 
     counts: NDArray
     exposure: NDArray
     livetime: NDArray
+    squares: NDArray
 
 
 def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDArray, exposure: NDArray) -> Stack:
@@ -51,8 +54,13 @@ def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDA
     run, shape = selected.run[here] - first, (selected.start.size - 1, len(livetime))
     weighted = kernels.sparse(target, run, selected.weight[here], shape)
     used = kernels.sparse(target, run, np.ones(run.size), shape)
+    squared = kernels.sparse(target, run, selected.weight[here] ** 2, shape)
+    per_energy = np.asarray(counts, dtype=float).sum(axis=tuple(range(2, np.ndim(counts))))
     return Stack(
-        kernels.stack(weighted, counts), kernels.stack(weighted, exposure), kernels.stack(used, np.asarray(livetime))
+        kernels.stack(weighted, counts),
+        kernels.stack(weighted, exposure),
+        kernels.stack(used, np.asarray(livetime)),
+        kernels.stack(squared, per_energy),
     )
 
 

@@ -20,7 +20,7 @@ from dask_bkg.model import Known, Model, Stacks, parallactic_angles, stacked_rat
 from dask_bkg.modulation import turn_to_radec
 from dask_bkg.plan import Sight, Target
 from dask_bkg.schema import FieldEdges
-from dask_bkg.selection import Selections
+from dask_bkg.selection import Contributing
 from dask_bkg.validation.bins import Bins, Settings, make_bins
 from dask_bkg.validation.prediction import Nodes, predict
 from dask_bkg.validation.score import FieldSums, RunScore, score_run
@@ -130,8 +130,8 @@ class Judged(NamedTuple):
 def score_block(
     subjects: Sequence[Subject | None],
     first: int,
-    selected: Selections,
-    stacks: Sequence[NDArray],
+    selected: Contributing,
+    stacks: Stacks,
     known: Known,
     model: Model,
     scored: Scored,
@@ -145,7 +145,7 @@ def score_block(
     first
         Row of the first of them in the stacks.
     selected, stacks, known, model
-        As for `dask_bkg.products.write_block`; the stacks as the arrays of `dask_bkg.model.Stacks`.
+        As for `dask_bkg.products.write_block`.
     scored
         The counts that they are compared with.
     """
@@ -153,11 +153,12 @@ def score_block(
 
     def make(i: int) -> Judged:
         row, subject = there[i]
-        target, chosen = subject.target, selected.of(row)
+        contributors, stack = selected.of(row), stacks.of(row)
+        chosen = contributors.spectrum
         if chosen.reason:
             raise RunError(chosen.reason)
-        stack = Stacks(*stacks).of(row)
-        rate, livetime = stacked_rate(target, chosen, stack, known, model), float(stack.livetime)
+        rate = stacked_rate(subject.target, contributors, stack, known, model).rate
+        livetime = float(stack.livetime)
         if model.field is None:
             return Judged(Nodes(rate.value, model.edges), "", chosen.run.size, livetime / 3600)
         energy, fov = model.field.edges

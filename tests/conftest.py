@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from astropy.io import fits
+from slurm_fixtures import _by_threads, _slurm, by_threads, gate, site, slurm, slurm_programs  # noqa: F401
 
 from dask_bkg.simulate import simulate_archive
 
@@ -81,7 +82,7 @@ def edit_run():
 
 @pytest.fixture
 def job(no_catalogs, tmp_path):
-    """A configuration on threads, run-wise, without catalogues: ``job(archive, io={...}, binning={...}, ...)``.
+    """A configuration on threads, run-wise in 2D, without catalogues: ``job(archive, io={...}, binning={...}, ...)``.
 
     Runs are read from ``archive`` and written below ``tmp_path / "out"``; sections are added to what is there.
     """
@@ -91,6 +92,7 @@ def job(no_catalogs, tmp_path):
         config = {
             "cluster": "threads",
             "config": {"njobs": 1},
+            "binning": {"mode": "2d"},
             "exclusion": dict(no_catalogs),
             "io": {**places, "from_run": True},
         }

@@ -13,13 +13,17 @@ import dask_bkg
 
 PACKAGE = Path(dask_bkg.__file__).parent
 CONFIG = {"config", "config_io", "config_keys", "config_models", "config_values"}
-BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "modulation", "dl3", "irf"}
+BELOW_PLAN = {
+    "kernels", "errors", "fov", "schema", "exclusion", "catalogs", "rate", "filling", "uncertainty", "own",
+    "modulation", "sidefiles", "dl3", "irf",
+}  # fmt: skip
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
     "plan", "roster", "runlists", "journal", "model", "products", "bookkeeping", "prepare", "cluster", "lazy",
-    "collect", "matrix",
+    "collect", "matrix", "memory",
 }  # fmt: skip
 
+# fmt: off
 MAY_IMPORT = {
     "errors": set(),
     "kernels": set(),
@@ -27,28 +31,38 @@ MAY_IMPORT = {
     "schema": set(),
     "exclusion": {"fov"},
     "catalogs": {"exclusion", "errors"},
-    "smoothing": {"fov"},
+    "splines": set(),
+    "smoothing": {"fov", "splines"},
     "nodes": set(),
-    "rate": {"smoothing", "nodes"},
-    "modulation": {"modulation", "fov", "nodes", "rate", "smoothing"},
+    "uncertainty": set(),
+    "filling": {"uncertainty"},
+    "own": set(),
+    "rate": {"filling", "smoothing", "nodes", "uncertainty"},
+    "modulation": {"modulation", "fov", "nodes", "rate", "filling", "smoothing", "uncertainty"},
     "selection": {"selection", "fov", "errors"},
     "similarity": {"similarity", "kernels", "schema"},
     "archive": {"archive", "schema", "dl3", "kernels", "exclusion", "errors"},
     **dict.fromkeys(CONFIG, CONFIG | {"errors"}),
     "dl3": {"dl3", "kernels", "schema", "fov", "exclusion", "errors"},
     "irf": {"schema", "rate"},
+    "sidefiles": {"schema", "dl3", "errors"},
     "plan": {"config", "dl3", "catalogs", "exclusion", "fov", "modulation", "rate", "schema", "similarity", "errors"},
     "runlists": {"config", "plan", "selection"},
     "journal": set(),
     "roster": {"archive", "collect", "dl3", "fov", "plan", "selection", "runlists", "errors"},
     "prepare": {"config", "config_io", "dl3", "errors"},
     "stacking": {"kernels", "selection"},
-    "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},
-    "products": {"dl3", "plan", "model", "modulation", "rate", "selection", "errors"},
-    "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
-    "cluster": {"errors"},
-    "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
-    "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},
+    "model": {"dl3", "plan", "modulation", "rate", "own", "uncertainty", "schema", "selection", "irf", "errors"},
+    "products": {
+        "dl3", "plan", "model", "modulation", "rate", "filling", "uncertainty", "sidefiles", "selection", "errors",
+    },
+    "bookkeeping": {
+        "config", "config_io", "dl3", "plan", "products", "sidefiles", "catalogs", "runlists", "journal", "errors",
+    },
+    "cluster": {"cluster", "config", "errors"},
+    "memory": {"config", "plan", "selection"},
+    "lazy": {"lazy", "schema", "sidefiles", "dl3", "exclusion", "errors"} | RUNS,
+    "collect": BELOW_PIPELINE - {"collect", "matrix", "roster", "memory"},
     "matrix": BELOW_PIPELINE - {"matrix"},
     "pipeline": BELOW_PIPELINE,
     "single": BELOW_PIPELINE | {"pipeline"},
@@ -59,6 +73,7 @@ MAY_IMPORT = {
     "held_out": BELOW_PIPELINE | {"pipeline", "scored", "trial", "validation"},
     "simulate": {"simulate", "dl3", "errors", "schema", "kernels", "fov"},
 }
+# fmt: on
 ANYTHING = {"__init__", "cli", "report", "picture", "demo"}
 
 
@@ -110,7 +125,7 @@ def outsiders(*programs: str) -> set[str]:
 
 def test_only_the_upper_rooms_know_dask():
     """What wires tasks knows dask; what is done in a task does not."""
-    wiring = {"lazy", "collect", "matrix", "pipeline", "single", "cluster", "scored", "held_out"}
+    wiring = {"lazy", "collect", "matrix", "pipeline", "single", "cluster", "memory", "scored", "held_out"}
     assert outsiders("dask", "distributed") - ANYTHING == wiring
 
 

@@ -99,6 +99,14 @@ def test_bench_field_runs(script, capsys):
     assert "ms a target" in capsys.readouterr().out
 
 
+def test_bench_roles_runs(script, capsys):
+    told = script("bench_roles", "--runs", 150)
+    kl, one, three = told["archives"]
+    assert one["tasks"] < three["tasks"]
+    assert min(row["events"] for row in (kl, one, three)) > 150 * 8000
+    assert "the default, three roles" in capsys.readouterr().out
+
+
 # -- bench_archive: the original way -------------------------------------------------------------------------
 
 
@@ -287,7 +295,7 @@ def test_the_graph_that_sleeps_is_that_of_the_job(few_runs, bench, tmp_path):
     graph = scaling.job_graph(RunStore.open(tmp_path / "runs.zarr"), 2.0, tmp_path)
     names = {scaling.layer_name(key) for key in graph}
     assert {"load-runs", "kl-divergence", "stack-runs"} <= names
-    writes = [key for key in graph if str(key[0]).startswith("write-dl3")]
+    writes = [key for key in graph if str(key[0]).startswith("write-files")]
     assert len(writes) == 3  # 60 targets
     assert scaling.reading_graph(101, 50).keys() == {"exclusion-0", *(("reduce-runs-0", i) for i in range(3))}
 

@@ -239,13 +239,14 @@ def test_template_uncommented_is_every_option_at_its_default():
         r"    search_datastore: null +# datastore",
         r"    # path: null +# a zarr directory, may be shared; null is runs\.zarr in io\.results_dir",
         r"    # pixel: 0\.2 +# \[deg\] field pixels of the fine histogram",
-        r"    # rank: conditions +# conditions \| kl \| kl-conditions \| elevation \| none; what puts runs first",
+        r"    # rank: conditions +# conditions \| kl \| kl-conditions \| likelihood \| .* \| none; what puts",
         r"    # exclude_same_target: false +# no run of the same target contributes",
         r"    # split_every: 8 +# stacks that one task of the tree adds up",
         r"    # block: null +# runs a task where runs meet runs; null goes by the archive",
         r"    # store_KL: false +# write the divergences of each target's candidates to io\.results_dir/kl",
         r"    # divergence: shape +# shape \| document; ",
-        r"# cluster: local +# threads, local",
+        r"# cluster: local +# threads, local \(worker processes\), slurm, or a scheduler",
+        r"    # lifetime: null +# \[min\] a worker's",
     ],
 )
 def test_template_shows_default_unit_and_meaning(line):

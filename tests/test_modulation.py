@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -14,11 +17,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import i0
 
 from dask_bkg import modulation
+from dask_bkg.filling import RING_FILLED
 from dask_bkg.fov import separation
 from dask_bkg.modulation import FieldSettings, Histogram, estimate_field, fit_tilt, turn, turn_to_radec, upwards
 from dask_bkg.modulation.estimate import FIELD_POOLED, PIXEL_UNSEEN
 from dask_bkg.nodes import mean_log_ring
-from dask_bkg.rate import RING_FILLED, RateSettings, estimate_rate
+from dask_bkg.rate import RateSettings, estimate_rate
 
 RINGS = np.linspace(0, 2.5, 11)
 PIXELS = np.linspace(-2.5, 2.5, 26)
@@ -635,3 +639,24 @@ def test_a_plane_with_zeros_is_turned_all_the_same():
 def test_angles_that_are_none_are_refused(angles, weights):
     with pytest.raises(ValueError, match="parallactic angles"):
         turn_to_radec(smooth_rate(), PIXELS, angles, weights)
+
+
+BITS = """
+import numpy as np
+from dask_bkg.modulation import Histogram, estimate_field
+rng = np.random.default_rng(3)
+edges = np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11), np.linspace(-2.5, 2.5, 26)
+rings, shape = (Histogram(n * rng.poisson(20, (30, 10)), n * rng.uniform(1, 2, (30, 10))) for n in (0.3, 0.7))
+field = Histogram(0.7 * rng.poisson(3, (30, 25, 25)), rng.uniform(1, 2, (30, 25, 25)))
+print(estimate_field(rings, field, edges, (0.5, 0.4), shape=shape).value.tobytes().hex())
+"""
+
+
+def test_the_bits_do_not_depend_on_the_threads_of_blas():
+    """Workers have one, a notebook as many as cores: what is made must not show where."""
+    found = set()
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1

@@ -21,11 +21,12 @@ from dask_bkg import bookkeeping, selection
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.reduce import reduce_block
+from dask_bkg.filling import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.irf import rate_to_background
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import plan_job
 from dask_bkg.products import Block, Made, Result, digest_of, summarize_flags, write_block
-from dask_bkg.rate import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
+from dask_bkg.selection import Contributing, Contributors
 
 mpl.use("Agg")
 
@@ -58,7 +59,7 @@ def write(plan, stacks):
         block = Block(Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by)
         targets = list(zip(targets, marks or [None] * len(targets), strict=True))
         known = Known(np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4))
-        return write_block(targets, first, chosen or selected(plan), Stacks(*stacks), known, block)
+        return write_block(targets, first, Contributing(chosen or selected(plan)), Stacks(*stacks), known, block)
 
     return do
 
@@ -75,6 +76,7 @@ def finished(dark_archive, tmp_path_factory):
     stars.write_text("10.0 -80.0 1 4.0 0.1\n")
     run_make_background({
         "cluster": "threads",
+        "binning": {"mode": "2d"},
         "io": {"search_datastore": str(directory), "in_dir": str(directory), "out_dir": str(out), "from_run": True},
         "exclusion": {"catalogs": [], "star_cat": str(stars)},
         "run_selection": {"runlist": [64001, 64002, 64003]},
@@ -201,6 +203,17 @@ def test_what_is_worth_knowing_is_remarked(plan, write):
     assert wide[1].reason == ""
 
 
+def test_a_kernel_of_the_shape_that_was_widened_is_told(plan, stacks):
+    runs, shape = selected(plan), selected(plan, widened=1.5)
+    block = Block(Model(plan.edges, plan.rate), True, bookkeeping.common_cards(plan), "settings")
+    known = Known(np.arange(4, dtype=np.uint64), np.full(4, 20.0), np.ones(4))
+    both = Stacks(*stacks, shape_counts=stacks[0], shape_exposure=stacks[1])
+    targets = [(target, None) for target in plan.targets]
+    results = write_block(targets, 0, Contributing(runs, shape), both, known, block)
+    assert results[0].reason == "kernel of the shape widened 1.50 times: few runs are alike"
+    assert results[1].reason == ""
+
+
 def test_weights_and_scores_are_told(plan, write):
     result = write(chosen=selected(plan, weight=np.array([1 / 3]), score=np.array([0.123456789012])))[0]
     assert result.weights == (0.333333,)
@@ -276,13 +289,22 @@ def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
 def test_the_digest_is_of_the_runs_and_not_of_their_order():
     table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
     state = np.array([5, 6, 7], dtype=np.uint64)
-    forth, back, other = (selection.by_hand(1, index, table) for index in ([0, 2], [2, 0], [0, 1]))
+    forth, back, other = (Contributors(selection.by_hand(1, index, table)) for index in ([0, 2], [2, 0], [0, 1]))
     assert digest_of("x", forth, state) == digest_of("x", back, state)
     assert digest_of("x", forth, state) != digest_of("x", other, state)
     assert digest_of("x", forth, state) != digest_of("x", forth, state[::-1])
     assert digest_of("x", forth, state) != digest_of("y", forth, state)
     # what it was ranked by is not in the background
-    assert digest_of("x", forth._replace(score=np.array([3.0, 4.0])), state) == digest_of("x", forth, state)
+    ranked = forth.spectrum._replace(score=np.array([3.0, 4.0]))
+    assert digest_of("x", Contributors(ranked), state) == digest_of("x", forth, state)
+
+
+def test_the_digest_is_of_all_that_runs_contribute_to():
+    table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
+    state = np.array([5, 6, 7], dtype=np.uint64)
+    some, others = (selection.by_hand(1, index, table) for index in ([0, 2], [0, 1]))
+    roles = [(some,), (some, some), (some, others), (some, None, some), (some, some, some), (some, others, some)]
+    assert len({digest_of("x", Contributors(*role), state) for role in roles}) == len(roles)
 
 
 # --- words -------------------------------------------------------------------------------------------------

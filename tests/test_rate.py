@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from dask_bkg import filling
 from dask_bkg import rate as rates
 from dask_bkg.nodes import node_values
 from dask_bkg.smoothing import smooth_rings
@@ -88,7 +89,7 @@ def test_the_total_is_conserved_from_the_first_energy_with_counts(histograms):
 def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(histograms):
     counts, exposure, _ = histograms
     rate = rates.fill_rate(*histograms)
-    alone = ~(rate.flag & (rates.ENERGY_POOLED | rates.EXTRAPOLATED)).any(axis=1)
+    alone = ~(rate.flag & (filling.ENERGY_POOLED | filling.EXTRAPOLATED)).any(axis=1)
     assert_allclose((rate.value * exposure).sum(axis=1)[alone], counts.sum(axis=1)[alone], rtol=1e-9, atol=1e-9)
 
 
@@ -97,11 +98,11 @@ def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(
 def test_energies_without_a_flag_stand_on_their_own_counts(histograms):
     counts, exposure, _ = histograms
     rate = rates.fill_rate(*histograms)
-    alone = (rate.flag == rates.MEASURED).all(axis=1)
+    alone = (rate.flag == filling.MEASURED).all(axis=1)
     # To the ring's counts it is scaled by less than its error.
     assert (np.abs(rate.value * exposure - counts)[alone] <= 0.5 * np.sqrt(counts[alone]) + 1e-9).all()
-    assert (rate.flag[exposure == 0] != rates.MEASURED).all()
-    assert (rate.flag[counts.sum(axis=1) == 0] != rates.MEASURED).all()
+    assert (rate.flag[exposure == 0] != filling.MEASURED).all()
+    assert (rate.flag[counts.sum(axis=1) == 0] != filling.MEASURED).all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -127,7 +128,7 @@ def test_a_run_of_few_events_with_many_empty_energies_has_a_rate(e_min, bins, to
     assert (np.isfinite(rate.value) & (rate.value > 0)).all()
     predicted, first = (rate.value * exposure).sum(axis=1), np.flatnonzero(counts.sum(axis=1))[0]
     assert predicted[first:].sum() == pytest.approx(total, rel=1e-9)
-    assert predicted[:first].max() <= rates.UNSEEN * (1 + 1e-9)  # what is added, and no more
+    assert predicted[:first].max() <= filling.UNSEEN * (1 + 1e-9)  # what is added, and no more
 
 
 @settings(max_examples=80, deadline=None)
@@ -135,7 +136,7 @@ def test_a_run_of_few_events_with_many_empty_energies_has_a_rate(e_min, bins, to
 def test_each_energy_pools_with_some_that_have_counts(histograms, min_counts):
     counts, _, energy = histograms
     per_energy = counts.sum(axis=1)
-    weights = rates.pooling_weights(per_energy, energy, min_counts)
+    weights = filling.pooling_weights(per_energy, energy, min_counts)
     assert np.isfinite(weights).all()
     assert (weights @ per_energy > 0).all()
     assert (weights[:, per_energy == 0] == 0).all()
@@ -158,7 +159,7 @@ def test_dense_counts_are_not_touched():
     counts, exposure = dense()
     rate = rates.fill_rate(counts, exposure, ENERGY)
     assert_allclose(rate.value, counts / exposure, rtol=1e-12)
-    assert_array_equal(rate.flag, rates.MEASURED)
+    assert_array_equal(rate.flag, filling.MEASURED)
 
 
 def test_counts_above_min_counts_only_are_not_touched():
@@ -166,8 +167,8 @@ def test_counts_above_min_counts_only_are_not_touched():
     per_energy = counts.sum(axis=1).min()
     kept = rates.fill_rate(counts, exposure, ENERGY, min_counts=per_energy)
     pooled = rates.fill_rate(counts, exposure, ENERGY, min_counts=per_energy * 2)
-    assert_array_equal(kept.flag, rates.MEASURED)
-    assert (pooled.flag & rates.SHAPE_POOLED).any()
+    assert_array_equal(kept.flag, filling.MEASURED)
+    assert (pooled.flag & filling.SHAPE_POOLED).any()
     assert_allclose((pooled.value * exposure).sum(axis=1), counts.sum(axis=1))
 
 
@@ -175,7 +176,7 @@ def test_a_ring_without_exposure_lies_between_its_neighbours_and_is_flagged():
     counts, exposure = dense()
     counts[:, 2] = exposure[:, 2] = 0
     rate = rates.fill_rate(counts, exposure, ENERGY)
-    assert_array_equal((rate.flag & rates.RING_FILLED) > 0, np.arange(5) == np.full((12, 1), 2))
+    assert_array_equal((rate.flag & filling.RING_FILLED) > 0, np.arange(5) == np.full((12, 1), 2))
     low, high = np.sort(rate.value[:, [1, 3]], axis=1).T
     assert ((rate.value[:, 2] >= low) & (rate.value[:, 2] <= high)).all()
     others = [0, 1, 3, 4]
@@ -188,7 +189,7 @@ def test_a_ring_without_exposure_at_an_end_takes_its_neighbour(closed, neighbour
     counts[:, closed] = exposure[:, closed] = 0
     rate = rates.fill_rate(counts, exposure, ENERGY)
     assert_allclose(rate.value[:, closed], rate.value[:, neighbour], rtol=1e-9)
-    assert ((rate.flag[:, closed] & rates.RING_FILLED) > 0).all()
+    assert ((rate.flag[:, closed] & filling.RING_FILLED) > 0).all()
 
 
 def test_a_ring_with_exposure_but_never_an_event_is_low_but_not_zero():
@@ -196,7 +197,7 @@ def test_a_ring_with_exposure_but_never_an_event_is_low_but_not_zero():
     counts[:, 4] = 0
     rate = rates.fill_rate(counts, exposure, ENERGY)
     assert ((rate.value[:, 4] > 0) & (rate.value[:, 4] < rate.value[:, 3])).all()
-    assert ((rate.flag[:, 4] & rates.RING_FILLED) > 0).all()
+    assert ((rate.flag[:, 4] & filling.RING_FILLED) > 0).all()
     assert_allclose((rate.value * exposure).sum(axis=1), counts.sum(axis=1))
 
 
@@ -204,7 +205,7 @@ def test_empty_energies_at_both_ends_are_flagged_and_fall_off():
     counts, exposure = dense()
     counts[:2] = counts[-3:] = 0
     rate = rates.fill_rate(counts, exposure, ENERGY)
-    extrapolated = (rate.flag & rates.EXTRAPOLATED) > 0
+    extrapolated = (rate.flag & filling.EXTRAPOLATED) > 0
     assert_array_equal(extrapolated.all(axis=1), np.isin(np.arange(12), [0, 1, 9, 10, 11]))
     assert (np.diff(rate.value[-4:], axis=0) < 0).all()
     assert (rate.value[:2] < rate.value[2]).all()
@@ -214,7 +215,7 @@ def test_a_gap_between_filled_energies_is_bridged():
     counts, exposure = dense()
     counts[6] = 0
     rate = rates.fill_rate(counts, exposure, ENERGY)
-    assert (rate.flag[6] != rates.MEASURED).all()
+    assert (rate.flag[6] != filling.MEASURED).all()
     assert ((rate.value[6] < rate.value[5]) & (rate.value[6] > rate.value[7] / 10)).all()
     assert (rate.value * exposure).sum() == pytest.approx(counts.sum())
 
@@ -229,7 +230,7 @@ def below_every_threshold():
 def test_energies_below_every_threshold_are_filled():
     rate = rates.fill_rate(*below_every_threshold())
     assert (np.isfinite(rate.value) & (rate.value > 0)).all()
-    assert ((rate.flag[:3] & rates.EXTRAPOLATED) > 0).all()
+    assert ((rate.flag[:3] & filling.EXTRAPOLATED) > 0).all()
 
 
 @pytest.mark.filterwarnings("error")

@@ -34,7 +34,8 @@ def stack_runs(
     -------
     dataset
         ``counts`` and ``exposure`` with the dimensions and units that they have in ``runs``, where ``obs_id`` is the
-        target, and ``livetime`` [s] beside them; one chunk a block of targets.
+        target, and beside them ``livetime`` [s] and ``squares``, the variance of the counts of each energy; one chunk
+        a block of targets.
     """
     arrays = [runs[name].data for name in schema.HISTOGRAMS]
     livetime, limits = runs["livetime"].variable.chunk({"obs_id": arrays[0].chunks[0]}).data, bounds(runs)
@@ -65,6 +66,7 @@ def stack_runs(
     coords = {
         "obs_id": np.concatenate([np.asarray(part, dtype=np.int64) for part in targets]),
         "livetime": ("obs_id", variable(layers, work, "livetime", (sizes,), float)),
+        "squares": (("obs_id", "energy"), variable(layers, work, "squares", (sizes, arrays[0].chunks[1]), float)),
         **{name: runs[name].variable for name in runs.coords if runs[name].dims and "obs_id" not in runs[name].dims},
     }
     return schema.with_units(xr.Dataset(histograms, coords=coords))

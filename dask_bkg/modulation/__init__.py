@@ -32,11 +32,11 @@ from dask_bkg.modulation.estimate import (
     PIXEL_UNSEEN,
     SHAPES,
     FieldSettings,
-    Histogram,
     estimate_field,
 )
 from dask_bkg.modulation.shapes import Tilt, fit_tilt, free_modulation, upwards
 from dask_bkg.modulation.turning import turn, turn_to_radec
+from dask_bkg.rate import Histogram
 
 __all__ = [
     "FIELD_FLAGS",

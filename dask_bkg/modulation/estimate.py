@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
+from dask_bkg import filling
 from dask_bkg import rate as rates
-from dask_bkg.modulation.geometry import Geometry, flat, geometry_of
+from dask_bkg.modulation.geometry import Geometry, flat, geometry_of, members
 from dask_bkg.modulation.shapes import fit_tilt, free_modulation, upwards
-from dask_bkg.rate import Rate, RateSettings
+from dask_bkg.rate import Histogram, Rate, RateSettings
+from dask_bkg.uncertainty import Weights, column
 
 SHAPES = ("gradient", "free", "both", "plain")
 
@@ -28,17 +31,10 @@ ROUNDS = 6
 
 FIELD_POOLED, PIXEL_UNSEEN = 16, 32
 FIELD_FLAGS = {
-    **rates.FLAGS,
+    **filling.FLAGS,
     FIELD_POOLED: "shape over the field pooled over energies",
     PIXEL_UNSEEN: "pixel without exposure",
 }
-
-
-class Histogram(NamedTuple):
-    """Events and exposure [s TeV sr] of the same bins, shape ``(energy, ring)`` or ``(energy, fov_lat, fov_lon)``."""
-
-    counts: NDArray
-    exposure: NDArray
 
 
 class FieldSettings(NamedTuple):
@@ -76,6 +72,8 @@ def estimate_field(
     settings: RateSettings | None = None,
     field_settings: FieldSettings | None = None,
     zenith: tuple[float, float] = (0.0, 1.0),
+    shape: Histogram | None = None,
+    weights: Weights | None = None,
 ) -> Rate:
     """Rate over the field from the histograms of rings and pixels of the same runs.
 
@@ -96,11 +94,18 @@ def estimate_field(
         procedure's 3D backgrounds: a plain Gaussian over each plane at the end, of ``smooth_bins`` pixels.
     zenith
         Direction of the zenith in the field, a unit vector ``(fov_lon, fov_lat)``; the default is that of ALTAZ.
+    shape
+        Rings of the runs behind ``field``, where these are not those behind ``rings``: then the spectrum is that of
+        ``rings``, and the shape, over the rings too, that of the others.
+    weights
+        Mean weight of the events, which their errors need to know; None: 1.
 
     Returns
     -------
     rate
-        Values at the centres of the pixels, and flags (`FIELD_FLAGS`), shape ``(energy, fov_lat, fov_lon)``.
+        Values at the centres of the pixels, flags (`FIELD_FLAGS`) and relative errors (of the radial rate, and of
+        what is put upon it), shape ``(energy, fov_lat, fov_lon)``; and the ``mean`` of the radial rate, shape
+        ``(energy, ring)``, with rings out to the corners of the square.
 
     Raises
     ------
@@ -120,16 +125,35 @@ def estimate_field(
     _check(settings, field_settings, sin_zenith)
     unseen = np.where(field.exposure > 0, 0, PIXEL_UNSEEN)
     if field_settings.shape == "plain":
-        return Rate(_plain(field, edges[2], settings), unseen)
+        value = _plain(field, edges[2], settings)
+        seen = np.divide(1.0, field.counts, out=np.full(value.shape, np.inf), where=field.counts > 0)
+        return Rate(value, unseen, error=np.sqrt(seen * _pixel_weight(weights)))
     place = geometry_of(*edges[1:])
-    radial = rates.estimate_rate(*_continue(rings, field, place), (edges[0], place.edges), settings)
+    if shape is None:
+        rings = _continue(rings, field, place)
+    else:
+        shape = _continue(shape, field, place)
+    radial = rates.estimate_rate(*rings, (edges[0], place.edges), settings, shape, weights)
     base = place.radial_means(radial.value)
-    stacked, target, pooled = _modulations(field, base, edges, sin_zenith, field_settings, zenith)
+    stacked, target, pooled, error = _modulations(field, base, edges, sin_zenith, field_settings, zenith)
     value = base * _on_rings(stacked, target, base, field.exposure, place.share)
     if settings.node_values == "conserving":
         value = _node_values(value, base, field.exposure, place)
     flag = radial.flag[:, place.ring] | np.where(pooled, FIELD_POOLED, 0)[:, None, None] | unseen
-    return Rate(_blurred(value, settings), flag)
+    # what is known of a stack of weighted runs is told by fewer events than it has
+    error = np.sqrt(_of_pixels(radial.error, place) ** 2 + error**2 * _pixel_weight(weights))
+    width = _of_pixels(radial.resolution, place)
+    return Rate(_blurred(value, settings), flag, radial.average, error, radial.level_error, width)
+
+
+def _of_pixels(rings: NDArray | None, place: Geometry) -> NDArray:
+    """Of each pixel what its ring has."""
+    return np.zeros((1, 1, 1)) if rings is None else rings[:, place.ring]
+
+
+def _pixel_weight(weights: Weights | None) -> NDArray:
+    """Mean weight of the events in pixels, which are those of the shape, beside an array of pixels."""
+    return column(1.0 if weights is None else weights.shape)[:, :, None]
 
 
 def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float, float]) -> None:
@@ -148,7 +172,7 @@ def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float
 
 def _continue(rings: Histogram, field: Histogram, place: Geometry) -> Histogram:
     """The rings, and behind them those of the pixels whose centres lie beyond the last one."""
-    member = place.ring.reshape(-1, 1) == np.arange(rings.counts.shape[1], place.edges.size - 1)
+    member = members(place.ring, np.arange(rings.counts.shape[1], place.edges.size - 1))
     return Histogram(*(np.concatenate([a, flat(b) @ member], axis=1) for a, b in zip(rings, field, strict=True)))
 
 
@@ -159,27 +183,29 @@ def _modulations(
     sin_zenith: tuple[float, float],
     settings: FieldSettings,
     zenith: tuple[float, float],
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Modulation of the stack and of the target, not yet scaled, and which energies share theirs with others."""
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Modulation of the stack and of the target, not yet scaled; which energies share theirs; its relative error."""
     expected = base * field.exposure
     stacked = target = np.ones(base.shape)
+    variance = np.zeros(base.shape)
     pooled = np.zeros(base.shape[0], dtype=bool)
     if settings.tilts:
         up = upwards(edges[2], zenith)
-        b = fit_tilt(field.counts, expected, edges, sin_zenith[0], up).value
-        stacked, target = (np.exp(sin_z * b[:, None, None] * up) for sin_z in sin_zenith)
+        tilt = fit_tilt(field.counts, expected, edges, sin_zenith[0], up)
+        stacked, target = (np.exp(sin_z * tilt.value[:, None, None] * up) for sin_z in sin_zenith)
+        variance = (sin_zenith[1] * tilt.error[:, None, None] * up) ** 2
     if settings.shape != "gradient":
         prior = PRIOR[settings.shape] if settings.prior is None else settings.prior
         how = settings.smooth_sigma, settings.min_counts, prior
-        free, pooled = free_modulation(field.counts, expected * stacked, edges[0], edges[2], *how)
-        stacked, target = stacked * free, target * free
-    return stacked, target, pooled
+        free, pooled, error = free_modulation(field.counts, expected * stacked, edges[0], edges[2], *how)
+        stacked, target, variance = stacked * free, target * free, variance + error**2
+    return stacked, target, pooled, np.sqrt(variance)
 
 
 # -- what is conserved ---------------------------------------------------------------------------------------------
 
 
-def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: NDArray) -> NDArray:
+def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: csr_array) -> NDArray:
     """The target's modulation, such that the counts of the stack in each ring stay what they are.
 
     What the stack saw of a ring may be its darker part, the brighter one being excluded: the mean over its exposure
@@ -195,7 +221,7 @@ def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArra
     return mine.reshape(base.shape)
 
 
-def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: NDArray) -> NDArray:
+def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: csr_array) -> NDArray:
     """A modulation, shape ``(energy, pixel)``, scaled to the wanted sums over rings of it times the weight."""
     for _ in range(ROUNDS):
         sums = (modulation * weight) @ share.T

@@ -1,4 +1,8 @@
-"""How the rings and the square pixels of a field of view lie to each other."""
+"""How the rings and the square pixels of a field of view lie to each other.
+
+The matrices are sparse, for speed, and because such products are added up in one order: those of BLAS depend on the
+number of its threads in the last bit, and with it on where a job runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from dask_bkg import fov
 
@@ -35,9 +40,9 @@ class Geometry(NamedTuple):
 
     edges: NDArray
     parts: int
-    radial: NDArray
-    between: NDArray
-    share: NDArray
+    radial: csr_array
+    between: csr_array
+    share: csr_array
     ring: NDArray
 
     def means(self, parts: NDArray) -> NDArray:
@@ -54,7 +59,12 @@ class Geometry(NamedTuple):
 
     def interpolated_means(self, nodes: NDArray) -> NDArray:
         """Means over pixels of what gammapy makes of values at their centres: ln(rate) linear along each side."""
-        return self.means(np.exp(self.between @ np.log(nodes) @ self.between.T))
+        return self.means(np.exp(self._along(self._along(np.log(nodes)))))
+
+    def _along(self, values: NDArray) -> NDArray:
+        """Interpolated along the last axis, which changes places with the one before."""
+        *first, n = values.shape
+        return (values.reshape(-1, n) @ self.between.T).reshape(*first, -1).swapaxes(-1, -2)
 
 
 def geometry_of(offset_edges: NDArray, pixel_edges: NDArray) -> Geometry:
@@ -76,9 +86,9 @@ def _geometry(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...]) -
     return Geometry(
         rings,
         parts,
-        radial=linear(nodes, offset, beyond=False).T,
-        between=linear(middle(pixels), middle(fine), beyond=True),
-        share=np.stack([(ring == number).mean(axis=1) for number in range(rings.size - 1)]),
+        radial=csr_array(linear(nodes, offset, beyond=False).T),
+        between=csr_array(linear(middle(pixels), middle(fine), beyond=True)),
+        share=csr_array(np.stack([(ring == number).mean(axis=1) for number in range(rings.size - 1)])),
         ring=of_centre.reshape(n, n),
     )
 
@@ -120,6 +130,11 @@ def pixel_offsets(pixel_edges: NDArray) -> NDArray:
 def ring_of(offset: NDArray, ring_edges: NDArray) -> NDArray:
     """Ring of each offset [deg]; outside of all it is the nearest."""
     return np.clip(np.searchsorted(ring_edges, offset, side="right") - 1, 0, ring_edges.size - 2)
+
+
+def members(ring: NDArray, numbers: NDArray) -> csr_array:
+    """Which pixel lies in which of some rings, shape ``(pixel, ring)``."""
+    return csr_array((ring.reshape(-1, 1) == numbers).astype(float))
 
 
 def middle(edges: NDArray) -> NDArray:

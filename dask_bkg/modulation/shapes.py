@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
-from dask_bkg.modulation.geometry import continued, flat, middle, pixel_offsets, ring_of
-from dask_bkg.rate import pooling_weights
+from dask_bkg.filling import pooling_weights
+from dask_bkg.modulation.geometry import continued, flat, members, middle, pixel_offsets, ring_of
 
 TILT_PRIOR = 0.2
 """Width of the prior of the gradient [1 / deg], of its mean over the energies; its mean is no gradient."""
@@ -77,8 +78,8 @@ def fit_tilt(
     """
     counts, expected, up = flat(np.where(expected > 0, counts, 0.0)), flat(expected), up.ravel()
     ring = ring_of(pixel_offsets(edges[2]), continued(*edges[1:]))
-    member = (ring[:, None] == np.unique(ring)).astype(float)
-    per_ring, moment, prior = counts @ member, counts @ up, _tilt_prior(counts.sum(axis=1), edges[0])
+    member = members(ring, np.unique(ring))
+    per_ring, moment, prior = counts @ member, (counts * up).sum(axis=1), _tilt_prior(counts.sum(axis=1), edges[0])
     b = np.zeros(counts.shape[0])
     for _ in range(MAX_ITERATIONS):
         mean, variance = _moments(expected * np.exp(sin_zenith * b[:, None] * up), up, member)
@@ -92,7 +93,7 @@ def fit_tilt(
     return Tilt(b, np.sqrt(np.diag(np.linalg.inv(fisher))))
 
 
-def _moments(weight: NDArray, up: NDArray, member: NDArray) -> tuple[NDArray, NDArray]:
+def _moments(weight: NDArray, up: NDArray, member: csr_array) -> tuple[NDArray, NDArray]:
     """Mean and variance of the component towards the zenith within each ring, shape ``(energy, ring)``."""
     total = np.maximum(weight @ member, np.finfo(float).tiny)
     mean = (weight * up) @ member / total
@@ -118,7 +119,7 @@ def free_modulation(
     sigma: float,
     min_counts: float,
     prior: float,
-) -> tuple[NDArray, NDArray]:
+) -> tuple[NDArray, NDArray, NDArray]:
     """Ratio of smoothed counts to smoothed expectation, whatever its form.
 
     Both are spread by the same Gaussian, so that the edge of the field and what is excluded there count as what they
@@ -139,8 +140,9 @@ def free_modulation(
 
     Returns
     -------
-    modulation, pooled
-        Shape ``(energy, fov_lat, fov_lon)``; and whether an energy is pooled with others, shape ``(energy,)``.
+    modulation, pooled, error
+        Shape ``(energy, fov_lat, fov_lon)``; whether an energy is pooled with others, shape ``(energy,)``; and the
+        relative error of the modulation, by the counts under the Gaussian and those of the prior.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -149,9 +151,11 @@ def free_modulation(
     level = np.divide(seen, hoped, out=np.zeros_like(hoped), where=hoped > 0)[:, None, None]
     g, width = pooling_weights(seen, energy_edges, min_counts), sigma / (pixel_edges[1] - pixel_edges[0])
     above, below = (
-        gaussian_filter(np.tensordot(g, array, axes=1), (0, width, width), mode="constant")
+        gaussian_filter(np.einsum("ij,jkl->ikl", g, array), (0, width, width), mode="constant")
         for array in (counts, level * expected)
     )
     # where nothing is expected, nothing is known
-    density = max(prior, 1e-6) / max(1.0, 4 * np.pi * width**2)
-    return (above + density) / (below + density), (g > 0).sum(axis=1) > 1
+    pixels = max(1.0, 4 * np.pi * width**2)
+    density = max(prior, 1e-6) / pixels
+    error = np.sqrt(above / pixels) / (above + density)
+    return (above + density) / (below + density), (g > 0).sum(axis=1) > 1, error

@@ -7,6 +7,8 @@ Pure arrays, blocks of targets against blocks of runs, in three steps that a gra
     merge          the same for several blocks of runs; in any order and any tree the result is the same
     finish         the selection of each target, with its weights and hours, or the reason why there is none
 
+What the selected runs contribute to, and that not all of it comes from the same runs, is the business of `roles`.
+
 A table is a dictionary of the runs' columns (`COLUMNS`), each of shape ``(runs,)``; a number that a run does not have
 is NaN, a column that is not there is NaN for all.
 """
@@ -26,6 +28,7 @@ from dask_bkg.selection.cuts import (
     passing,
 )
 from dask_bkg.selection.ranking import RANKINGS, Ranking, kernel_distance, needs_divergence, weighs
+from dask_bkg.selection.roles import Contributing, Contributors, settings_of_roles
 from dask_bkg.selection.selections import (
     Selection,
     Selections,
@@ -44,6 +47,8 @@ __all__ = [
     "NEEDS",
     "RANKINGS",
     "Candidates",
+    "Contributing",
+    "Contributors",
     "Ranking",
     "Selection",
     "Selections",
@@ -66,5 +71,6 @@ __all__ = [
     "passing",
     "replace",
     "selection_digest",
+    "settings_of_roles",
     "weighs",
 ]

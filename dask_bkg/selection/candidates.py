@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.selection import cuts
 from dask_bkg.selection.cuts import Table, column
-from dask_bkg.selection.ranking import hours_wanted, ranking_of
+from dask_bkg.selection.ranking import hours_wanted, ranking_of, widths_of
 
 WEIGHT_MIN = 1e-4
 """Runs of a smaller weight add nothing but work."""
@@ -137,7 +137,7 @@ def _choose_rows(
     for passes in cuts.pair_cuts(targets, runs, settings):
         allowed &= passes
         counts.append(allowed.sum(axis=1)[:, None])
-    score, distance = ranking_of(settings).scores(targets, runs, kl, poor)
+    score, distance = ranking_of(settings).scores(targets, runs, kl, poor, widths_of(settings))
     allowed &= np.isfinite(score)
     counts.append(allowed.sum(axis=1)[:, None])
     score = np.where(allowed, np.round(score, 10), np.inf)

@@ -65,7 +65,7 @@ def is_set(settings: Any, key: str) -> bool:
 
 def columns_for(settings: Any) -> tuple[str, ...]:
     """Columns of a table that the cuts and the ranking of the settings look at: the others need not travel."""
-    if settings.ranking in ("conditions", "kl-conditions"):
+    if ranking_of(settings).weights:
         return COLUMNS
     needed = {"obs_id", "excluded", "livetime", "zenith"}
     needed |= {NEEDS[key][0] for key in NEEDS if is_set(settings, key)} | {"fold"}

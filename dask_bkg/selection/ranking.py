@@ -30,11 +30,27 @@ BEHIND = 1e5
 UNKNOWN = 4.0
 """Squared distance of what cannot be compared although the target has it: as if it were two widths away."""
 
-WIDTHS = {
+Widths = Mapping[str, float]
+
+WIDTHS: Widths = {
     "cos_zenith": 0.05, "e_thres": 0.10, "muon_efficiency": 0.07,
     "aeff_integral": 0.10, "ln_e_q25": 0.10, "nsb": 0.35,
 }  # fmt: skip
 """Widths of the kernel: in cos z, in natural logarithms, and for ``nsb`` half of the cut of VERITAS (0.7)."""
+
+SHAPE_WIDTHS: Widths = {"cos_zenith": 0.10, "e_thres": 0.20, "ln_e_q25": 0.20}
+"""Widths where only the shape matters: mirrors and night sky move the level, and a little the threshold."""
+
+DIVERGENCE = "divergence"
+"""Name among the widths of that of a weight by divergence [nats]."""
+
+DIVERGENCE_WIDTH = 0.005
+
+TIME = "time"
+"""Name among the widths of the time [d] in which the likeness of two nights falls to 1/e; without it they do not age.
+
+It is no width of a Gaussian: squared distances grow by twice the time over it.
+"""
 
 
 def column(table: Table, name: str) -> NDArray:
@@ -52,7 +68,7 @@ def airmass(zenith: ArrayLike) -> NDArray:
 # -- the kernel ------------------------------------------------------------------------------------------------
 
 
-def kernel_distance(targets: Table, runs: Table) -> tuple[NDArray, NDArray]:
+def kernel_distance(targets: Table, runs: Table, widths: Widths = WIDTHS) -> tuple[NDArray, NDArray]:
     r"""Squared distance of runs in the Gaussian kernel of the observing conditions.
 
     .. math:: d^2 = (\Delta\cos z / 0.05)^2 + (\Delta\ln E_{th} / 0.10)^2 + (\Delta\ln\mu / 0.07)^2
@@ -73,6 +89,8 @@ def kernel_distance(targets: Table, runs: Table) -> tuple[NDArray, NDArray]:
     targets, runs
         Their tables; ``zenith`` [deg], ``e_thres`` [TeV], ``muon_efficiency``, ``aeff_integral`` [m2 TeV-1.7],
         ``ln_e_q25`` and ``nsb`` are used.  Logarithms of numbers that are not positive are missing.
+    widths
+        Width of each quantity; one that has none is not compared, nor stands it in for another.
 
     Returns
     -------
@@ -88,14 +106,16 @@ def kernel_distance(targets: Table, runs: Table) -> tuple[NDArray, NDArray]:
     >>> round(float(distance[0, 0]), 9), int(lacking[0, 0])
     (4.0, 0)
     """
-    mine, theirs = _scaled(targets), _scaled(runs)
-    has = {name: ~np.isnan(values) for name, values in mine.items()}
+    mine, theirs = _scaled(targets, widths), _scaled(runs, widths)
+    has, mirrors = {name: ~np.isnan(values) for name, values in mine.items()}, "muon_efficiency" in widths
     distance = _term(mine, theirs, "cos_zenith", has["cos_zenith"])
     energy, no_threshold = _square(mine, theirs, "e_thres")
     muons, no_muons = _square(mine, theirs, "muon_efficiency")
     distance += energy
     distance += muons
-    if no_muons is not None:
+    if not mirrors:
+        no_muons = None
+    elif no_muons is not None:
         integral, no_integral = _square(mine, theirs, "aeff_integral")
         distance += np.where(no_muons, integral, 0.0)
         distance += np.where(no_muons, _term(mine, theirs, "nsb", has["nsb"] & ~has["muon_efficiency"]), 0.0)
@@ -104,17 +124,25 @@ def kernel_distance(targets: Table, runs: Table) -> tuple[NDArray, NDArray]:
     if missing is not None:
         known = has["e_thres"] | has["muon_efficiency"] | has["aeff_integral"] | has["ln_e_q25"]
         distance += np.where(missing, _term(mine, theirs, "ln_e_q25", known), 0.0)
-    return distance, _lacking(has, theirs)
+    if TIME in widths:
+        distance += _ages(targets, runs, widths[TIME])
+    return distance, _lacking(has, theirs, mirrors)
 
 
-def _scaled(table: Table) -> dict[str, NDArray]:
-    """Quantities of the kernel in units of its widths, NaN where they are missing."""
+def _ages(targets: Table, runs: Table, scale: float) -> NDArray:
+    """What time adds to the squared distance; a run that nobody can date is infinitely old."""
+    days = np.abs(np.subtract.outer(column(targets, "time"), column(runs, "time")))
+    return np.where(np.isnan(days), np.inf, 2 * days / scale)
+
+
+def _scaled(table: Table, widths: Widths) -> dict[str, NDArray]:
+    """Quantities of the kernel in units of its widths, NaN where they are missing or have none."""
     values = {"cos_zenith": np.cos(np.deg2rad(column(table, "zenith")))}
     for name in ("e_thres", "muon_efficiency", "aeff_integral"):
         given = column(table, name)
         values[name] = np.log(given, out=np.full(given.shape, np.nan), where=np.isfinite(given) & (given > 0))
     values |= {name: column(table, name) for name in ("ln_e_q25", "nsb")}
-    return {name: np.where(np.isfinite(value), value, np.nan) / WIDTHS[name] for name, value in values.items()}
+    return {name: np.where(np.isfinite(v), v, np.nan) / widths.get(name, np.nan) for name, v in values.items()}
 
 
 def _square(mine: Mapping, theirs: Mapping, name: str) -> tuple[NDArray, NDArray | None]:
@@ -143,9 +171,9 @@ def _either(first: NDArray | None, second: NDArray | None) -> NDArray | None:
     return first | second
 
 
-def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray]) -> NDArray:
+def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray], mirrors: bool) -> NDArray:
     """Number of the quantities that a target is compared by and a run lacks."""
-    no_muons = ~has["muon_efficiency"]
+    no_muons = ~has["muon_efficiency"] if mirrors else np.zeros_like(has["muon_efficiency"])
     used = has | {
         "aeff_integral": has["aeff_integral"] & no_muons,
         "nsb": has["nsb"] & no_muons,
@@ -160,12 +188,12 @@ def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray]) -> NDArray:
 # -- the rankings ----------------------------------------------------------------------------------------------
 
 
-def by_nothing(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+def by_nothing(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Every run that passes, as good as the others."""
     return np.zeros((len(targets["obs_id"]), len(runs["obs_id"]))), None
 
 
-def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Nearest in 1/sin(elevation); a run without elevation comes last."""
     mine, theirs = airmass(column(targets, "zenith")), airmass(column(runs, "zenith"))
     gap = np.subtract.outer(mine, theirs)
@@ -175,7 +203,7 @@ def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray 
     return gap, None
 
 
-def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Smallest divergence; a run that covers too little comes last, one without a divergence is no candidate."""
     if kl is None:
         raise ValueError("this ranking needs the divergences of the pairs (kl), got None")
@@ -183,15 +211,39 @@ def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray
     return (kl if poor is None else kl + POOR * np.asarray(poor, dtype=bool)), None
 
 
-def by_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+def by_likelihood(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+    """Smallest divergence, and weighted by it: exp(-divergence / width).
+
+    The divergence times the target's events is the log-likelihood that it loses if the run's shape is taken for its
+    own.  As a weight that would leave one run, the one whose fluctuations fit; the width says how many nats an event
+    runs of the same conditions differ by.
+    """
+    score = by_divergence(targets, runs, kl, poor, widths)[0]
+    return score, 2 * np.maximum(score, 0.0) / widths.get(DIVERGENCE, DIVERGENCE_WIDTH)
+
+
+def by_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Nearest in the kernel of the observing conditions, and weighted by it."""
-    distance, lacking = kernel_distance(targets, runs)
+    distance, lacking = kernel_distance(targets, runs, widths)
     return distance + BEHIND * lacking, distance
 
 
-def by_divergence_and_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None) -> Scores:
+def by_divergence_and_conditions(
+    targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths
+) -> Scores:
     """Smallest divergence, weighted by the kernel of the observing conditions."""
-    return by_divergence(targets, runs, kl, poor)[0], kernel_distance(targets, runs)[0]
+    return by_divergence(targets, runs, kl, poor, widths)[0], kernel_distance(targets, runs, widths)[0]
+
+
+def by_likelihood_and_conditions(
+    targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths
+) -> Scores:
+    """Nearest in the kernel and the divergence together, and weighted by both."""
+    score, distance = by_likelihood(targets, runs, kl, poor, widths)
+    conditions, lacking = kernel_distance(targets, runs, widths)
+    together = conditions + distance
+    # a run without a divergence is no candidate here either
+    return np.where(np.isfinite(score), together + BEHIND * lacking, np.inf), together
 
 
 class Ranking(NamedTuple):
@@ -201,18 +253,21 @@ class Ranking(NamedTuple):
     ----------
     scores
         The function: tables of targets and runs, divergences and whether the run covers too little, each
-        ``(targets, runs)`` or None; returns score and squared distance in the kernel (None: every run weighs 1), both
-        ``(targets, runs)``.  A score that is not finite is no candidate.
+        ``(targets, runs)`` or None, and the widths of the kernel; returns score and squared distance in the kernel
+        (None: every run weighs 1), both ``(targets, runs)``.  A score that is not finite is no candidate.
     divergence, weights
         Whether it ranks by divergence, and whether it weights runs.
     why
         What its user wants, where that cannot be without the elevation of target and runs; empty where it can.
+    widens
+        Whether the kernel of a target that few runs are like is widened until there are some.
     """
 
-    scores: Callable[[Table, Table, NDArray | None, NDArray | None], Scores]
+    scores: Callable[[Table, Table, NDArray | None, NDArray | None, Widths], Scores]
     divergence: bool = False
     weights: bool = False
     why: str = ""
+    widens: bool = True
 
     def needs(self, settings: Any) -> bool:
         """Whether a target must have its elevation: not where all that pass are taken with equal weights."""
@@ -227,7 +282,14 @@ RANKINGS: dict[str, Ranking] = {
     "kl": Ranking(by_divergence, divergence=True),
     "conditions": Ranking(by_conditions, weights=True, why=_KERNEL),
     "kl-conditions": Ranking(by_divergence_and_conditions, divergence=True, weights=True, why=_KERNEL),
+    "likelihood": Ranking(by_likelihood, divergence=True, weights=True),
+    "likelihood-conditions": Ranking(by_likelihood_and_conditions, divergence=True, weights=True, why=_KERNEL),
 }
+
+SAME_NIGHT = "same-night"
+"""Ranking of the runs that tell the level of the night; no word for a user, and never widened."""
+
+_OF_JOBS = {SAME_NIGHT: Ranking(by_conditions, weights=True, widens=False)}
 
 
 def ranking_of(settings: Any) -> Ranking:
@@ -239,7 +301,7 @@ def ranking_of(settings: Any) -> Ranking:
         If there is no such ranking.
     """
     try:
-        return RANKINGS[settings.ranking]
+        return RANKINGS.get(settings.ranking) or _OF_JOBS[settings.ranking]
     except KeyError:
         raise ConfigError(
             f"background_selection.rank: there is no ranking {settings.ranking!r}; it may be {', '.join(RANKINGS)}"
@@ -254,6 +316,11 @@ def needs_divergence(settings: Any) -> bool:
 def weighs(settings: Any) -> bool:
     """Whether runs get weights other than 1."""
     return ranking_of(settings).weights
+
+
+def widths_of(settings: Any) -> Widths:
+    """Widths of the kernel that the settings ask for."""
+    return getattr(settings, "kernel", None) or WIDTHS
 
 
 def hours_wanted(settings: Any) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.selection import cuts
 from dask_bkg.selection.candidates import CLOSE_ENOUGH, FAR, Candidates
 from dask_bkg.selection.cuts import Table, column
-from dask_bkg.selection.ranking import POOR, hours_wanted, ranking_of
+from dask_bkg.selection.ranking import POOR, hours_wanted, ranking_of, widths_of
 
 RUNS_MIN = 3.0
 """Effective number of runs, (sum w)^2 / sum w^2, below which the kernel is widened."""
@@ -128,10 +128,11 @@ def finish(targets: Table, candidates: Candidates, settings: Any) -> Selections:
     >>> selections.of(0).obs_id.tolist(), selections.hours.tolist()
     ([13, 12], [1.0, 1.0, 1.0])
     """
-    weighs, wanted = ranking_of(settings).weights, hours_wanted(settings)
+    ranking, wanted = ranking_of(settings), hours_wanted(settings)
     n_targets = candidates.start.size - 1
     target = np.repeat(np.arange(n_targets), np.diff(candidates.start))
-    steps = _steps(candidates) if weighs else np.zeros(n_targets, dtype=np.int64)
+    widens = ranking.weights and ranking.widens
+    steps = _steps(candidates) if widens else np.zeros(n_targets, dtype=np.int64)
     widened = STEP**steps
     weight = _weights(candidates.distance, widened[target])
     weight[candidates.distance > FAR * widened[target] ** 2] = 0.0
@@ -142,7 +143,7 @@ def finish(targets: Table, candidates: Candidates, settings: Any) -> Selections:
     hours = np.bincount(target, weight * livetime, minlength=n_targets)
     errors = cuts.target_errors(targets, settings)
     none = np.diff(start) == 0
-    poor = ranking_of(settings).divergence & (score >= POOR)
+    poor = ranking.divergence & (score >= POOR)
     return Selections(
         start,
         candidates.run[taken],
@@ -328,6 +329,8 @@ def selection_digest(settings: Any) -> str:
     keys = [key for key in (*cuts.ALONE, *cuts.PAIRS) if cuts.is_set(settings, key)]
     deciding = {key: getattr(settings, key) for key in keys}
     deciding |= {"rank": settings.ranking, "hours": hours_wanted(settings)}
+    if ranking_of(settings).weights:
+        deciding["kernel"] = dict(widths_of(settings))
     if "same_szn" in keys:
         deciding["seasons"] = {name: list(settings.season_range(name)) for name in settings.seasons or {}}
     return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
