@@ -57,7 +57,9 @@ class _Remembering:
         open_time = sum(t * part[1] for t, part in zip(seconds, parts, strict=True))
         total = np.full_like(open_time, sum(seconds))
         geom = self._get_geom(axis)
-        cubes = [WcsNDMap(geom, np.broadcast_to(image, geom.data_shape).copy(), unit=u.s) for image in (open_time, total)]
+        cubes = [
+            WcsNDMap(geom, np.broadcast_to(image, geom.data_shape).copy(), unit=u.s) for image in (open_time, total)
+        ]
         first = WcsNDMap(geom, counts) if parts[0][2] else counts
         return first, *cubes, sum(seconds) * u.s, axis
 
@@ -103,7 +105,11 @@ def open_runs(job: dict) -> list[Observation]:
         remembered: dict[float, Any] = {}
         look_up = run.get_pointing_altaz
         run.get_pointing_altaz = lambda t, r=remembered, f=look_up: (
-            r[t.mjd] if np.ndim(t.mjd) == 0 and t.mjd in r else r.setdefault(t.mjd, f(t)) if np.ndim(t.mjd) == 0 else f(t)
+            r[t.mjd]
+            if np.ndim(t.mjd) == 0 and t.mjd in r
+            else r.setdefault(t.mjd, f(t))
+            if np.ndim(t.mjd) == 0
+            else f(t)
         )
     return runs
 

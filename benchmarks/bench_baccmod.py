@@ -4,11 +4,11 @@
                                                        [--json FILE]
 
 BAccMod 0.4.1 (LGPL) in a virtual environment of its own, made here with pip where it is not there.  It gets the
-exclusion regions of our own models (catalogues and stars, `dask_bkg.catalogs.sky_regions`) and their bins: 30 energies
-over 0.1-100 TeV, ten rings of 0.25 deg, or pixels of 0.25 deg, up to 2.5 deg; all else is BAccMod's default (zenith
-bins of an hour, linear interpolation).  Each model comes as it is (``livetime``: BAccMod divides by it) and put right
-(``ontime``).  ``bench_models.py --baccmod OUT_DIR`` scores what comes out beside ours.  With ``--runs`` these runs
-alone are modelled, and trained on.
+exclusion regions of our own models (catalogues and stars, `dask_bkg.catalogs.sky_regions`) and their bins: 30
+energies over 0.1-100 TeV, ten rings of 0.25 deg, or pixels of 0.25 deg, up to 2.5 deg; all else is BAccMod's default
+(zenith bins of an hour, linear interpolation).  Each model comes as it is (``livetime``: BAccMod divides by it) and
+put right (``ontime``).  ``bench_models.py --baccmod OUT_DIR`` scores what comes out beside ours.  With ``--runs``
+these runs alone are modelled, and trained on.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     told = {name: describe(rates) for name, rates in read_all(options.out_dir).items()}
     for name, row in told.items():
-        print(f"{name}: {row['runs']} runs, {len(row['outside'])} beyond the others' zenith, {row['empty']:.1%} empty")
+        print(
+            f"{name}: {row['runs']} runs, {len(row['outside'])} beyond the others' zenith, {row['empty']:.1%} empty"
+        )
     write_json(options.json, {"models": told, "seconds": seconds, "pins": PINS})
 
 
