@@ -6,9 +6,9 @@
 BAccMod 0.4.1 (LGPL) in a virtual environment of its own, made here with pip where it is not there.  It gets the
 exclusion regions of our own models (catalogues and stars, `dask_bkg.catalogs.sky_regions`) and their bins: 30
 energies over 0.1-100 TeV, ten rings of 0.25 deg, or pixels of 0.25 deg, up to 2.5 deg; all else is BAccMod's default
-(zenith bins of an hour, linear interpolation).  Each model comes as it is (``livetime``: BAccMod divides by it) and
-put right (``ontime``).  ``bench_models.py --baccmod OUT_DIR`` scores what comes out beside ours.  With ``--runs``
-these runs alone are modelled, and trained on.
+(zenith bins of an hour, and of five, as an hour is few counts for these bins; linear interpolation).  Each model
+comes as it is and put right (``baccmod_models.py`` says what is).  ``bench_models.py --baccmod OUT_DIR`` scores what
+comes out beside ours.  With ``--runs`` these runs alone are modelled, and trained on.
 """
 
 from __future__ import annotations
@@ -19,44 +19,29 @@ import os
 import subprocess
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from common import write_json
-from numpy.typing import NDArray
+from scores import Rates
 
 from dask_bkg.catalogs import sky_regions
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore
 
 PINS = ("baccmod==0.4.1", "gammapy==2.1", "regions==0.11")
-MODELS = ("radial, zenith interpolation", "grid3d", "grid3d, zenith interpolation")
-PER = ("livetime", "ontime")
+MODELS = (
+    "radial, zenith interpolation",
+    "radial, zenith interpolation, bins of 5 h",
+    "grid3d",
+    "grid3d, zenith interpolation",
+    "grid3d, zenith interpolation, bins of 5 h",
+)
 OFFSET_MAX = 2.5
 REACH = OFFSET_MAX * 2**0.5
 """Corner of the square field [deg]: how far a disc can matter."""
-
-
-class Rates(NamedTuple):
-    """Backgrounds of some runs.
-
-    Attributes
-    ----------
-    energy, axis
-        Edges [TeV], and of offset or of both field axes [deg].
-    of
-        Rates at the bin centres [s-1 TeV-1 sr-1] by run number, shape ``(energy, offset)`` or
-        ``(energy, fov_lat, fov_lon)``.
-    outside
-        Runs with a zenith angle beyond those of the others: there BAccMod extrapolates.
-    """
-
-    energy: NDArray
-    axis: NDArray
-    of: Mapping[int, NDArray]
-    outside: tuple[int, ...]
 
 
 def environment_python(directory: Path) -> Path:
@@ -80,29 +65,32 @@ def make_job(archive: Path, runs: Sequence[int] | None, models: Sequence[str]) -
         near = regions.near(float(ra), float(dec), REACH)
         circles[obs_id] = np.column_stack([near.ra, near.dec, near.radius]).tolist()
     return {
-        "archive": str(archive), "runs": list(circles), "regions": circles, "models": list(models), "per": PER,
-        "others": {run: [other for other in circles if other != run] for run in circles},
+        "archive": str(archive), "runs": list(circles), "regions": circles, "models": list(models),
         "energy": config.binning.energy_edges.tolist(), "offset": np.linspace(0, OFFSET_MAX, 11).tolist(),
     }  # fmt: skip
 
 
-def read_rates(path: Path) -> Rates:
-    """What the other half has written of one model; bins that BAccMod leaves undefined are zero."""
-    with np.load(path) as held:
-        rates = np.nan_to_num(held["rate"], nan=0.0, posinf=0.0)
-        of = dict(zip(held["obs_id"].tolist(), rates, strict=True))
-        return Rates(held["energy"], held["axis"], of, tuple(held["obs_id"][held["outside"]].tolist()))
-
-
 def read_all(directory: Path) -> dict[str, Rates]:
-    """All models of a directory by name."""
-    return {path.stem: read_rates(path) for path in sorted(directory.glob("*.npz"))}
+    """All models of a directory by name; bins that BAccMod leaves undefined are zero."""
+    return {path.stem: _read(path)[0] for path in sorted(directory.glob("*.npz"))}
 
 
-def describe(rates: Rates) -> dict[str, Any]:
-    """Runs, those beyond the zenith angles of the others, and the share of bins without background."""
+def _read(path: Path) -> tuple[Rates, list[int]]:
+    """One model, and the runs with a zenith angle beyond those of its zenith bins: there BAccMod extrapolates."""
+    with np.load(path) as held:
+        values = np.nan_to_num(held["rate"], nan=0.0, posinf=0.0)
+        energy, axis = held["energy"], held["axis"]
+        of = dict(zip(held["obs_id"].tolist(), values, strict=True))
+        outside = held["obs_id"][held["outside"]].tolist()
+    center = np.sqrt(energy[1:] * energy[:-1])
+    return Rates(center, (axis[1:] + axis[:-1]) / 2, (float(energy[0]), float(energy[-1])), of), outside
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Runs, those beyond the zenith angles of the bins, and the share of bins without background."""
+    rates, outside = _read(path)
     values = np.array(list(rates.of.values()))
-    return {"runs": len(values), "outside": list(rates.outside), "empty": float((values <= 0).mean())}
+    return {"runs": len(values), "outside": outside, "empty": float((values <= 0).mean())}
 
 
 def main() -> None:
@@ -123,11 +111,9 @@ def main() -> None:
     script = Path(__file__).with_name("baccmod_models.py")
     subprocess.run([str(python), str(script), str(job), str(options.out_dir)], check=True)
     seconds = time.perf_counter() - start
-    told = {name: describe(rates) for name, rates in read_all(options.out_dir).items()}
+    told = {path.stem: describe(path) for path in sorted(options.out_dir.glob("*.npz"))}
     for name, row in told.items():
-        print(
-            f"{name}: {row['runs']} runs, {len(row['outside'])} beyond the others' zenith, {row['empty']:.1%} empty"
-        )
+        print(f"{name}: {row['runs']} runs, {len(row['outside'])} beyond the zenith bins, {row['empty']:.1%} empty")
     write_json(options.json, {"models": told, "seconds": seconds, "pins": PINS})
 
 
