@@ -101,6 +101,16 @@ def synthetic_runs(n: int, seed: int = 1) -> Runs:
     return Runs(np.arange(50_001, 50_001 + n), rng.poisson(events * shape), fraction, livetime, livetime / 0.9)
 
 
+def synthetic_conditions(n: int, seed: int = 2) -> dict[str, NDArray]:
+    """Observing conditions of runs of many years, twelve a night, which rankings by divergence do not look at."""
+    rng = np.random.default_rng(seed)
+    zenith = np.rad2deg(np.arccos(rng.uniform(0.5, 1.0, n)))
+    time_ = 55000 + np.arange(n) // 12 * 2.0 + np.arange(n) % 12 / 48
+    muons = 1.0 - 0.1 * ((time_ - 55000) / 800 % 1) + rng.normal(0, 0.01, n)
+    threshold = 0.2 * np.cos(np.deg2rad(zenith)) ** -2.5 / muons
+    return {"zenith": zenith, "time": time_, "muon_efficiency": muons, "e_thres": threshold}
+
+
 def write_store(path: Path, runs: Runs) -> None:
     """The run store of synthetic runs."""
     index = {obs_id: i for i, obs_id in enumerate(runs.obs_id.tolist())}
@@ -109,10 +119,13 @@ def write_store(path: Path, runs: Runs) -> None:
         i = index[obs_id]
         return {"counts": runs.counts[i].astype(np.uint32), "exposed_fraction": runs.fraction[i]}
 
+    conditions = synthetic_conditions(runs.obs_id.size)
+
     def numbers(obs_id: int) -> dict[str, float]:
         i = index[obs_id]
         times = {"livetime": float(runs.livetime[i]), "ontime": float(runs.ontime[i])}
-        return {**times, "ra_pnt": 0.0, "dec_pnt": 0.0}
+        told = {name: float(values[i]) for name, values in conditions.items()}
+        return {**times, **told, "ra_pnt": 0.0, "dec_pnt": 0.0}
 
     common.write_store(path, VIEW, list(index), histograms, numbers)
 

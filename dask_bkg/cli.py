@@ -119,7 +119,7 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
-    if (picture := draw_backgrounds(done, settings)) is not None:
+    if (picture := draw_backgrounds(done, done.config or settings)) is not None:
         click.echo(f"picture: {picture}")
     failed = {**prepared.run_selection.failed_runs, **done.failed}
     _tell_failed(failed)

@@ -104,7 +104,9 @@ def run_make_background(config: Mapping[str, Any], progress: bool = True) -> dic
     missing = list(dict.fromkeys([*(section.get("missing_runs") or []), *done.missing]))
     finished["run_selection"] = {**section, "missing_runs": missing, "failed_runs": {**earlier, **done.failed}}
     if not parsed.io.from_run:
-        _enter_lists(finished, parsed, {r.obs_id: list(r.contributing) for r in done.results if r.done})
+        _enter_lists(
+            finished, done.config or parsed, {r.obs_id: list(r.contributing) for r in done.results if r.done}
+        )
     return finished
 
 

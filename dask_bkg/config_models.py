@@ -88,7 +88,9 @@ class Binning(Section):
     off_min: Deg = option(0.0, "smallest offset from the pointing", ge=0)
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
     off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
-    mode: Literal["2d", "3d"] = option("2d", "rings of offset, or square pixels of the field of view")
+    mode: Literal["2d", "3d"] | None = option(
+        None, "rings of offset, or pixels of the field of view; null is 3d where files tell where the horizon was"
+    )
     fov_bins: Whole = option(None, "3d, pixels along each side of the field; null is pixels of 0.2 deg", ge=2, le=200)
     fov_max: Deg = option(2.5, "3d, distance of the sides of the field from the pointing", gt=0, le=20)
     alignment: Literal["altaz", "radec"] = option(
@@ -145,7 +147,7 @@ class Binning(Section):
     @property
     def bin_width(self) -> float:
         """Width in deg of what a background has bins of: a ring, or in 3D a pixel."""
-        return self.ring_width if self.mode == "2d" else self.pixel_width
+        return self.pixel_width if self.mode == "3d" else self.ring_width
 
     @property
     def ring_width(self) -> float:

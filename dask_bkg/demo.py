@@ -106,6 +106,8 @@ def demo_config(out_dir: Path, name: str) -> dict:
             "from_run": name == "runwise",
         },
         "run_store": {"path": str(out_dir / STORE)},
+        # the picture is of rings; the simulated field is round
+        "binning": {"mode": "2d"},
         "exclusion": {
             "catalogs": [],
             "star_cat": f"{archive}/stars.dat",

@@ -74,6 +74,8 @@ class Summary:
     runs_opened, runs_read
         Number of event files that were opened, and of those whose events were counted: runs that the run store did
         not have as they are.
+    config
+        The configuration, in which what it left open is decided.
     """
 
     results: list[Result]
@@ -82,6 +84,7 @@ class Summary:
     missing: list[int] = field(default_factory=list)
     runs_opened: int = 0
     runs_read: int = 0
+    config: Config | None = None
 
     @property
     def failed(self) -> dict[int, str]:
@@ -332,7 +335,7 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
     job.close()
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read)
+    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read, plan.config)
 
 
 class _Job:

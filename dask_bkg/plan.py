@@ -1,6 +1,7 @@
 """What a job will do, before anything is computed: targets, runs that are read, exclusion, where each file goes.
 
-Reads index files, never an event.  Which runs contribute to which is found later, from the run store.
+Reads index files, and of the runs one, to see whether its field can be aligned with the horizon.  Which runs
+contribute to which is found later, from the run store.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from dask_bkg import catalogs
 from dask_bkg.config import Config
+from dask_bkg.dl3.altaz import horizon_of
 from dask_bkg.dl3.atomic import inside
+from dask_bkg.dl3.attach import reads_reversed
 from dask_bkg.dl3.index import Datastore, Location, read_datastore
 from dask_bkg.dl3.index_rows import place_below
-from dask_bkg.dl3.read import RunFile
+from dask_bkg.dl3.read import RunFile, read_run
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.exclusion import SkyRegions
 from dask_bkg.fov import separation
@@ -29,6 +32,9 @@ from dask_bkg.schema import Edges, FieldEdges
 from dask_bkg.similarity import ShapeSettings
 
 log = logging.getLogger(__name__)
+
+TRIED = 5
+"""Runs that are asked, one after the other, whether the files of an archive tell where the horizon was."""
 
 BACKGROUND_DIR = "backgrounds"
 """Directory below ``out_dir`` of the background files of ``attach: index``."""
@@ -155,6 +161,7 @@ def plan_job(config: Config) -> Plan:
         If nothing can be done.
     """
     store = read_datastore(config.directory("in_dir"), config.io.data_dirs)
+    config = with_mode(config, store)
     plan = Plan(
         config,
         Edges(config.binning.energy_edges, config.binning.offset_edges),
@@ -186,12 +193,14 @@ def plan_archive(config: Config) -> Plan:
     directory = config.io.search_datastore or config.io.in_dir
     places = config.io.model_copy(update={"search_datastore": directory, "in_dir": directory, "from_run": False})
     config = config.model_copy(update={"io": places})
+    store = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
+    config = with_mode(config, store)
     plan = Plan(
         config,
         Edges(config.binning.energy_edges, config.binning.offset_edges),
         catalogs.sky_regions(config.exclusion, config.base_dir),
         rate_settings(config),
-        read_datastore(config.directory("search_datastore"), config.io.data_dirs),
+        store,
         field=field_plan(config),
     )
     _add_candidates(plan)
@@ -238,10 +247,58 @@ def rate_settings(config: Config) -> RateSettings:
     )
 
 
+def with_mode(config: Config, store: Datastore) -> Config:
+    """The configuration with its ``binning.mode``: if it leaves that open, 3D unless something speaks against it."""
+    if config.binning.mode is not None:
+        return config
+    reason = _against_pixels(config) or _without_horizon(config, store)
+    if reason:
+        log.info("2D backgrounds (binning.mode: 2d), as %s", reason)
+    binning = config.binning.model_copy(update={"mode": "2d" if reason else "3d"})
+    return config.model_copy(update={"binning": binning})
+
+
+def _against_pixels(config: Config) -> str:
+    """What in a configuration does not go with pixels of the field; empty: nothing."""
+    binning = config.binning
+    if config.preset == "gammapy-tools":
+        return "those of preset: gammapy-tools are, unless io.3d_bkg asks for more"
+    if binning.off_min > 0:
+        return "binning.off_min leaves a hole in the field"
+    if binning.e_bins == binning.fov_bins:
+        return "there are as many energies (binning.e_bins) as pixels (binning.fov_bins)"
+    if not config.model.fill and config.model.field != "plain":
+        return "model.fill is off"
+    return ""
+
+
+def _without_horizon(config: Config, store: Datastore) -> str:
+    """Why fields cannot be aligned with the horizon, as far as the first runs of an archive tell; empty: they can.
+
+    The files of a telescope are alike: one that can be read speaks for all.
+    """
+    reason = "none of its first runs can be read"
+    for obs_id in store.obs_ids[:TRIED].tolist():
+        try:
+            events = run_file(store, obs_id)
+            if config.io.attach == "index" and reads_reversed(events.path):
+                return f"gammapy mirrors 3D backgrounds of files such as {events.path} (take io.attach: copy)"
+            read = read_run(events)
+        except RunError:
+            continue
+        try:
+            horizon_of(read)
+        except RunError as error:
+            reason = f"run {obs_id} has {error}"
+        else:
+            return ""
+    return reason
+
+
 def field_plan(config: Config) -> FieldPlan | None:
     """What a job of 3D backgrounds has beside that of 2D ones; None for 2D."""
     binning, model, selected = config.binning, config.model, config.background_selection
-    if binning.mode == "2d":
+    if binning.mode != "3d":
         return None
     # one run turns with the sky as a whole, and plain pixels are the original procedure's, which turns nothing
     on_the_sky = binning.alignment == "radec" and (config.io.from_run or model.field == "plain")

@@ -81,7 +81,7 @@ def edit_run():
 
 @pytest.fixture
 def job(no_catalogs, tmp_path):
-    """A configuration on threads, run-wise, without catalogues: ``job(archive, io={...}, binning={...}, ...)``.
+    """A configuration on threads, run-wise in 2D, without catalogues: ``job(archive, io={...}, binning={...}, ...)``.
 
     Runs are read from ``archive`` and written below ``tmp_path / "out"``; sections are added to what is there.
     """
@@ -91,6 +91,7 @@ def job(no_catalogs, tmp_path):
         config = {
             "cluster": "threads",
             "config": {"njobs": 1},
+            "binning": {"mode": "2d"},
             "exclusion": dict(no_catalogs),
             "io": {**places, "from_run": True},
         }

@@ -99,6 +99,14 @@ def test_bench_field_runs(script, capsys):
     assert "ms a target" in capsys.readouterr().out
 
 
+def test_bench_roles_runs(script, capsys):
+    told = script("bench_roles", "--runs", 150)
+    kl, one, three = told["archives"]
+    assert one["tasks"] < three["tasks"]
+    assert min(row["events"] for row in (kl, one, three)) > 150 * 8000
+    assert "the default, three roles" in capsys.readouterr().out
+
+
 # -- bench_archive: the original way -------------------------------------------------------------------------
 
 

@@ -127,7 +127,7 @@ def test_the_example_of_the_procedure_as_a_plain_script(four_runs, tmp_path):
     assert "'failed_runs': {}" in done.stdout
     observations = DataStore.from_dir(runwise).get_observations(required_irf="full-enclosure")
     assert [obs.obs_id for obs in observations] == OBS_IDS
-    assert {obs.bkg.tag for obs in observations} == {"bkg_2d"}
+    assert {obs.bkg.tag for obs in observations} == {"bkg_3d"}
 
 
 # --- get_config, prepare_dataset ---------------------------------------------------------------------------
@@ -451,8 +451,8 @@ def test_run_wise_there_are_no_lists(job, four_runs):
 def kl_job(archive, out, **sections) -> dict:
     io = {"search_datastore": str(archive), "in_dir": str(archive), "out_dir": str(out), "attach": "index"}
     selection = {"KL_DIV": True, "store_KL": True, "time_request": 1.5}
-    config = {"cluster": "threads", "config": {"njobs": 1}, "io": io, "background_selection": selection, **sections}
-    return run_make_background(config)
+    config = {"cluster": "threads", "config": {"njobs": 1}, "binning": {"mode": "2d"}, "io": io}
+    return run_make_background({**config, "background_selection": selection, **sections})
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -515,7 +515,7 @@ def test_make_background_takes_the_run_store_of_the_job(archive, catalogs, four_
     directory, _ = archive
     kl_job(directory, tmp_path / "out")
     io = {"search_datastore": f"{directory}/", "out_dir": str(tmp_path / "out")}
-    config = {"io": io, "background_selection": {"KL_DIV": True, "time_request": 1.5}}
+    config = {"io": io, "binning": {"mode": "2d"}, "background_selection": {"KL_DIV": True, "time_request": 1.5}}
     update, places = single.update_store, []
 
     def noted(plan, client, path, **options):
@@ -544,7 +544,7 @@ def test_make_background_travels_to_a_worker(job, four_runs):
 
 
 def test_make_background_takes_a_file_a_config_and_nothing(job, four_runs, tmp_path, catalogs):
-    assert make_background(str(four_runs), np.int64(64001)).data.shape == (30, 10)
+    assert make_background(str(four_runs), np.int64(64001)).data.shape == (30, 25, 25)
     config = parse_config({"binning": {"e_bins": 4}, "exclusion": {"catalogs": []}, "io": {"from_run": True}})
     path = tmp_path / "config.yaml"
     path.write_text("binning: {e_bins: 4}\nexclusion: {catalogs: []}\nio: {from_run: true}\n")

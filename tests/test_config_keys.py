@@ -186,7 +186,7 @@ def test_from_runlist_switches_the_runlist(switch, expected):
     assert ("io.runlist" in normalise({"io": io}).without_effect) == (switch is False)
 
 
-@pytest.mark.parametrize(("switch", "mode"), [(True, "3d"), (False, "2d"), (None, "2d")])
+@pytest.mark.parametrize(("switch", "mode"), [(True, "3d"), (False, "2d"), (None, None)])
 def test_three_dimensions_have_a_switch(switch, mode):
     assert parse_config({"io": {"3d_bkg": switch}}).binning.mode == mode
     assert parse_config({"io": {"3d_bkg": switch}, "binning": {"mode": mode}}).binning.mode == mode

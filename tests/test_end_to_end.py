@@ -69,10 +69,12 @@ def job(tmp_path_factory):
                 "io": {**io, "from_run": from_run, "attach": attach},
                 "cluster": "threads",
                 "config": {"njobs": 1},
+                "binning": {},
                 "run_store": {"path": base / f"{archive.name}.zarr"},
                 "exclusion": {"catalogs": [], "star_cat": str(nothing), **(exclusion or {})},
                 **sections,
             }
+            config["binning"] = {"mode": "2d", **config["binning"]}
             done[key] = pipeline.run(prepare_runs(parse_config(config)), progress=False)
         return done[key]
 
@@ -354,7 +356,8 @@ def one_run(dark, tmp_path):
         stars.write_text("10.0 -80.0 1 4.0 0.1\n")
         io = {"search_datastore": archive, "in_dir": archive, "out_dir": archive / "out", "from_run": True}
         exclusion = {"catalogs": [], "star_cat": str(stars)}
-        pipeline.run(parse_config({"io": io, "cluster": "threads", "exclusion": exclusion}), progress=False)
+        config = {"io": io, "cluster": "threads", "binning": {"mode": "2d"}, "exclusion": exclusion}
+        pipeline.run(parse_config(config), progress=False)
         return fits.getdata(archive / "out/data/run_064001.fits.gz", "BACKGROUND")["BKG"][0]
 
     return background

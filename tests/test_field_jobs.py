@@ -169,7 +169,7 @@ def test_nothing_is_made_twice_and_a_new_mode_is_made_anew(job, four_runs, tmp_p
 def test_the_switch_of_gammapy_tools(job, four_runs, tmp_path, alignment):
     """Under its preset the plain counts / exposure of each pixel, zeros and all."""
     sections = {"preset": "gammapy-tools", "io": {"from_run": True, "3d_bkg": True}}
-    run_make_background(job(four_runs, binning={"fov_bins": 10, "alignment": alignment}, **sections))
+    run_make_background(job(four_runs, binning={"mode": None, "fov_bins": 10, "alignment": alignment}, **sections))
     bkg = backgrounds(tmp_path / "out")[64001]
     assert isinstance(bkg, Background3D)
     assert (bkg.data == 0).any()
@@ -289,3 +289,71 @@ def test_axes_that_gammapy_would_mistake_are_refused(job, four_runs):
     with pytest.raises(ConfigError, match=r"off_min \(0\.5 deg\) must be 0 for binning\.mode: 3d"):
         parse_config(job(four_runs, binning={"mode": "3d", "off_min": 0.5}))
     assert parse_config(job(four_runs, binning={"fov_bins": 30})).binning.mode == "2d"
+
+
+# --- the mode that nobody asked for ---------------------------------------------------------------------------------
+
+
+def resolved(job, archive, **sections):
+    config = job(archive, **sections)
+    config["binning"] = {name: value for name, value in config["binning"].items() if name != "mode"}
+    return plan_job(parse_config(config)).config.binning.mode
+
+
+def test_3d_is_the_default_where_the_horizon_is_known(job, four_runs):
+    assert parse_config({}).binning.mode is None
+    assert resolved(job, four_runs) == "3d"
+    assert resolved(job, four_runs, preset="gammapy-tools") == "2d"
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"binning": {"off_min": 0.5}}, "off_min"),
+        ({"binning": {"e_bins": 25}}, "as many energies"),
+        ({"model": {"fill": False, "node_values": "plain"}}, "model.fill"),
+    ],
+)
+def test_what_does_not_go_with_pixels_makes_it_2d_and_says_so(job, four_runs, caplog, sections, reason):
+    with caplog.at_level("INFO"):
+        assert resolved(job, four_runs, **sections) == "2d"
+    assert reason in caplog.text
+
+
+def test_an_archive_without_a_site_has_2d_backgrounds_by_default(job, four_runs, run_path, edit_run, caplog):
+    for obs_id in OBS_IDS:
+        edit_run(run_path(four_runs, obs_id), lambda hdus: [hdus["EVENTS"].header.remove("GEOLON")])
+    with caplog.at_level("INFO"):
+        assert resolved(job, four_runs) == "2d"
+    assert "GEOLON" in caplog.text
+
+
+def test_the_first_run_that_can_be_read_speaks_for_all(job, four_runs, run_path):
+    run_path(four_runs, 64001).write_bytes(b"lost")
+    assert resolved(job, four_runs) == "3d"
+    for obs_id in OBS_IDS:
+        run_path(four_runs, obs_id).write_bytes(b"lost")
+    assert resolved(job, four_runs) == "2d"
+
+
+def test_files_whose_3d_backgrounds_gammapy_mirrors_stay_2d_beside_an_index(job, four_runs, run_path, edit_run):
+    def by_sash(hdus):
+        hdus["EVENTS"].header["CREATOR"] = "SASH FITS::EventListWriter"
+        hdus["EVENTS"].header["HDUVERS"] = "0.2"
+
+    for obs_id in OBS_IDS:
+        edit_run(run_path(four_runs, obs_id), by_sash)
+    assert resolved(job, four_runs, io={"attach": "index"}) == "2d"
+    assert resolved(job, four_runs) == "3d"
+
+
+def test_a_default_job_writes_3d_and_its_lists_are_known_again(job, four_runs, tmp_path, caplog):
+    config = job(four_runs, io={"from_run": False}, background_selection={"rank": "elevation", "time_request": 0.8})
+    del config["binning"]
+    finished = run_make_background(config)
+    background = DataStore.from_dir(tmp_path / "out").obs(64001).bkg
+    assert isinstance(background, Background3D)
+    assert background.fov_alignment.value == "ALTAZ"
+    caplog.clear()
+    run_make_background(finished)
+    assert "have changed" not in caplog.text

@@ -76,6 +76,7 @@ def finished(dark_archive, tmp_path_factory):
     stars.write_text("10.0 -80.0 1 4.0 0.1\n")
     run_make_background({
         "cluster": "threads",
+        "binning": {"mode": "2d"},
         "io": {"search_datastore": str(directory), "in_dir": str(directory), "out_dir": str(out), "from_run": True},
         "exclusion": {"catalogs": [], "star_cat": str(stars)},
         "run_selection": {"runlist": [64001, 64002, 64003]},

@@ -196,3 +196,47 @@ def test_a_further_ranking_is_one_function(monkeypatch):
     settings = SimpleNamespace(ranking="number", hours_wanted=3.0)
     chosen = selection.finish(runs, selection.choose_block(runs, runs, 0, None, None, settings), settings)
     assert chosen.of(4).obs_id.tolist() == [4, 6, 3]
+
+
+# --- other kernels --------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_compares_what_it_has_a_width_for_and_nothing_else():
+    target, run = table(), table(zenith=[50], e_thres=[0.7], muon_efficiency=[0.5], nsb=[9], aeff_integral=[1e5])
+    cosine = ((np.cos(np.deg2rad(50)) - np.cos(np.deg2rad(30))) / 0.10) ** 2
+    found, lack = kernel_distance(target, run, ranking.SHAPE_WIDTHS)
+    assert found.item() == pytest.approx(cosine + (np.log(0.7 / 0.5) / 0.20) ** 2, rel=1e-12)
+    assert lack.item() == 0
+    assert kernel_distance(target, run, {"cos_zenith": 0.10})[0].item() == pytest.approx(cosine, rel=1e-12)
+
+
+def test_without_mirrors_a_quantile_stands_in_for_the_threshold_alone():
+    no_threshold = table(e_thres=[NAN], muon_efficiency=[NAN], aeff_integral=[NAN])
+    run = table(e_thres=[NAN], ln_e_q25=[-0.1], muon_efficiency=[NAN], aeff_integral=[NAN])
+    found, _ = kernel_distance(no_threshold, run, ranking.SHAPE_WIDTHS)
+    assert found.item() == pytest.approx((0.2 / 0.20) ** 2, rel=1e-12)
+    assert kernel_distance(table(), table(ln_e_q25=[5.0]), ranking.SHAPE_WIDTHS)[0].item() == 0
+
+
+def test_nights_age_and_an_undated_one_is_infinitely_old():
+    runs = table(3) | {"time": np.array([100.0, 103.0, NAN])}
+    found, _ = kernel_distance(runs, runs, {**WIDTHS, ranking.TIME: 2.0})
+    assert_allclose(found[0], [0.0, 3.0, np.inf])
+    assert np.exp(-found[0, 1] / 2) == pytest.approx(np.exp(-3 / 2.0))
+
+
+def test_a_likelihood_weighs_by_the_divergence():
+    kl, poor = np.array([[0.003, 0.0, 0.010, np.inf]]), np.array([[False, False, True, False]])
+    score, found = ranking.by_likelihood(table(), table(4), kl, poor, {"divergence": 0.005})
+    assert_allclose(np.exp(-found[0, :2] / 2), np.exp([-0.6, 0.0]))
+    assert np.exp(-found[0, 2] / 2) == 0.0
+    assert np.argsort(score[0]).tolist()[:3] == [1, 0, 2]
+
+
+def test_likelihood_times_kernel_is_ranked_and_weighted_by_both():
+    kl, runs = np.array([[0.0, 0.010, np.inf]]), table(3, zenith=[45, 30, 30])
+    score, found = ranking.by_likelihood_and_conditions(table(), runs, kl, None, WIDTHS)
+    conditions = kernel_distance(table(), runs)[0]
+    assert_allclose(found[0, :2], conditions[0, :2] + 2 * kl[0, :2] / ranking.DIVERGENCE_WIDTH)
+    assert_allclose(score[0, :2], found[0, :2])
+    assert np.isinf(score[0, 2])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from gammapy.data import DataStore
-from gammapy.irf import Background2D
+from gammapy.irf import Background2D, Background3D
 
 from dask_bkg import pipeline
 from dask_bkg.catalogs import sky_regions
@@ -218,10 +218,10 @@ def test_a_background_in_the_files_is_replaced(hess, originals, tmp_path):
     summary = do(hess, tmp_path, True, attach="copy", run_selection={"runlist": runs})
     store = DataStore.from_dir(tmp_path / "out")
     rows = store.hdu_table
-    assert [str(kind) for kind in rows["HDU_CLASS"][rows["HDU_TYPE"] == "bkg"]] == ["bkg_2d", "bkg_2d"]
+    assert [str(kind) for kind in rows["HDU_CLASS"][rows["HDU_TYPE"] == "bkg"]] == ["bkg_3d", "bkg_3d"]
     for result in summary.results:
         background = store.obs(result.obs_id).bkg
-        assert isinstance(background, Background2D)
+        assert isinstance(background, Background3D)
         no_holes(background)
         with fits.open(result.output) as hdus:
             assert [hdu.name for hdu in hdus if hdu.header.get("HDUCLAS2") == "BKG"] == [result.hdu]

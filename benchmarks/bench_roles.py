@@ -1,0 +1,105 @@
+"""What a background of three roles (spectrum, shape, night) costs beside one of a single ranking.
+
+    python benchmarks/bench_roles.py [--runs N ...] [--workers W] [--memory LIMIT] [--json FILE]
+
+The synthetic run store of `bench_kl`, in which runs have zenith angles, thresholds, muon efficiencies and dates of an
+archive of many years.  For every run, from the store: who contributes, and the stacks; by divergence (``rank: kl``,
+10 h), by conditions alone (the same runs make everything), and as by default (three selections, three stacks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_kl import EDGES, synthetic_runs, write_store
+from common import graph_size, local_cluster, machine_line, peak_memory, write_json
+from dask.highlevelgraph import HighLevelGraph
+
+from dask_bkg.archive.store import RunStore
+from dask_bkg.config import parse_config
+from dask_bkg.lazy.kl import bounds
+from dask_bkg.lazy.runs import load_runs
+from dask_bkg.lazy.select import select_runs
+from dask_bkg.lazy.stack import stack_runs
+from dask_bkg.report import format_table
+from dask_bkg.selection import settings_of_roles
+
+WAYS: dict[str, dict[str, Any]] = {
+    "rank: kl": {"rank": "kl"},
+    "rank: conditions, one role": {"rank": "conditions", "shape_runs": "same", "night_level": 0},
+    "the default, three roles": {},
+}
+
+
+def build(store: RunStore, section: dict[str, Any]) -> tuple[list, HighLevelGraph]:
+    """Chunks of all stacks, delayed, and their graph."""
+    settings = parse_config({"background_selection": section}).background_selection
+    table = store.table()
+    runs = load_runs(str(store.path), "", store.find(table["obs_id"]), table, EDGES)
+    numbers = [table["obs_id"][a:b] for a, b in bounds(runs)]
+    arrays = []
+    for role in settings_of_roles(settings).values():
+        stacks = stack_runs(runs, numbers, select_runs(runs, runs, role))
+        arrays += [stacks[name].data for name in ("counts", "exposure")]
+    graph = HighLevelGraph.merge(*(array.dask for array in arrays))
+    return [part for array in arrays for part in array.to_delayed(optimize_graph=False).ravel().tolist()], graph
+
+
+def measure(n: int, options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """One archive, each way in turn."""
+    write_store(scratch / f"{n}.zarr", synthetic_runs(n))
+    store, rows = RunStore.open(scratch / f"{n}.zarr"), []
+    for way, section in WAYS.items():
+        with local_cluster(options.workers, options.memory) as client:
+            client.run(import_module, "dask_bkg.lazy.stack")
+            client.run(import_module, "dask_bkg.lazy.select")
+            start = time.perf_counter()
+            parts, graph = build(store, section)
+            built = time.perf_counter()
+            found = client.gather(client.compute(parts))
+            seconds = time.perf_counter() - start
+            events = float(np.sum([part.sum() for part in found[: len(found) // 2]]))
+            rows.append({
+                "runs": n, "way": way, "seconds": seconds, "build": built - start, "events": events,
+                **graph_size(graph), "peak_gb": peak_memory(client),
+            })  # fmt: skip
+    return rows
+
+
+def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """The table."""
+    print(machine_line())
+    print(f"{EDGES.shape[0] * EDGES.shape[1]} bins; {options.workers} processes of one thread, {options.memory} each")
+    first = {row["runs"]: row["seconds"] for row in rows if row["way"] == next(iter(WAYS))}
+    cells = [
+        [
+            row["runs"], row["way"], f"{row['seconds']:.1f}", f"{row['seconds'] / first[row['runs']]:.2f}",
+            row["tasks"], " ".join(f"{gb:.2f}" for gb in row["peak_gb"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    print(format_table(["runs", "way", "seconds", "over kl", "tasks", "peak GB a worker"], cells))
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[2000, 20_000], help="sizes of the archive")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--memory", default="2GB", help="memory limit of a worker")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [row for runs in options.runs for row in measure(runs, options, Path(scratch))]
+    show(rows, options)
+    write_json(options.json, {"archives": rows})
+
+
+if __name__ == "__main__":
+    main()
