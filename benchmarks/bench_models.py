@@ -2,10 +2,11 @@
 
     GAMMAPY_DATA=... python benchmarks/bench_models.py [--baccmod DIR] [--baccmod-empty DIR] [--json FILE]
 
-Score and plain procedure are those of ``scores.py``; the mask: GammaCat (2 sigma + 0.25 deg, shells their size + 0.25)
-and 3HWC (search radius + 0.25 deg), clipped to 0.3-1.2 deg, targets 0.4 deg, |b| < 0.3 deg, no stars.  The reference is
-the plain procedure with 20 energies x 20 rings, and the same with 30 energies, which is stricter.  The bootstrap draws
-targets, of empty fields runs.  A second table is of the empty fields, with backgrounds made of them alone.  BAccMod's
+Score and plain procedure are those of ``scores.py``.  The mask: GammaCat (2 sigma + 0.25 deg, shells their size +
+0.25) and 3HWC (search radius + 0.25 deg), clipped to 0.3-1.2 deg, targets 0.4 deg, |b| < 0.3 deg, no stars.
+References are the plain procedure with 20 energies x 20 rings, and the same with 30 energies, which is stricter.  The
+bootstrap draws targets, of empty fields runs.  The released models are aligned with north, and are compared with the
+reference in such pixels.  The last tables are of the empty fields, with backgrounds made of them alone.  BAccMod's
 come from ``bench_baccmod.py``.
 """
 
@@ -15,7 +16,6 @@ import argparse
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from astropy.table import Table
 from bench_baccmod import read_all
 from common import machine_line, write_json
 from numpy.typing import NDArray
-from scores import METHODS, HeldOut, Rates, Scores, make_rates
+from scores import METHODS, HeldOut, Rates, make_rates
 
 from dask_bkg.catalogs import CATALOG_FILES
 from dask_bkg.dl3.index import read_datastore
@@ -69,17 +69,18 @@ def of_baccmod(directory: Path | None) -> dict[str, Rates]:
     return {f"BAccMod {name}": rates for name, rates in read_all(directory).items()} if directory else {}
 
 
-def table(title: str, held: HeldOut, found: Mapping[str, Scores], reference: str) -> dict[str, Any]:
-    """Print one table; what is in it."""
-    told = {name: scores.compare(result, found[reference], held.group) for name, result in found.items()}
-    print(f"\n{title}; 1e-3 nats an event against the {reference}\n")
-    print(format_table(["model", *scores.COLUMNS], [[name, *scores.cells(row)] for name, row in told.items()]))
-    return {"title": title, "reference": reference, "runs": len(held.obs_id), "models": told}
-
-
-def score_all(held: HeldOut, models: Mapping[str, Rates]) -> dict[str, Scores]:
-    """Scores of all models."""
-    return {name: scores.score(held, rates) for name, rates in models.items()}
+def tables(title: str, held: Mapping[str, HeldOut], models: Mapping[str, Rates]) -> list[dict[str, Any]]:
+    """Print what the models score against each of the references; what was printed."""
+    found = {name: (rates.frame, scores.score(held[rates.frame], rates)) for name, rates in models.items()}
+    group = held["altaz"].group
+    told = []
+    for reference in REFERENCES:
+        of_frame = {frame: scores.score(held[frame], models[reference]) for frame, _ in found.values()}
+        rows = {name: scores.compare(mine, of_frame[frame], group) for name, (frame, mine) in found.items()}
+        print(f"\n{title}; 1e-3 nats an event against the {reference}\n")
+        print(format_table(["model", *scores.COLUMNS], [[name, *scores.cells(row)] for name, row in rows.items()]))
+        told.append({"title": title, "reference": reference, "runs": group.size, "models": rows})
+    return told
 
 
 def make_all(archive: Path, scratch: Path, names: list[str], over: Mapping[str, Any]) -> dict[str, Rates]:
@@ -92,9 +93,11 @@ def make_all(archive: Path, scratch: Path, names: list[str], over: Mapping[str, 
     return made
 
 
-def alone(obs_ids: NDArray, others: list[list[float]]) -> dict[str, Any]:
-    """Configuration of backgrounds of some runs made of them alone: no run that points where the others do."""
-    return {"run_selection": {"runlist": obs_ids.tolist()}, "exclusion": {"exclude_source_run": others}}
+def alone(obs: Table, obs_ids: NDArray) -> dict[str, Any]:
+    """Configuration of backgrounds of some runs made of them alone: no run contributes that points elsewhere."""
+    others = obs[~np.isin(obs["OBS_ID"], obs_ids)]
+    circles = [[float(ra), float(dec), 0.01] for ra, dec in zip(others["RA_PNT"], others["DEC_PNT"], strict=True)]
+    return {"run_selection": {"runlist": obs_ids.tolist()}, "exclusion": {"exclude_source_run": circles}}
 
 
 def main() -> None:
@@ -106,33 +109,28 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="keep run stores and backgrounds here")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
+    scores.quiet()
     data = Path(os.environ["GAMMAPY_DATA"])
     archive, scratch = data / "hess-dl3-dr1", options.scratch or Path(tempfile.mkdtemp())
     print(machine_line())
     obs = read_datastore(archive).obs
     mask = {"catalogs": [], "star_mag": -99.0, "exclude_regions": mask_circles(obs, data)}
     held, threshold = scores.hold_out(archive, scratch, mask)
-    group, empty = groups(obs, held.obs_id)
-    held = held._replace(group=group)
+    obs_id = held["altaz"].obs_id
+    group, empty = groups(obs, obs_id)
+    held = {frame: part._replace(group=group) for frame, part in held.items()}
     names = list(dict.fromkeys([*REFERENCES, *options.models]))
-    models = make_all(archive, scratch, names, {})
-    models[RELEASED] = scores.read_rates(archive, held.obs_id.tolist())
-    models |= of_baccmod(options.baccmod)
-    tables = []
+    released = {RELEASED: scores.read_rates(archive, obs_id.tolist())}
+    models = {**make_all(archive, scratch, names, {}), **released, **of_baccmod(options.baccmod)}
+    told = []
     for factor in (1.0, 1.3):
-        part = held.above(factor, threshold)
-        found = score_all(part, models)
-        tables += [table(f"all runs, E > {factor:g} LO_THRES", part, found, name) for name in REFERENCES]
-    others = [
-        [float(row["RA_PNT"]), float(row["DEC_PNT"]), 0.01] for row in obs if str(row["TARGET_TAG"]).strip() != EMPTY
-    ]
-    models = make_all(archive, scratch, names, alone(held.obs_id[empty], others))
-    models |= {RELEASED: scores.read_rates(archive, held.obs_id.tolist()), **of_baccmod(options.baccmod_empty)}
-    part = held.of(empty)
-    found = score_all(part, models)
-    tables += [table("empty fields, of them alone, E > LO_THRES", part, found, name) for name in REFERENCES]
-    write_json(options.json, {"tables": tables})
+        part = {frame: whole.above(factor, threshold) for frame, whole in held.items()}
+        told += tables(f"all runs, E > {factor:g} LO_THRES", part, models)
+    models = make_all(archive, scratch, names, alone(obs, obs_id[empty]))
+    models |= {**released, **of_baccmod(options.baccmod_empty)}
+    part = {frame: whole.of(empty) for frame, whole in held.items()}
+    told += tables("empty fields, of them alone, E > LO_THRES", part, models)
+    write_json(options.json, {"tables": told})
 
 
 if __name__ == "__main__":

@@ -6,16 +6,19 @@ factor a run) and ``enorm`` (a factor a run and energy); differences of two back
 paired bootstrap error.  ``width`` is that of the significances, sign x sqrt(Cash ratio), in fields of 0.5 deg and
 five energy bands with more than 5 expected counts.
 
-What is expected comes from the node values as gammapy takes them: power laws between energies, ln(rate) linear in
-offset or field pixels, zeros filled between the energies that have a rate (its ``interp_missing_data``).  There are two
-departures, for backgrounds with holes.  Values 1e-6 below the largest of their energy count as holes too: next to
-them a power law runs away, up to rates of 1e90.  And a rate is held beyond the outermost nodes, not extrapolated.
-Pixels with next to no rate are floored at 1e-3 of an even share.
+Backgrounds are those of the files that were written, as gammapy reads them, and what is expected comes from their
+node values as gammapy takes them: power laws between energies, ln(rate) linear in offset or field pixels, zeros
+filled between the energies that have a rate (its ``interp_missing_data``).  There are two departures, for backgrounds
+with holes.  Values 1e-6 below the largest of their energy count as holes too: next to them a power law runs away, up
+to rates of 1e90.  And a rate is held beyond the outermost nodes, not extrapolated.  Pixels with next to no rate are
+floored at 1e-3 of an even share of their energy.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +39,9 @@ PIXELS = np.round(np.arange(-12.5, 13) * 0.2, 12)
 OFFSET_MAX = 2.0
 BANDS = np.array([0.1, 0.4, 0.63, 1.0, 3.16, 31.6])
 FLOOR, HOLE = 1e-3, 1e-6
+MIRRORED = "REVERSE_LON_RADEC"
+"""What gammapy makes of 3D backgrounds of H.E.S.S. DR1: its values are to be mirrored."""
+
 FINE = 4  # points a pixel, each way
 EVEN_SHARE = 1.0 + 1e-6  # of a threshold, which files hold as float32
 
@@ -45,14 +51,14 @@ PLAIN = {
 }  # fmt: skip
 """The original procedure: 20 energies, 20 rings, event ratios, KL divergence of rates, 10 h; then `smoothed`."""
 
-_3D = {"binning": {"mode": "3d"}}
+_2D, _3D = ({"binning": {"mode": mode}} for mode in ("2d", "3d"))
 METHODS: dict[str, dict[str, Any]] = {
     "plain procedure": PLAIN,
     "plain procedure, 30 energies": PLAIN | {"binning": {"e_bins": 30, "off_bins": 20}},
-    "rank kl": {"background_selection": {"rank": "kl"}},
-    "rank elevation": {"background_selection": {"rank": "elevation"}},
-    "conditions, one set of runs, no night": {"background_selection": {"shape_runs": "same", "night_level": 0}},
-    "default 2D": {},
+    "rank kl": _2D | {"background_selection": {"rank": "kl"}},
+    "rank elevation": _2D | {"background_selection": {"rank": "elevation"}},
+    "conditions, one set of runs, no night": _2D | {"background_selection": {"shape_runs": "same", "night_level": 0}},
+    "default 2D": _2D,
     "default 3D": _3D,
     "rank kl, 3D": _3D | {"background_selection": {"rank": "kl"}},
     "default 3D, same target out": _3D | {"background_selection": {"exclude_same_target": True}},
@@ -70,14 +76,16 @@ class Rates(NamedTuple):
     limits
         Energies between which there is a background [TeV].
     of
-        Rates [s-1 TeV-1 sr-1] by run number, shape ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)`` aligned
-        with the horizon.
+        Rates [s-1 TeV-1 sr-1] by run number, shape ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)``.
+    frame
+        In which they are compared: ``altaz``, or where they are aligned with north ``radec``.
     """
 
     energy: NDArray
     axis: NDArray
     limits: tuple[float, float]
     of: Mapping[int, NDArray]
+    frame: str = "altaz"
 
 
 class HeldOut(NamedTuple):
@@ -135,6 +143,12 @@ class Scores(NamedTuple):
 # -- backgrounds ---------------------------------------------------------------------------------------------------
 
 
+def quiet() -> None:
+    """Keep gammapy from calling backgrounds of 20 x 20 bins ambiguous: it reads them as the format says."""
+    logging.getLogger("gammapy").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
 def job(archive: Path, scratch: Path, over: Mapping[str, Any], exclusion: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration for all runs of an archive; binnings that no run store shares get one of their own."""
     bins = over.get("binning", {}).get("e_bins", "fine")
@@ -162,14 +176,16 @@ def read_rates(directory: Path, obs_ids: Sequence[int]) -> Rates:
     for obs_id in obs_ids:
         background = store.obs(obs_id, required_irf=["bkg"]).bkg
         rate = background.quantity.to_value("s-1 TeV-1 sr-1")
-        of[int(obs_id)] = rate if rate.ndim == 2 else rate.swapaxes(1, 2)
+        rate = rate if rate.ndim == 2 else rate.swapaxes(1, 2)
+        of[int(obs_id)] = rate[..., ::-1] if background.fov_alignment.name == MIRRORED else rate
+    frame = "altaz" if rate.ndim == 2 or background.fov_alignment.name == "ALTAZ" else "radec"
     energy, axis = (background.axes[i] for i in (0, 1))
     edges = energy.edges.to_value("TeV")
-    return Rates(energy.center.to_value("TeV"), axis.center.to_value("deg"), (edges[0], edges[-1]), of)
+    return Rates(energy.center.to_value("TeV"), axis.center.to_value("deg"), (edges[0], edges[-1]), of, frame)
 
 
 def smoothed(rate: NDArray, offset: NDArray, sigma: float = 1.0) -> NDArray:
-    """The procedure's smoothing: rings on pixels as wide as they, a Gaussian of ``sigma`` pixels, the row to the right.
+    """The procedure's smoothing: rings on pixels as wide as they, a Gaussian of ``sigma`` pixels, the row to a side.
 
     The pixels are filled linearly.  The procedure's own ``to_3d`` goes through logarithms, where a zero is 1e-308 and
     what is extrapolated from it without bounds.
@@ -183,7 +199,7 @@ def smoothed(rate: NDArray, offset: NDArray, sigma: float = 1.0) -> NDArray:
 
 
 def filled(rate: NDArray) -> NDArray:
-    """The nodes with holes filled along the energy, in ln(rate); outside of the energies that have a rate it is zero."""
+    """The nodes with holes filled along the energy, in ln(rate); beyond the energies that have a rate it is zero."""
     flat = np.where(rate > HOLE * rate.max(axis=tuple(range(1, rate.ndim)), keepdims=True), rate, 0.0)
     flat = flat.reshape(len(rate), -1)
     number = np.arange(len(rate))
@@ -240,20 +256,24 @@ def _power_law_integral(log_rate: NDArray, log_energy: NDArray) -> NDArray:
 # -- scores --------------------------------------------------------------------------------------------------------
 
 
-def hold_out(archive: Path, scratch: Path, exclusion: Mapping[str, Any]) -> tuple[HeldOut, NDArray]:
-    """Counts of the runs of an archive outside of a mask above their thresholds; and the thresholds [TeV]."""
+def hold_out(archive: Path, scratch: Path, exclusion: Mapping[str, Any]) -> tuple[dict[str, HeldOut], NDArray]:
+    """Counts of the runs of an archive outside of a mask, in both frames; and the thresholds of the runs [TeV]."""
     place = {"run_store": {"path": str(scratch / "score.zarr")}, "binning": {"mode": "3d", "alignment": "altaz"}}
     stored = reduce_archive(parse_config({**job(archive, scratch, {}, exclusion), **place}), progress=False)
     store = stored.store
     table = store.table()
     order = np.argsort(table["obs_id"])
     obs_id = table["obs_id"][order]
-    counts, exposure = load_field(str(store.path), stored.field_view, store.find(obs_id), FieldEdges(ENERGY, PIXELS))
     center = (PIXELS[1:] + PIXELS[:-1]) / 2
-    exposure = exposure * (np.hypot(center[:, None], center) < OFFSET_MAX)
-    threshold = table["lo_thres"][order]
-    held = HeldOut(obs_id, table["object"][order], counts * (exposure > 0)[:, None], exposure, np.empty(0))
-    return held.above(1.0, threshold), threshold
+    inside = np.hypot(center[:, None], center) < OFFSET_MAX
+    threshold, held = table["lo_thres"][order], {}
+    # the fine pixels of a store are aligned with north
+    for frame, view in (("altaz", stored.field_view), ("radec", "")):
+        counts, exposure = load_field(str(store.path), view, store.find(obs_id), FieldEdges(ENERGY, PIXELS))
+        exposure = exposure * inside
+        whole = HeldOut(obs_id, table["object"][order], counts * (exposure > 0)[:, None], exposure, np.empty(0))
+        held[frame] = whole.above(1.0, threshold)
+    return held, threshold
 
 
 def score(held: HeldOut, rates: Rates) -> Scores:
