@@ -34,7 +34,7 @@ from dask_bkg.exclusion import excluded_pixels
 from dask_bkg.fov import exposed_fraction, ring_grid, separation
 from dask_bkg.rate import RateSettings
 from dask_bkg.report import format_table
-from dask_bkg.validate import compare_counts
+from dask_bkg.validation.maps import compare_counts
 
 CRAB = (83.633, 22.014)
 CRAB_RADIUS = 0.35

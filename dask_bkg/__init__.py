@@ -29,6 +29,7 @@ _HOMES = {
     "load_config": "config",
     "parse_config": "config",
     "simulate_archive": "simulate",
+    "validate": "held_out",
 }
 
 __all__ = sorted(_HOMES)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from dask import delayed
 from distributed import Client, KilledWorker
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.plan import Plan, plan_archive
-from dask_bkg.schema import View
+from dask_bkg.schema import FieldEdges, View
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Stored:
         In a job of 3D backgrounds the name of the view that field pixels are taken from; else None.
     failed
         Runs that cannot be used, ``{obs_id: reason}``.
+    fields
+        Names of the views whose field pixels were asked for, by their frame.
     """
 
     store: RunStore
@@ -55,9 +58,12 @@ class Stored:
     opened: int = 0
     read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
 
 
-def update_store(plan: Plan, client: Client | None, path: Path, *, progress: bool = True) -> Stored:
+def update_store(
+    plan: Plan, client: Client | None, path: Path, *, progress: bool = True, frames: Sequence[str] = ()
+) -> Stored:
     """Read the runs of a plan that the run store does not have, or has as they were.
 
     Parameters
@@ -70,6 +76,8 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
         The store; made if it is not there.
     progress
         Whether a bar is shown.
+    frames
+        Frames (``radec``, ``altaz``) in which the pixels of the fine view are needed, whatever the job needs.
     """
     config = plan.config
     fine = _fine_view(config)
@@ -81,6 +89,10 @@ def update_store(plan: Plan, client: Client | None, path: Path, *, progress: boo
     if plan.field is not None:
         views.append(store.field_view_for(plan.field.edges, plan.field.counted, config.exclusion.reach))
         done.field_view = views[-1].name
+    for frame in frames:
+        pixels = FieldEdges(store.fine.edges.energy, np.asarray(store.fine.pixels))
+        views.append(store.field_view_for(pixels, frame, config.exclusion.reach))
+        done.fields[frame] = views[-1].name
     views = list({v.name: v for v in views}.values())
     # a store that is up to date needs no lock: it may be read-only, or another job may be writing into it
     missing = store.outdated(plan.runs, views, plan.regions)

@@ -368,6 +368,27 @@ class Modelling(Section):
         return self
 
 
+class ValidationSettings(Section):
+    """How ``dask-bkg validate`` compares backgrounds with the counts of runs that have not contributed to them."""
+
+    off_max: Deg = option(2.0, "field pixels whose centre is nearer to the pointing are compared", gt=0, le=20)
+    threshold: Number = option(1.0, "lowest energy, in units of the energy threshold of each run", gt=0)
+    bands: Annotated[list[float], BeforeValidator(values.each(Unit("TeV")))] = option(
+        [0.1, 0.4, 0.63, 1.0, 3.16, 31.6], "edges of the energy bands of significances, profiles and maps"
+    )
+    cell: Deg = option(0.5, "width of the cells of the field that significances are made in", gt=0)
+    folds: Whole | None = option(None, "leave out every n-th run at a time; null is one run at a time", ge=2)
+    exclusion: Exclusion | None = option(
+        None, "a section like exclusion, for the counts that are compared; null is that of the job"
+    )
+
+    @model_validator(mode="after")
+    def _check_bands(self) -> Self:
+        if len(self.bands) < 2 or min(self.bands) <= 0 or not (np.diff(self.bands) > 0).all():
+            raise ValueError(f"bands must be two or more ascending energies above 0 TeV, got {self.bands}")
+        return self
+
+
 class Config(Section):
     """A whole configuration, effective values; made by `dask_bkg.config.parse_config` or ``load_config``."""
 
@@ -383,6 +404,7 @@ class Config(Section):
     background_selection: BackgroundSelection = Field(default_factory=BackgroundSelection)
     run_selection: RunSelection = Field(default_factory=RunSelection)
     model: Modelling = Field(default_factory=Modelling)
+    validation: ValidationSettings = Field(default_factory=ValidationSettings)
 
     _explicit: dict = PrivateAttr(default_factory=dict)
     _base_dir: Path | None = PrivateAttr(default=None)

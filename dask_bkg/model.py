@@ -199,7 +199,7 @@ def _field_rate(
     )
     if field.counted == field.written:
         return rate
-    return rate._replace(value=turn_to_radec(rate.value, field.edges.fov, _angles(sight)))
+    return rate._replace(value=turn_to_radec(rate.value, field.edges.fov, parallactic_angles(sight)))
 
 
 def _sin_zenith(chosen: Selection, known: Known) -> float:
@@ -209,7 +209,7 @@ def _sin_zenith(chosen: Selection, known: Known) -> float:
     return float(np.average(sine[told], weights=weight[told])) if told.any() else math.nan
 
 
-def _angles(sight: Sight) -> NDArray:
+def parallactic_angles(sight: Sight) -> NDArray:
     """Parallactic angles [deg] in the course of a run, evenly spaced in time.
 
     The good time intervals are taken for one about the middle of the run: what a gap moves is less than a step.
@@ -230,7 +230,7 @@ def _upwards(target: Target, settings: FieldSettings) -> tuple[float, float]:
             f"run {target.obs_id}: nobody knows where the zenith was (GEOLON, GEOLAT, TSTART, MJDREFI in its EVENTS "
             "header): set model.field: free"
         )
-    angle = np.deg2rad(_angles(target.sight))
+    angle = np.deg2rad(parallactic_angles(target.sight))
     # fov_lon grows to the west, a position angle to the east
     lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
     return lon / np.hypot(lon, lat), lat / np.hypot(lon, lat)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import xarray as xr
@@ -174,7 +175,32 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
     return few if few < block else None
 
 
-def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] | None = None) -> Graph:
+class Last(NamedTuple):
+    """The layer at the end of a graph, which makes something of the stacks of some targets a task.
+
+    Attributes
+    ----------
+    name
+        Of the layer.
+    shared
+        What its tasks have in common.
+    task
+        Makes the work of a task, given targets and the row of the first of them in the stacks.  The work is called
+        with `dask_bkg.model.Known`, what is shared, `dask_bkg.selection.Contributing` and `dask_bkg.model.Stacks`.
+    """
+
+    name: str
+    shared: Any
+    task: Callable[[list[Target], int], Callable]
+
+
+def build(
+    plan: Plan,
+    roster: Roster,
+    stored: Stored,
+    made: Mapping[int, Made] | None = None,
+    last: Last | None = None,
+) -> Graph:
     """The graph of a job, from the store to the files. Computes nothing.
 
     Parameters
@@ -183,9 +209,12 @@ def build(plan: Plan, roster: Roster, stored: Stored, made: Mapping[int, Made] |
         The job, who takes part, and the run store.
     made
         What earlier jobs have made: backgrounds that would come out the same are not written again.
+    last
+        What is done with the stacks; by default backgrounds are made of them and written.
     """
     graph = _stacked(plan, roster, stored)
-    graph.writes, graph.parts = _writes(plan, roster, graph, made_by(plan, stored), made or {})
+    last = last or _writing(plan, made_by(plan, stored), made or {})
+    graph.writes, graph.parts = _writes(plan, roster, graph, last)
     settings = plan.config.background_selection
     if settings.store_KL:
         # a worker may have another working directory
@@ -228,16 +257,28 @@ def _roles(plan: Plan, roster: Roster) -> dict[str, tuple[Any, Mapping[int, sele
     }
 
 
-def _writes(
-    plan: Plan, roster: Roster, graph: Graph, made_by: str, made: Mapping[int, Made]
-) -> tuple[list[Delayed], list[list[Target]]]:
-    """Tasks that make and write backgrounds, some of a block of targets each."""
-    arrays, roles = graph.arrays, list(graph.selected)
+def model_of(plan: Plan) -> Model:
+    """How a job makes its backgrounds of stacks."""
+    return Model(plan.edges, plan.rate, plan.field)
+
+
+def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
+    """The layer ``write-dl3``."""
+
+    def task(part: list[Target], first: int) -> _Write:
+        marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
+        return _Write(list(zip(part, marks, strict=True)), first)
+
+    return Last("write-dl3", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
+
+
+def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
+    """Tasks that make something of stacks, some of a block of targets each."""
+    arrays = graph.arrays
     layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
-    model = Model(plan.edges, plan.rate, plan.field)
-    settings = Block(model, plan.attach_copy, bookkeeping.common_cards(plan), made_by)
-    shared = layers.add("settings", lambda name: {name: literal(settings)})
+    shared = layers.add("settings", lambda name: {name: literal(last.shared)})
     state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
+    unpack = _Unpack(tuple(graph.selected), tuple(arrays))
     tasks: dict = {}
     parts: list[list[Target]] = []
 
@@ -247,14 +288,13 @@ def _writes(
             inputs += [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays.values()]
             for first in range(a, b, WRITE_BATCH):
                 part = plan.targets[first : min(first + WRITE_BATCH, b)]
-                marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
-                work = _Write(list(zip(part, marks, strict=True)), first - a, roles, list(arrays))
+                work = partial(unpack, last.task(part, first - a))
                 tasks[name, len(parts)] = (work, state, shared, *inputs)
                 parts.append(part)
         return tasks
 
     below = [array.name for array in arrays.values()] + [chosen[0].key[0] for chosen in graph.selected.values()]
-    name = layers.add("write-dl3", write, shared, state, *below)
+    name = layers.add(last.name, write, shared, state, *below)
     return layers.delayed(name, len(parts)), parts
 
 
@@ -264,21 +304,26 @@ def known_of(roster: Roster) -> Known:
     return Known(held, roster.runs["zenith"], roster.runs["n_events"])
 
 
-class _Write:
-    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys.
+@dataclass(frozen=True)
+class _Unpack:
+    """Gives a task of the last layer what it takes: first the selections of the roles come, then the stacks."""
 
-    It takes the selections of its roles, and then its stacks, in the order of their names.
-    """
+    roles: tuple[str, ...]
+    stacks: tuple[str, ...]
 
-    def __init__(
-        self, targets: list[tuple[Target, Mark | None]], first: int, roles: Sequence[str], stacks: Sequence[str]
-    ) -> None:
-        self.targets, self.first, self.roles, self.stacks = targets, first, roles, stacks
-
-    def __call__(self, known, block, *inputs) -> list[Result]:
+    def __call__(self, task: Callable, known: Known, shared: Any, *inputs: Any) -> Any:
         n = len(self.roles)
         selected = selection.Contributing(**dict(zip(self.roles, inputs[:n], strict=True)))
-        stacks = Stacks(**dict(zip(self.stacks, inputs[n:], strict=True)))
+        return task(known, shared, selected, Stacks(**dict(zip(self.stacks, inputs[n:], strict=True))))
+
+
+class _Write:
+    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
+
+    def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
+        self.targets, self.first = targets, first
+
+    def __call__(self, known: Known, block: Block, selected: selection.Contributing, stacks: Stacks) -> list[Result]:
         return write_block(self.targets, self.first, selected, stacks, known, block)
 
 

@@ -13,8 +13,8 @@ from gammapy.irf import Background2D, Background3D
 from dask_bkg.collect import Stored, update_store
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.irf import background_2d, background_3d
-from dask_bkg.model import Model, Stacks, stacked_rate
-from dask_bkg.pipeline import build, known_of
+from dask_bkg.model import Stacks, stacked_rate
+from dask_bkg.pipeline import build, known_of, model_of
 from dask_bkg.plan import Plan
 from dask_bkg.roster import call_the_roll
 from dask_bkg.selection import Contributing
@@ -63,7 +63,7 @@ def make_one(plan: Plan) -> Background2D | Background3D:
     chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
     if chosen.spectrum.reason:
         raise RunError(chosen.spectrum.reason)
-    model = Model(plan.edges, plan.rate, plan.field)
+    model = model_of(plan)
     rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model)
     if plan.field is None:
         return background_2d(rate.value, plan.edges)

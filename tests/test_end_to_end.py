@@ -24,7 +24,7 @@ from dask_bkg import pipeline
 from dask_bkg.config import parse_config
 from dask_bkg.prepare import prepare_runs
 from dask_bkg.simulate import Truth, simulate_archive
-from dask_bkg.validate import compare_counts
+from dask_bkg.validation.maps import compare_counts
 
 ENERGY, OFFSET = np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11)  # the default binning
 SOLID_ANGLE = 2 * np.pi * -np.diff(np.cos(np.deg2rad(OFFSET)))

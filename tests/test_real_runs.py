@@ -17,7 +17,7 @@ from dask_bkg.catalogs import sky_regions
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.attach import other_hdus_digest
 from dask_bkg.prepare import prepare_runs
-from dask_bkg.validate import compare_counts
+from dask_bkg.validation.maps import compare_counts
 
 pytestmark = pytest.mark.realdata
 

@@ -80,7 +80,11 @@ class Hdu:
 
     def column(self, name: str) -> NDArray:
         """A column of numbers, shape ``(rows,)`` or ``(rows, ...)``, float."""
-        return np.asarray(self._hdu.data[self.columns[name]], dtype=float)
+        return np.asarray(self.raw_column(name), dtype=float)
+
+    def raw_column(self, name: str) -> NDArray:
+        """A column of numbers in the type that the file has, shape ``(rows,)`` or ``(rows, ...)``."""
+        return np.asarray(self._hdu.data[self.columns[name]])
 
 
 class Hdus:

@@ -32,10 +32,10 @@ NEEDS = {
 CONDITIONS = ("ra_pnt", "dec_pnt", "zenith", "azimuth", "nsb", "n_tels", "time", "livetime")
 
 COLUMNS = (
-    "obs_id", "object_code", "excluded", *CONDITIONS,
+    "obs_id", "object_code", "excluded", "fold", *CONDITIONS,
     "muon_efficiency", "e_thres", "lo_thres", "aeff_integral", "ln_e_q25",
 )  # fmt: skip
-"""What a table of runs may have: numbers (``object_code`` -1: unknown), a switch (``excluded``), and floats."""
+"""What a table of runs may have: numbers (``object_code`` -1: unknown; ``fold``), a switch (``excluded``), floats."""
 
 SAME_TARGET = 1.5
 """Pointings this close [deg] are of the same target, whatever its name: fields of 2.5 deg share most of their sky."""
@@ -68,7 +68,7 @@ def columns_for(settings: Any) -> tuple[str, ...]:
     if ranking_of(settings).weights:
         return COLUMNS
     needed = {"obs_id", "excluded", "livetime", "zenith"}
-    needed |= {NEEDS[key][0] for key in NEEDS if is_set(settings, key)}
+    needed |= {NEEDS[key][0] for key in NEEDS if is_set(settings, key)} | {"fold"}
     if is_set(settings, "exclude_same_target") or is_set(settings, "galactic_latitude_min"):
         needed |= {"object_code", "ra_pnt", "dec_pnt"}
     return tuple(name for name in COLUMNS if name in needed)
@@ -207,6 +207,8 @@ PAIRS: dict[str, Pair] = {
     "time_max": lambda targets, runs, s: _gap(targets, runs, "time") <= s.time_max,
     "same_szn": _same_season,
     "exclude_same_target": _another_target,
+    # no option of a job: a validation leaves out whole folds (`dask_bkg.held_out`)
+    "folds": lambda targets, runs, s: np.not_equal.outer(column(targets, "fold"), column(runs, "fold")),
 }
 
 
@@ -253,6 +255,7 @@ NAMES: dict[str, str] = {
     "time_max": "time_max {:g} days",
     "same_szn": "same_szn",
     "exclude_same_target": "exclude_same_target",
+    "folds": "{} folds",
 }
 
 

@@ -12,7 +12,7 @@ from dask_bkg.exclusion import concat_regions, make_regions
 from dask_bkg.fov import separation
 from dask_bkg.simulate import simulate_archive
 from dask_bkg.simulate.response import energy_threshold
-from dask_bkg.validate import Comparison, compare_counts
+from dask_bkg.validation.maps import Comparison, compare_counts
 
 RUNS = range(64001, 64007)
 RANGE = {"energy_max": 10.0, "offset_max": 2.0}

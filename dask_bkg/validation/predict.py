@@ -1,0 +1,233 @@
+"""Counts that a written background predicts in energy x field pixels: gammapy's ``MapDatasetMaker``, on plain arrays.
+
+What it does with a background is done here in its order: missing values are filled along energy between those that
+are there (``interp_missing_data``), ln(rate) is interpolated linearly in ln(E) and in offset or field coordinates, a
+2D background is continued by a bin beyond its last ring (``background_pad_offset``), outside of its axes there is
+nothing, and between two energies of the map a power law is integrated (``trapz_loglog``).  Maps of 20 bins a decade
+have the bin centres of a model of 10 a decade among their edges, and are exact for it.
+
+Where a field pixel is not small, the rate is averaged over the smaller ones that it is cut into.  Interpolation is
+two matrix products; the matrices depend on the axes alone and are made once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SUB_PIXEL = 0.05
+"""Largest width of the pixels in which a rate is looked up [deg]."""
+
+HALVES = 2
+"""Parts of an energy bin over which a power law is integrated."""
+
+TINY = float(np.finfo(np.float64).tiny) * 1e6
+"""What gammapy takes for the rate of a bin without one [s-1 TeV-1 sr-1]: the smallest float of the unit of files."""
+
+
+class Places(NamedTuple):
+    """Where counts are predicted.
+
+    Attributes
+    ----------
+    energy
+        Edges of the energy bins [TeV].
+    pixels
+        Edges of the square field pixels [deg], the same along ``fov_lon`` and ``fov_lat``.
+    offset_max
+        Pixels whose centre is nearer to the pointing than this [deg] are wanted.
+    """
+
+    energy: tuple[float, ...]
+    pixels: tuple[float, ...]
+    offset_max: float
+
+
+class Nodes(NamedTuple):
+    """A background as a file has it, in whatever axes.
+
+    Attributes
+    ----------
+    value
+        Rate at the bin centres [s-1 TeV-1 sr-1], shape ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)``.
+    axes
+        Bin edges: ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)`` [TeV], [deg].
+    tiny
+        What stands for a rate of zero.
+    """
+
+    value: NDArray
+    axes: tuple[NDArray, ...]
+    tiny: float = TINY
+
+
+@lru_cache(maxsize=16)
+def wanted(places: Places) -> NDArray:
+    """Flat indices of the pixels that are wanted, ``fov_lat`` slowest.
+
+    Examples
+    --------
+    >>> wanted(Places((1.0, 10.0), (-1.5, -0.5, 0.5, 1.5), 1.2)).tolist()
+    [1, 3, 4, 5, 7]
+    """
+    edges = np.array(places.pixels)
+    center = (edges[1:] + edges[:-1]) / 2
+    return np.flatnonzero(_offset(center[None, :], center[:, None]).ravel() < places.offset_max)
+
+
+def predict(nodes: Nodes, places: Places) -> NDArray:
+    """Rate that gammapy predicts, integrated over energy bins and averaged over field pixels [s-1 sr-1].
+
+    Times ontime and solid angle these are counts.
+
+    Parameters
+    ----------
+    nodes
+        The background.
+    places
+        Where it is wanted; of a 3D background the pixels lie in the frame that it has.
+
+    Returns
+    -------
+    rate
+        Shape ``(energy, pixels)``, of the pixels that `wanted` names.
+
+    Examples
+    --------
+    >>> nodes = Nodes(np.full((3, 2), 5.0), (np.array([0.1, 1, 10, 100]), np.array([0, 1, 2.0])))
+    >>> rate = predict(nodes, Places((1.0, 2.0, 4.0), (-1.5, -0.5, 0.5, 1.5), 1.2))
+    >>> rate.shape, rate[:, 0].round(9).tolist()
+    ((2, 5), [5.0, 10.0])
+    """
+    shape = tuple(axis.size - 1 for axis in nodes.axes)
+    if nodes.value.shape != shape:
+        raise ValueError(f"a background of shape {nodes.value.shape} on axes of {shape} bins")
+    energy_axis, *field = (tuple(np.asarray(axis, dtype=float).tolist()) for axis in nodes.axes)
+    log = _log_nodes(nodes.value, nodes.tiny)
+    matrix, known, edges = _along_energy(energy_axis, places.energy)
+    log = matrix @ log.reshape(log.shape[0], -1)
+    sampled, average = _over_offset(field[0], places) if len(field) == 1 else _over_field(*field, places)
+    value = _integrate((sampled @ log.T).T, edges, known)
+    return (average @ value.reshape(len(places.energy) - 1, HALVES, -1).sum(axis=1).T).T
+
+
+def _log_nodes(value: NDArray, tiny: float) -> NDArray:
+    """Logarithm of node values; those that are missing between others of an energy axis are interpolated."""
+    flat = np.asarray(value, dtype=float).reshape(value.shape[0], -1)
+    with np.errstate(invalid="ignore"):
+        missing = ~np.isfinite(flat) | (flat == 0)
+        log = np.log(np.maximum(np.where(missing, tiny, flat), tiny))
+    row = np.arange(len(flat))
+    for column in np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0)).tolist():
+        there = row[~missing[:, column]]
+        between = missing[:, column] & (row > there[0]) & (row < there[-1])
+        log[between, column] = np.interp(row[between], there, log[there, column])
+    return log.reshape(value.shape)
+
+
+@lru_cache(maxsize=32)
+def _along_energy(axis: tuple[float, ...], energy: tuple[float, ...]) -> tuple[NDArray, NDArray, NDArray]:
+    """Matrix from nodes to the energies of a map, which of these are within the axis, and they themselves [TeV]."""
+    wide, nodes = np.log(energy), np.log(axis)
+    fine = np.interp(np.arange((wide.size - 1) * HALVES + 1) / HALVES, np.arange(wide.size), wide)
+    known = (fine >= nodes[0] - 1e-9) & (fine <= nodes[-1] + 1e-9)
+    return _weights((nodes[1:] + nodes[:-1]) / 2, fine), known, np.exp(fine)
+
+
+def _weights(center: NDArray, x: NDArray) -> NDArray:
+    """Matrix of linear inter- and extrapolation, shape ``(x, center)``."""
+    matrix = np.zeros((x.size, center.size))
+    if center.size == 1:
+        matrix[:] = 1.0
+        return matrix
+    left = np.clip(np.searchsorted(center, x) - 1, 0, center.size - 2)
+    share = (x - center[left]) / (center[left + 1] - center[left])
+    rows = np.arange(x.size)
+    matrix[rows, left], matrix[rows, left + 1] = 1 - share, share
+    return matrix
+
+
+@lru_cache(maxsize=32)
+def _over_offset(axis: tuple[float, ...], places: Places):
+    """Matrices from rings to offsets that occur in the pixels, and from these to means over the pixels."""
+    from scipy.sparse import csr_array
+
+    lon, lat, weight = _sub_pixels(places)
+    offset, place = np.unique(_offset(lon, lat).round(9), return_inverse=True)
+    edges = np.array(axis)
+    center = (edges[1:] + edges[:-1]) / 2
+    # a ring more at both ends, with the values of the last one
+    first, last = 2 * edges[0] - edges[1], 2 * edges[-1] - edges[-2]
+    inside = (offset >= first) & (offset < last)
+    matrix = _weights(center, np.clip(offset, center[0], center[-1]))
+    pixel = np.repeat(np.arange(len(lon)), lon.shape[1])
+    weight = (weight * inside[place.reshape(weight.shape)]).ravel()
+    return matrix, csr_array((weight, (pixel, place.ravel())), shape=(len(lon), offset.size))
+
+
+@lru_cache(maxsize=32)
+def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places: Places):
+    """Matrices from pixels of a background to small ones, and from these to means over the pixels that are wanted."""
+    from scipy.sparse import csr_array
+
+    lon, lat, weight = (array.ravel() for array in _sub_pixels(places))
+    n_wanted = wanted(places).size
+    at, share, inside = [], [], np.ones(lon.size, dtype=bool)
+    for axis, x in ((lat_axis, lat), (lon_axis, lon)):
+        edges = np.array(axis)
+        center = (edges[1:] + edges[:-1]) / 2
+        left = np.clip(np.searchsorted(center, x) - 1, 0, max(center.size - 2, 0))
+        right = np.minimum(left + 1, center.size - 1)
+        step = np.where(right > left, center[right] - center[left], 1.0)
+        at.append((left, right))
+        part = np.where(right > left, (x - center[left]) / step, 0.0)
+        share.append((1 - part, part))
+        inside &= (x >= edges[0]) & (x < edges[-1])
+    corners = [(i, j) for i in (0, 1) for j in (0, 1)]
+    column = np.concatenate([at[0][i] * (len(lon_axis) - 1) + at[1][j] for i, j in corners])
+    value = np.concatenate([share[0][i] * share[1][j] for i, j in corners])
+    row, n_nodes = np.tile(np.arange(lon.size), 4), (len(lat_axis) - 1) * (len(lon_axis) - 1)
+    matrix = csr_array((value, (row, column)), shape=(lon.size, n_nodes))
+    pixel = np.repeat(np.arange(n_wanted), lon.size // n_wanted)
+    return matrix, csr_array((weight * inside, (pixel, np.arange(lon.size))), shape=(n_wanted, lon.size))
+
+
+def _sub_pixels(places: Places) -> tuple[NDArray, NDArray, NDArray]:
+    """Places of the small pixels and their shares of the solid angle, each of shape ``(pixels, small)``."""
+    edges = np.array(places.pixels)
+    parts = max(1, int(np.ceil(np.diff(edges).max() / SUB_PIXEL - 1e-9)))
+    fine = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(parts) + 0.5) / parts
+    row, column = np.divmod(wanted(places), edges.size - 1)
+    shape = row.size, parts, parts
+    lat = np.broadcast_to(fine[row][:, :, None], shape).reshape(row.size, -1)
+    lon = np.broadcast_to(fine[column][:, None, :], shape).reshape(row.size, -1)
+    weight = np.cos(np.deg2rad(lat))
+    return lon, lat, weight / weight.sum(axis=1, keepdims=True)
+
+
+def _offset(lon: ArrayLike, lat: ArrayLike) -> NDArray:
+    """Distance from the pointing [deg]."""
+    return np.rad2deg(np.arccos(np.cos(np.deg2rad(lon)) * np.cos(np.deg2rad(lat))))
+
+
+def _integrate(log: NDArray, edges: NDArray, known: NDArray) -> NDArray:
+    """Integrals of power laws between energies, from ln(rate) there; 0 where one of the two ends is unknown.
+
+    Parameters
+    ----------
+    log
+        Shape ``(energies, places)``.
+    edges, known
+        The energies [TeV], and whether they are within the axis of the background.
+    """
+    value = np.exp(log) * edges[:, None]
+    step = np.diff(np.log(edges))[:, None]
+    index = np.diff(log, axis=0) / step + 1
+    flat = np.abs(index) < 1e-8
+    power = np.diff(value, axis=0) / np.where(flat, 1.0, index)
+    integral = np.where(flat, value[:-1] * step, power)
+    integral[~(known[1:] & known[:-1])] = 0.0
+    return integral

@@ -1,0 +1,184 @@
+"""The result of a validation: what is told of each run as a dataset, the sums over all of them, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dask_bkg.fov import separation
+from dask_bkg.validation.bins import Bins
+from dask_bkg.validation.expectation import S_EDGES, expected_histogram
+from dask_bkg.validation.score import AXES, FORMS, SUMS, FieldSums, RunScore
+
+SAME_TARGET = 3.0
+"""Runs of one OBJECT whose pointings are nearer than this [deg] are of one target; others only share a name."""
+
+
+@dataclass
+class Validation:
+    """How well backgrounds predict the counts of runs.
+
+    Attributes
+    ----------
+    name
+        What was validated, for tables and pictures.
+    runs
+        By run (``obs_id``): ``counts`` and ``predicted`` by energy; ``loglike`` in each form; sums over the cells of
+        the field (``cells``, see `dask_bkg.validation.score.SUMS`); ``deviance`` (observed, expected, variance);
+        ``profile`` and ``slope`` by band; and what is known of the run.
+    sums
+        Sums over all runs: residual fields and the histogram of significances, observed and expected.
+    failed
+        Runs that could not be validated, ``{obs_id: reason}``.
+    left_out
+        What did not contribute to the background of a run: ``the run``, ``its fold (5)``, ``its target``; ``nothing``
+        (``io.from_run``); ``unknown`` for backgrounds that were there already.
+    alignment
+        Frame of the field pixels that were compared.
+    against
+        The other backgrounds that were asked for, on the same runs and bins.
+    """
+
+    name: str
+    runs: xr.Dataset
+    sums: xr.Dataset
+    failed: dict[int, str] = field(default_factory=dict)
+    left_out: str = "the run"
+    alignment: str = "radec"
+    against: Validation | None = None
+
+    @property
+    def held_out(self) -> bool | None:
+        """Whether no run contributed to its own background; None: nobody knows."""
+        return {"nothing": False, "unknown": None}.get(self.left_out, True)
+
+    @property
+    def n_events(self) -> int:
+        """Events that were compared."""
+        return int(self.runs["counts"].sum())
+
+
+def gather(
+    scores: Mapping[int, RunScore], sums: FieldSums, bins: Bins, columns: Mapping[str, Any]
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Datasets of a `Validation`.
+
+    Parameters
+    ----------
+    scores
+        By run number, in the order that is wanted.
+    sums
+        Sums over them.
+    bins
+        The bins of the comparison.
+    columns
+        What is known of the runs, arrays of shape ``(runs,)``; with ``object``, ``ra_pnt`` and ``dec_pnt``.
+    """
+    runs = list(scores.values())
+    energy, settings = np.array(bins.places.energy), bins.settings
+
+    def stacked(name: str) -> NDArray:
+        return np.stack([getattr(run, name) for run in runs])
+
+    told = {
+        "counts": (("obs_id", "energy"), stacked("counts")),
+        "predicted": (("obs_id", "energy"), stacked("predicted")),
+        "loglike": (("obs_id", "form"), stacked("loglike")),
+        "cells": (("obs_id", "form", "sum"), stacked("cells")),
+        "deviance": (("obs_id", "moment"), stacked("deviance")),
+        "profile": (("obs_id", "kind", "band", "ring"), stacked("profile")),
+        "slope": (("obs_id", "band", "direction", "part"), stacked("slope")),
+        **{name: ("obs_id", np.asarray(column)) for name, column in columns.items()},
+    }
+    group = target_groups(*(np.asarray(columns[name]) for name in ("object", "ra_pnt", "dec_pnt")))
+    axes: dict[str, Any] = {
+        "obs_id": np.array(list(scores), dtype=np.int64),
+        "group": ("obs_id", group),
+        "energy": np.sqrt(energy[1:] * energy[:-1]),
+        "energy_min": ("energy", energy[:-1]),
+        "energy_max": ("energy", energy[1:]),
+        "energy_band": ("energy", bins.band),
+        "form": list(FORMS),
+        "sum": list(SUMS),
+        "moment": ["observed", "expected", "variance"],
+        "kind": ["counts", "predicted"],
+        "direction": list(AXES),
+        "part": ["residual", "weight"],
+        "band_min": ("band", np.array(settings.bands[:-1])),
+        "band_max": ("band", np.array(settings.bands[1:])),
+        "ring_min": ("ring", bins.ring_edges[:-1]),
+        "ring_max": ("ring", bins.ring_edges[1:]),
+    }
+    return xr.Dataset(told, coords=axes), _field(sums, bins)
+
+
+def _field(sums: FieldSums, bins: Bins) -> xr.Dataset:
+    """Residual fields and histograms."""
+    pixels = np.array(bins.places.pixels)
+    center, bands = (pixels[1:] + pixels[:-1]) / 2, np.array(bins.settings.bands)
+    dims = ("band", "fov_lat", "fov_lon")
+    return xr.Dataset(
+        {
+            "counts": (dims, sums.counts),
+            "predicted": (dims, sums.predicted),
+            "significances": ("significance", sums.histogram),
+            "expected_significances": ("significance", expected_histogram(sums.expected)),
+        },
+        coords={
+            "band_min": ("band", bands[:-1]),
+            "band_max": ("band", bands[1:]),
+            "fov_lat": center,
+            "fov_lon": center,
+            "significance": (S_EDGES[1:] + S_EDGES[:-1]) / 2,
+        },
+    )
+
+
+def target_groups(objects: NDArray, ra: NDArray, dec: NDArray) -> NDArray:
+    """A number for the target of each run; a run without OBJECT is a target of its own.
+
+    Runs of a target share its sky, and their residuals are not independent: a bootstrap draws targets.
+
+    Examples
+    --------
+    >>> target_groups(np.array(["Crab", "", "crab", "Crab"]), np.array([83.6, 10, 83.1, 200]), np.zeros(4)).tolist()
+    [0, 1, 0, 2]
+    """
+    names = ["".join(str(name).split()).casefold() for name in objects]
+    first: dict[str, list[tuple[float, float, int]]] = {}
+    groups, n = [], 0
+    for name, lon, lat in zip(names, ra.tolist(), dec.tolist(), strict=True):
+        known = first.setdefault(name, []) if name else []
+        near = next((g for x, y, g in known if not separation(x, y, lon, lat) > SAME_TARGET), None)
+        if near is None:
+            near, n = n, n + 1
+            known.append((lon, lat, near))
+        groups.append(near)
+    return np.array(groups, dtype=np.int64)
+
+
+def common_runs(validations: Sequence[Validation]) -> NDArray:
+    """Numbers of the runs that all of some validations have, and in whose bins they agree.
+
+    Raises
+    ------
+    ValueError
+        If they have none in common, or were made with other bins, thresholds or counts.
+    """
+    first, *others = validations
+    numbers = first.runs["obs_id"].values
+    for other in others:
+        numbers = np.intersect1d(numbers, other.runs["obs_id"].values)
+    if not numbers.size:
+        raise ValueError("validations that are compared have no run in common")
+    counts = [v.runs["counts"].sel(obs_id=numbers).values for v in validations]
+    if any(other.shape != counts[0].shape or not np.array_equal(other, counts[0]) for other in counts[1:]):
+        raise ValueError(
+            "validations that are compared must have the same bins, threshold and exclusion: their counts differ"
+        )
+    return numbers

@@ -1,0 +1,248 @@
+"""What many runs say together: sums over runs, and their errors by a bootstrap over targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_bkg.validation.results import Validation, common_runs
+from dask_bkg.validation.score import AXES, FORMS, SUMS
+
+DRAWS = 1000
+SEED = 20_240_601
+CHUNK = 4_000_000
+"""Numbers that a part of the bootstrap draws at a time."""
+
+Statistic = Callable[[NDArray], NDArray]
+
+
+def bootstrap_error(
+    sums: NDArray, group: NDArray, statistic: Statistic, *, draws: int = DRAWS, seed: int = SEED
+) -> NDArray:
+    """Standard deviation of a statistic of sums over runs, when targets are drawn with replacement.
+
+    Parameters
+    ----------
+    sums
+        What is added up, shape ``(runs, n)``.
+    group
+        The target of each run, shape ``(runs,)``.
+    statistic
+        From sums, shape ``(draws, n)``, to numbers, shape ``(draws,)`` or ``(draws, m)``.
+    draws, seed
+        Number of samples, and the seed: the same numbers give the same error.
+
+    Examples
+    --------
+    >>> sums = np.random.default_rng(1).normal(size=(100, 1))
+    >>> error = bootstrap_error(sums, np.arange(100), lambda total: total[:, 0] / 100)
+    >>> bool(abs(error - 0.1) < 0.02)
+    True
+    """
+    _, index = np.unique(group, return_inverse=True)
+    n = int(index.max()) + 1
+    of_target = np.zeros((n, sums.shape[1]))
+    np.add.at(of_target, index, sums)
+    if n < 2:
+        return np.full_like(np.asarray(statistic(of_target), dtype=float)[0], np.nan)
+    rng, found, left = np.random.default_rng(seed), [], draws
+    while left:
+        some = min(left, max(1, CHUNK // n))
+        found.append(statistic(rng.multinomial(n, np.full(n, 1 / n), size=some) @ of_target))
+        left -= some
+    with np.errstate(invalid="ignore"):
+        return np.nanstd(np.concatenate(found), axis=0)
+
+
+def ratio(above: NDArray, below: NDArray) -> NDArray:
+    """Quotient; NaN where nothing is below."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
+
+
+def _of_cells(cells: NDArray, name: str) -> NDArray:
+    return cells[..., SUMS.index(name)]
+
+
+def widths(cells: NDArray) -> NDArray:
+    """Width of the significance distribution from sums over cells, shape ``(..., 10)``; NaN without cells."""
+    n = _of_cells(cells, "n")
+    mean = ratio(_of_cells(cells, "s"), n)
+    return np.sqrt(np.maximum(ratio(_of_cells(cells, "s2"), n) - mean**2, 0))
+
+
+def expected_widths(cells: NDArray) -> NDArray:
+    """The same under Poisson statistics alone."""
+    n = _of_cells(cells, "n")
+    return np.sqrt(ratio(_of_cells(cells, "expected_s2"), n) - ratio(_of_cells(cells, "expected_s"), n) ** 2)
+
+
+def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -> dict[str, Any]:
+    """Everything that is told of a validation as a whole, plain numbers for JSON.
+
+    Parameters
+    ----------
+    validation
+        The validation.
+    draws, seed
+        Of the bootstrap, see `bootstrap_error`.
+
+    Returns
+    -------
+    told
+        ``ratio`` (predicted over observed, raw), of all and by ``bands`` and ``energies``; ``significance`` in each
+        form (mean, width, tails, and what Poisson statistics expect of each); ``deviance`` over its expectation;
+        ``bands`` with the residual slopes; ``scatter`` of ln(predicted / observed) from run to run.
+    """
+    runs = validation.runs
+    group, how = runs["group"].values, {"draws": draws, "seed": seed}
+    counts, predicted = runs["counts"].values, runs["predicted"].values
+    pair = np.stack([predicted.sum(axis=1), counts.sum(axis=1)], axis=1)
+    cells = runs["cells"].values
+    return {
+        "name": validation.name,
+        "left_out": validation.left_out,
+        "alignment": validation.alignment,
+        "runs": len(pair),
+        "failed": len(validation.failed),
+        "events": int(pair[:, 1].sum()),
+        "ratio": _with_error(pair, group, lambda total: ratio(total[:, 0], total[:, 1]), how),
+        "scatter": _scatter(*pair.T),
+        "significance": {form: _significance(cells[:, i], group, how) for i, form in enumerate(FORMS)},
+        "deviance": _deviance(runs["deviance"].values, group, how),
+        "bands": _bands(validation, how),
+        "energies": _energies(validation, how),
+    }
+
+
+def _with_error(sums: NDArray, group: NDArray, statistic: Statistic, how: Mapping[str, int]) -> dict[str, float]:
+    value = float(np.asarray(statistic(sums.sum(axis=0)[None]))[0])
+    return {"value": value, "error": float(bootstrap_error(sums, group, statistic, **how))}
+
+
+def _scatter(predicted: NDArray, observed: NDArray) -> dict[str, float]:
+    """Standard deviation of ln(predicted / observed), and what counting statistics make of it."""
+    there = (predicted > 0) & (observed > 0)
+    log = np.log(predicted[there] / observed[there])
+    return {"value": float(log.std()), "statistics": float(np.sqrt((1 / observed[there]).mean()))}
+
+
+def _significance(cells: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, Any]:
+    """Mean, width and tails in one form."""
+    total = cells.sum(axis=0)
+    n = float(_of_cells(total, "n"))
+    if not n:
+        return {"cells": 0}
+
+    def mean(sums: NDArray) -> NDArray:
+        return ratio(_of_cells(sums, "s"), _of_cells(sums, "n"))
+
+    seen, hoped = ([_of_cells(total, f"{kind}_{k}") for k in (3, 5)] for kind in ("over", "expected"))
+    tails = {
+        f"beyond_{k}": {"value": int(value), "expected": float(expected)}
+        for k, value, expected in zip((3, 5), seen, hoped, strict=True)
+    }
+    return {
+        "cells": int(n),
+        "mean": {**_with_error(cells, group, mean, how), "expected": float(_of_cells(total, "expected_s")) / n},
+        "width": {**_with_error(cells, group, widths, how), "expected": float(expected_widths(total))},
+        **tails,
+    }
+
+
+def _deviance(moments: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
+    """Poisson deviance of all bins over its expectation, and the statistical error of that."""
+    told = _with_error(moments, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
+    _, below, variance = moments.sum(axis=0)
+    return {**told, "statistics": float(np.sqrt(variance) / below)}
+
+
+def _bands(validation: Validation, how: Mapping[str, int]) -> list[dict[str, Any]]:
+    """By band: counts, predicted over observed, and the residual slopes."""
+    runs, told = validation.runs, []
+    for i, (low, high) in enumerate(zip(runs["band_min"].values, runs["band_max"].values, strict=True)):
+        chosen = runs["energy_band"].values == i
+        pair = np.stack([runs[name].values[:, chosen].sum(axis=1) for name in ("predicted", "counts")], axis=1)
+        told.append({
+            "energy": [float(low), float(high)],
+            "events": int(pair[:, 1].sum()),
+            "ratio": _ratio_of(pair, runs["group"].values, how),
+            **{name: _slope(runs["slope"].values[:, i, j], runs["group"].values, how) for j, name in enumerate(AXES)},
+        })  # fmt: skip
+    return told
+
+
+def _ratio_of(pair: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
+    return _with_error(pair, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
+
+
+def _slope(parts: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
+    """Slope of the residuals, relative to the prediction [1 / deg]; error over targets, and of statistics alone."""
+    told = _with_error(parts, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
+    weight = parts[:, 1].sum()
+    return {**told, "statistics": float(1 / np.sqrt(weight)) if weight > 0 else float("nan")}
+
+
+def _energies(validation: Validation, how: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Predicted over observed of each energy that has counts."""
+    runs, told = validation.runs, []
+    for k in np.flatnonzero(runs["counts"].values.sum(axis=0)).tolist():
+        pair = np.stack([runs[name].values[:, k] for name in ("predicted", "counts")], axis=1)
+        limits = [float(runs[name].values[k]) for name in ("energy_min", "energy_max")]
+        ratios = _ratio_of(pair, runs["group"].values, how)
+        told.append({"energy": limits, "events": int(pair[:, 1].sum()), "ratio": ratios})
+    return told
+
+
+def compare(
+    validations: Mapping[str, Validation], reference: str, *, draws: int = DRAWS, seed: int = SEED
+) -> list[dict[str, Any]]:
+    """Paired differences of several validations on the runs that they have in common.
+
+    Parameters
+    ----------
+    validations
+        By name; made with the same bins, threshold and exclusion of what is compared.
+    reference
+        Which of them the others are compared with.
+    draws, seed
+        Of the bootstrap over targets, the same draws for all.
+
+    Returns
+    -------
+    rows
+        For each: ``name``, ``runs``, ``events``; for each form the difference of the log-likelihood from the
+        reference in nats an event with its error (``{"value", "error"}``), and ``width`` of the significances in
+        each form with its error and expectation; ``ratio``, predicted over observed, and ``scatter`` of its
+        logarithm.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be compared, or there is no such reference.
+    """
+    if reference not in validations:
+        raise ValueError(f"reference {reference!r} is none of {', '.join(map(repr, validations))}")
+    numbers, how = common_runs(list(validations.values())), {"draws": draws, "seed": seed}
+    runs = {name: validation.runs.sel(obs_id=numbers) for name, validation in validations.items()}
+    group = runs[reference]["group"].values
+    events = runs[reference]["counts"].values.sum(axis=1)
+    rows = []
+    for name, part in runs.items():
+        difference = part["loglike"].values - runs[reference]["loglike"].values
+        cells = part["cells"].values
+        pair = np.stack([part["predicted"].values.sum(axis=1), events], axis=1)
+        row: dict[str, Any] = {"name": name, "runs": numbers.size, "events": int(events.sum())}
+        for i, form in enumerate(FORMS):
+            row[form] = _ratio_of(np.stack([difference[:, i], events], axis=1), group, how)
+        row["width"] = {
+            form: {
+                **_with_error(cells[:, i], group, widths, how),
+                "expected": float(expected_widths(cells[:, i].sum(axis=0))),
+            }
+            for i, form in enumerate(FORMS)
+        }
+        rows.append({**row, "ratio": _ratio_of(pair, group, how), "scatter": _scatter(*pair.T)})
+    return rows
