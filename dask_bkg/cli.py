@@ -46,6 +46,7 @@ def main(verbose: bool) -> None:
     dask-bkg reduce config.yaml         its first step alone: the run store
     dask-bkg info runs.zarr             what is in a run store
     dask-bkg kl config.yaml             which runs resemble which: matrix and picture
+    dask-bkg validate config.yaml       how well backgrounds predict runs that they have not seen
     """  # noqa: D301
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
@@ -192,6 +193,51 @@ def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
     click.echo(f"matrix:  {done.path}\npicture: {picture}")
     _tell_failed(done.failed)
     if done.failed:
+        sys.exit(SOME_FAILED)
+
+
+@main.command()
+@_job_options
+@click.option(
+    "--against",
+    type=click.Path(exists=True, path_type=Path),
+    help="Compare with another configuration, or with the backgrounds in the files of a datastore.",
+)
+@click.option("--folds", type=click.IntRange(min=2), help="Leave out every n-th run at a time, not one run.")
+@click.option("--same-target-out", is_flag=True, help="Leave out all runs of the same target.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where the results go.")
+def validate(
+    config_file: Path,
+    cluster: str | None,
+    progress: bool,
+    against: Path | None,
+    folds: int | None,
+    same_target_out: bool,
+    out: Path | None,
+) -> None:
+    """Tell how well the backgrounds of CONFIG_FILE predict the counts of runs that have not contributed to them.
+
+    Writes numbers (validation.json), a table of the runs (validation.ecsv) and a page with pictures
+    (validation.html) to --out, by default io.results_dir/validation.
+    """
+    from dask_bkg import held_out
+    from dask_bkg.config import load_config
+    from dask_bkg.report.validation_files import write_validation
+
+    settings = _settings(config_file, cluster)
+    directory = out or settings.directory("results_dir") / "validation"
+    other = load_config(against) if against is not None and against.is_file() else against
+    options: dict[str, Any] = {"folds": folds, "same_target_out": same_target_out, "progress": progress}
+    done = held_out.validate(settings, other, **options)
+    done.name = config_file.stem
+    if done.against is not None and against is not None:
+        name = against.stem if against.is_file() else against.resolve().name
+        done.against.name = name if name != done.name else f"{against.parent.name}/{name}"
+    click.echo(write_validation(done, directory))
+    click.echo(f"\npage: {directory / 'validation.html'}")
+    failed = {**(done.against.failed if done.against else {}), **done.failed}
+    _tell_failed(failed)
+    if failed:
         sys.exit(SOME_FAILED)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ from dask_bkg.config_models import (
     Execution,
     Modelling,
     RunSelection,
+    Section,
     unit_of,
 )
 from dask_bkg.errors import ConfigError
@@ -214,11 +215,12 @@ def _in_words(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return _unknown_key([str(part) for part in problem["loc"]])
     if problem["type"] == "model_type":
-        keys = ", ".join(SECTIONS[path].model_fields)
+        keys = ", ".join(_model_at(path.split(".")).model_fields)
         return f"{path}: must be a section with keys ({keys}), got {got!r}"
     if problem["type"] == "value_error":
         # The text of our own converters is complete; a whole section is at fault where two keys contradict.
-        return f"{path}{'.' if path in SECTIONS else ': '}{problem['ctx']['error']}"
+        whole = _model_at(path.split(".")) is not Config
+        return f"{path}{'.' if whole else ': '}{problem['ctx']['error']}"
     if problem["type"] == "bool_type":
         return f"{path}: must be true or false (without quotes), got {got!r}"
     unit = _unit_at(problem["loc"])
@@ -227,16 +229,27 @@ def _in_words(problem: Any) -> str:
 
 def _unit_at(loc: tuple[int | str, ...]) -> str:
     """Return the unit of the option at ``loc`` behind a blank, empty if it has none."""
-    section, key = (str(part) for part in loc[:2]) if len(loc) > 1 else ("", "")
-    unit = unit_of(SECTIONS[section].model_fields[key]) if section in SECTIONS else ""
+    names = [str(part) for part in loc if isinstance(part, str)]
+    fields = _model_at(names[:-1]).model_fields if len(names) > 1 else {}
+    unit = unit_of(fields[names[-1]]) if names and names[-1] in fields else ""
     return f" {unit}".rstrip()
+
+
+def _model_at(names: Sequence[str]) -> type[Section]:
+    """Return the model of a section, or of a section within it; of the whole for what is none."""
+    model: type[Section] = Config
+    for name in names:
+        field = model.model_fields.get(name)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), Config)
+    return model
 
 
 def _unknown_key(loc: list[str]) -> str:
     """Refuse a key with the nearest accepted name, or its right section."""
     *section, key = loc
     path = ".".join(loc)
-    accepted = list(SECTIONS[section[0]].model_fields if section else Config.model_fields)
+    accepted = list(_model_at(section).model_fields)
     homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
     near = _nearest(key, accepted)
     if near:

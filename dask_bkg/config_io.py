@@ -180,7 +180,8 @@ def _key(key: Any) -> Any:
 def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:
     """Return a plain copy for a file elsewhere: what lies beside the configuration's own file gets its whole path.
 
-    Those are ``exclusion.star_cat``, ``exclusion.exclude_region_files`` and a text file ``run_selection.runlist``.
+    Those are ``exclusion.star_cat``, ``exclusion.exclude_region_files``, the same of ``validation.exclusion``, and a
+    text file ``run_selection.runlist``.
 
     Examples
     --------
@@ -193,16 +194,22 @@ def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:
         found = Path(base_dir or "", item).absolute() if base_dir and isinstance(item, str) and item else None
         return str(found) if found is not None and found.is_file() else item
 
-    for section, key in (
-        ("exclusion", "star_cat"),
-        ("exclusion", "exclude_region_files"),
-        ("run_selection", "runlist"),
-    ):
-        value = (copy.get(section) or {}).get(key)
+    scored = (copy.get("validation") or {}).get("exclusion")
+    places: list[tuple[dict | None, str]] = [
+        (copy.get("exclusion"), "star_cat"),
+        (copy.get("exclusion"), "exclude_region_files"),
+        (scored, "star_cat"),
+        (scored, "exclude_region_files"),
+        (copy.get("run_selection"), "runlist"),
+    ]
+    for section, key in places:
+        value = section.get(key) if section else None
+        if section is None or value is None:
+            continue
         if isinstance(value, str):
-            copy[section][key] = whole(value)
+            section[key] = whole(value)
         elif isinstance(value, list):
-            copy[section][key] = [whole(item) for item in value]
+            section[key] = [whole(item) for item in value]
     return copy
 
 

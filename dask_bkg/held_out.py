@@ -113,7 +113,7 @@ def validate(
     first = _as_config(config)
     models: dict[str, Any] = {_name(first): first}
     if against is not None:
-        other = _name(_as_config(against)) if isinstance(against, (Config, Mapping)) else str(against)
+        other = _name(_as_config(against)) if isinstance(against, (Config, Mapping)) else Path(against).resolve().name
         models[f"against {other}" if other in models else other] = against
     done, *others = validate_models(models, folds=folds, same_target_out=same_target_out, progress=progress).values()
     done.against = others[0] if others else None

@@ -22,7 +22,7 @@ from dask_bkg.plan import Sight, Target
 from dask_bkg.schema import FieldEdges
 from dask_bkg.selection import Contributing
 from dask_bkg.validation.bins import Bins, Settings, make_bins
-from dask_bkg.validation.predict import Nodes, predict
+from dask_bkg.validation.prediction import Nodes, predict
 from dask_bkg.validation.score import FieldSums, RunScore, score_run
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.validation.predict import Places, wanted
+from dask_bkg.validation.prediction import Places, wanted
 
 RING = 0.25
 """Width of the rings of a radial profile [deg]."""
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """The bins of a comparison; pixels are those of `dask_bkg.validation.predict.wanted`.
+    """The bins of a comparison; pixels are those of `dask_bkg.validation.prediction.wanted`.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def make_bins(energy: Sequence[float], pixels: Sequence[float], settings: Settin
     --------
     >>> bins = make_bins(np.geomspace(0.1, 100, 31), np.round(np.arange(-12.5, 13) * 0.2, 12))
     >>> bins.pixel.size, int(bins.cell.max()) + 1, int(bins.band.max())
-    (317, 62, 4)
+    (313, 60, 4)
     """
     places = tuple(map(float, energy)), tuple(map(float, pixels))
     return _make_bins(*places, settings or Settings())

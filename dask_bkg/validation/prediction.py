@@ -24,6 +24,12 @@ SUB_PIXEL = 0.05
 HALVES = 2
 """Parts of an energy bin over which a power law is integrated."""
 
+BLOCK = 64
+"""Pixels that are worked on at a time."""
+
+FLAT = 1e-8
+"""Distance of a spectral index from 1 where a power law is integrated as a logarithm."""
+
 TINY = float(np.finfo(np.float64).tiny) * 1e6
 """What gammapy takes for the rate of a bin without one [s-1 TeV-1 sr-1]: the smallest float of the unit of files."""
 
@@ -75,7 +81,7 @@ def wanted(places: Places) -> NDArray:
     """
     edges = np.array(places.pixels)
     center = (edges[1:] + edges[:-1]) / 2
-    return np.flatnonzero(_offset(center[None, :], center[:, None]).ravel() < places.offset_max)
+    return np.flatnonzero(_offset(center[None, :], center[:, None]).ravel() < places.offset_max - 1e-9)
 
 
 def predict(nodes: Nodes, places: Places) -> NDArray:
@@ -108,14 +114,20 @@ def predict(nodes: Nodes, places: Places) -> NDArray:
     energy_axis, *field = (tuple(np.asarray(axis, dtype=float).tolist()) for axis in nodes.axes)
     log = _log_nodes(nodes.value, nodes.tiny)
     matrix, known, edges = _along_energy(energy_axis, places.energy)
-    log = matrix @ log.reshape(log.shape[0], -1)
-    sampled, average = _over_offset(field[0], places) if len(field) == 1 else _over_field(*field, places)
-    value = _integrate((sampled @ log.T).T, edges, known)
-    return (average @ value.reshape(len(places.energy) - 1, HALVES, -1).sum(axis=1).T).T
+    log = matrix @ log
+    blocks = _over_offset(field[0], places) if len(field) == 1 else _over_field(*field, places)
+    # energies last, and some places at a time: what stays in the cache of a core is several times faster
+    log = np.ascontiguousarray(log.T)
+    value = np.concatenate([average @ _integrate(sampled @ log, edges, known) for sampled, average in blocks])
+    return value.reshape(len(value), -1, HALVES).sum(axis=2).T
 
 
 def _log_nodes(value: NDArray, tiny: float) -> NDArray:
-    """Logarithm of node values; those that are missing between others of an energy axis are interpolated."""
+    """Logarithm of node values, flat behind the energy.
+
+    Those that are missing between others of an energy axis are interpolated; before the first and behind the last
+    one there is no rate, whether the file has 0 there or NaN.
+    """
     flat = np.asarray(value, dtype=float).reshape(value.shape[0], -1)
     with np.errstate(invalid="ignore"):
         missing = ~np.isfinite(flat) | (flat == 0)
@@ -125,7 +137,7 @@ def _log_nodes(value: NDArray, tiny: float) -> NDArray:
         there = row[~missing[:, column]]
         between = missing[:, column] & (row > there[0]) & (row < there[-1])
         log[between, column] = np.interp(row[between], there, log[there, column])
-    return log.reshape(value.shape)
+    return log
 
 
 @lru_cache(maxsize=32)
@@ -151,8 +163,8 @@ def _weights(center: NDArray, x: NDArray) -> NDArray:
 
 
 @lru_cache(maxsize=32)
-def _over_offset(axis: tuple[float, ...], places: Places):
-    """Matrices from rings to offsets that occur in the pixels, and from these to means over the pixels."""
+def _over_offset(axis: tuple[float, ...], places: Places) -> list:
+    """Matrices from rings to offsets that occur in the pixels, and from these to means over the pixels: one pair."""
     from scipy.sparse import csr_array
 
     lon, lat, weight = _sub_pixels(places)
@@ -165,12 +177,12 @@ def _over_offset(axis: tuple[float, ...], places: Places):
     matrix = _weights(center, np.clip(offset, center[0], center[-1]))
     pixel = np.repeat(np.arange(len(lon)), lon.shape[1])
     weight = (weight * inside[place.reshape(weight.shape)]).ravel()
-    return matrix, csr_array((weight, (pixel, place.ravel())), shape=(len(lon), offset.size))
+    return [(matrix, csr_array((weight, (pixel, place.ravel())), shape=(len(lon), offset.size)))]
 
 
 @lru_cache(maxsize=32)
-def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places: Places):
-    """Matrices from pixels of a background to small ones, and from these to means over the pixels that are wanted."""
+def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places: Places) -> list:
+    """Matrices from pixels of a background to small ones, and from these to means over some of those wanted."""
     from scipy.sparse import csr_array
 
     lon, lat, weight = (array.ravel() for array in _sub_pixels(places))
@@ -191,8 +203,12 @@ def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places
     value = np.concatenate([share[0][i] * share[1][j] for i, j in corners])
     row, n_nodes = np.tile(np.arange(lon.size), 4), (len(lat_axis) - 1) * (len(lon_axis) - 1)
     matrix = csr_array((value, (row, column)), shape=(lon.size, n_nodes))
-    pixel = np.repeat(np.arange(n_wanted), lon.size // n_wanted)
-    return matrix, csr_array((weight * inside, (pixel, np.arange(lon.size))), shape=(n_wanted, lon.size))
+    small = lon.size // n_wanted
+    pixel = np.repeat(np.arange(n_wanted), small)
+    average = csr_array((weight * inside, (pixel, np.arange(lon.size))), shape=(n_wanted, lon.size))
+    parts = [slice(i, min(i + BLOCK, n_wanted)) for i in range(0, n_wanted, BLOCK)]
+    of_small = [slice(part.start * small, part.stop * small) for part in parts]
+    return [(matrix[there], average[part, there]) for part, there in zip(parts, of_small, strict=True)]
 
 
 def _sub_pixels(places: Places) -> tuple[NDArray, NDArray, NDArray]:
@@ -219,15 +235,20 @@ def _integrate(log: NDArray, edges: NDArray, known: NDArray) -> NDArray:
     Parameters
     ----------
     log
-        Shape ``(energies, places)``.
+        Shape ``(places, energies)``.
     edges, known
         The energies [TeV], and whether they are within the axis of the background.
     """
-    value = np.exp(log) * edges[:, None]
-    step = np.diff(np.log(edges))[:, None]
-    index = np.diff(log, axis=0) / step + 1
-    flat = np.abs(index) < 1e-8
-    power = np.diff(value, axis=0) / np.where(flat, 1.0, index)
-    integral = np.where(flat, value[:-1] * step, power)
-    integral[~(known[1:] & known[:-1])] = 0.0
+    value, step = np.exp(log), np.diff(np.log(edges))
+    value *= edges
+    index = log[:, 1:] - log[:, :-1]
+    index /= step
+    index += 1
+    flat = np.abs(index) < FLAT
+    index[flat] = 1.0
+    integral = value[:, 1:] - value[:, :-1]
+    integral /= index
+    if flat.any():
+        integral[flat] = (value[:, :-1] * step)[flat]
+    integral[:, ~(known[1:] & known[:-1])] = 0.0
     return integral
