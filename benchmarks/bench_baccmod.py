@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 from common import write_json
-from scores import Rates
+from numpy.typing import NDArray
 
 from dask_bkg.catalogs import sky_regions
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore
+from dask_bkg.schema import Edges, FieldEdges
 
 PINS = ("baccmod==0.4.1", "gammapy==2.1", "regions==0.11")
 MODELS = (
@@ -70,26 +71,24 @@ def make_job(archive: Path, runs: Sequence[int] | None, models: Sequence[str]) -
     }  # fmt: skip
 
 
-def read_all(directory: Path) -> dict[str, Rates]:
-    """All models of a directory by name; bins that BAccMod leaves undefined are zero."""
-    return {path.stem: _read(path)[0] for path in sorted(directory.glob("*.npz"))}
+def read_all(directory: Path) -> dict[str, tuple[Edges | FieldEdges, dict[int, NDArray]]]:
+    """All models of a directory by name: axes, and rates by run; bins that BAccMod leaves undefined are zero."""
+    return {path.stem: _read(path)[:2] for path in sorted(directory.glob("*.npz"))}
 
 
-def _read(path: Path) -> tuple[Rates, list[int]]:
+def _read(path: Path) -> tuple[Edges | FieldEdges, dict[int, NDArray], list[int]]:
     """One model, and the runs with a zenith angle beyond those of its zenith bins: there BAccMod extrapolates."""
     with np.load(path) as held:
         values = np.nan_to_num(held["rate"], nan=0.0, posinf=0.0)
-        energy, axis = held["energy"], held["axis"]
+        kind = Edges if values.ndim == 3 else FieldEdges
         of = dict(zip(held["obs_id"].tolist(), values, strict=True))
-        outside = held["obs_id"][held["outside"]].tolist()
-    center = np.sqrt(energy[1:] * energy[:-1])
-    return Rates(center, (axis[1:] + axis[:-1]) / 2, (float(energy[0]), float(energy[-1])), of), outside
+        return kind(held["energy"], held["axis"]), of, held["obs_id"][held["outside"]].tolist()
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Runs, those beyond the zenith angles of the bins, and the share of bins without background."""
-    rates, outside = _read(path)
-    values = np.array(list(rates.of.values()))
+    _, rates, outside = _read(path)
+    values = np.array(list(rates.values()))
     return {"runs": len(values), "outside": outside, "empty": float((values <= 0).mean())}
 
 

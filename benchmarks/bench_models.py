@@ -2,12 +2,14 @@
 
     GAMMAPY_DATA=... python benchmarks/bench_models.py [--baccmod DIR] [--baccmod-empty DIR] [--json FILE]
 
-Score and plain procedure are those of ``scores.py``.  The mask: GammaCat (2 sigma + 0.25 deg, shells their size +
-0.25) and 3HWC (search radius + 0.25 deg), clipped to 0.3-1.2 deg, targets 0.4 deg, |b| < 0.3 deg, no stars.
-References are the plain procedure with 20 energies x 20 rings, and the same with 30 energies, which is stricter.  The
-bootstrap draws targets, of empty fields runs.  The released models are aligned with north, and are compared with the
-reference in such pixels.  The last tables are of the empty fields, with backgrounds made of them alone.  BAccMod's
-come from ``bench_baccmod.py``.
+What is compared is what `dask_bkg.validate` compares: counts within 2 deg, 10 energies a decade, from LO_THRES and
+from 1.3 times it, pixels of 0.2 deg; differences in 1e-3 nats an event with a paired bootstrap over targets.  The
+mask of the counts: GammaCat (2 sigma + 0.25 deg, shells their size + 0.25) and 3HWC (search radius + 0.25 deg),
+clipped to 0.3-1.2 deg, targets 0.4 deg, |b| < 0.3 deg, no stars.  References are the plain procedure with 20
+energies x 20 rings, and the same with 30 energies, which is stricter; its smoothing is `methods.smoothed`, without
+logarithms of zero.  The released models are aligned with north, and are compared with the references in such
+pixels.  The last tables are of the empty fields, with backgrounds made of them alone.  BAccMod's come from
+``bench_baccmod.py``.
 """
 
 from __future__ import annotations
@@ -16,31 +18,35 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scores
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from bench_baccmod import read_all
 from common import machine_line, write_json
-from numpy.typing import NDArray
-from scores import METHODS, HeldOut, Rates, make_rates
+from methods import COLUMNS, METHODS, cells, configuration, make_files, quiet, write_archive
 
 from dask_bkg.catalogs import CATALOG_FILES
 from dask_bkg.dl3.index import read_datastore
+from dask_bkg.held_out import validate_models
 from dask_bkg.report import format_table
+from dask_bkg.validation import compare
 
 REFERENCES = ("plain procedure", "plain procedure, 30 energies")
-RELEASED = "released H.E.S.S. models"
+FIRST, RELEASED = "default 2D", "released H.E.S.S. models"
+BESIDE_RELEASED = ("default 3D", "default 3D, same target out")
 EMPTY = "offdata"  # TARGET_TAG of the release
+
+Models = dict[str, Any]
+"""Configurations, or directories of datastores, by name."""
 
 
 def mask_circles(obs: Table, data: Path) -> list[list[float]]:
-    """What is left out of the score: circles (ra, dec, radius) [deg]."""
+    """What is left out of the counts: circles (ra, dec, radius) [deg]."""
     cat, hwc = (Table.read(data / CATALOG_FILES[name]) for name in ("gammacat", "3hwc"))
     sigma = np.nan_to_num(np.ma.filled(np.ma.asarray(cat["morph_sigma"], dtype=float), 0.0))
     shell = np.char.find(np.asarray(cat["morph_type"], dtype=str), "shell") >= 0
@@ -56,48 +62,62 @@ def mask_circles(obs: Table, data: Path) -> list[list[float]]:
     return circles + [[float(ra), float(dec), 0.3] for ra, dec in zip(plane.ra.deg, plane.dec.deg, strict=True)]
 
 
-def groups(obs: Table, obs_ids: NDArray) -> tuple[NDArray, NDArray]:
-    """What the bootstrap draws of each run, and which runs are of empty fields."""
-    rows = {int(row["OBS_ID"]): row for row in obs}
-    empty = np.array([str(rows[i]["TARGET_TAG"]).strip() == EMPTY for i in obs_ids.tolist()])
-    names = [str(i) if free else str(rows[i]["OBJECT"]) for i, free in zip(obs_ids.tolist(), empty, strict=True)]
-    return np.array(names), empty
-
-
-def of_baccmod(directory: Path | None) -> dict[str, Rates]:
-    """BAccMod's backgrounds in the form of ours."""
-    return {f"BAccMod {name}": rates for name, rates in read_all(directory).items()} if directory else {}
-
-
-def tables(title: str, held: Mapping[str, HeldOut], models: Mapping[str, Rates]) -> list[dict[str, Any]]:
-    """Print what the models score against each of the references; what was printed."""
-    found = {name: (rates.frame, scores.score(held[rates.frame], rates)) for name, rates in models.items()}
-    group = held["altaz"].group
-    told = []
-    for reference in REFERENCES:
-        of_frame = {frame: scores.score(held[frame], models[reference]) for frame, _ in found.values()}
-        rows = {name: scores.compare(mine, of_frame[frame], group) for name, (frame, mine) in found.items()}
-        print(f"\n{title}; 1e-3 nats an event against the {reference}\n")
-        print(format_table(["model", *scores.COLUMNS], [[name, *scores.cells(row)] for name, row in rows.items()]))
-        told.append({"title": title, "reference": reference, "runs": group.size, "models": rows})
-    return told
-
-
-def make_all(archive: Path, scratch: Path, names: list[str], over: Mapping[str, Any]) -> dict[str, Rates]:
-    """Backgrounds by our methods."""
-    made = {}
-    for name in names:
-        start = time.perf_counter()
-        made[name] = make_rates(archive, scratch, {**METHODS[name], **over}, {})
-        print(f"{name}: {len(made[name].of)} backgrounds in {time.perf_counter() - start:.0f} s", flush=True)
-    return made
-
-
-def alone(obs: Table, obs_ids: NDArray) -> dict[str, Any]:
-    """Configuration of backgrounds of some runs made of them alone: no run contributes that points elsewhere."""
-    others = obs[~np.isin(obs["OBS_ID"], obs_ids)]
+def empty_alone(obs: Table) -> tuple[list[int], dict[str, Any]]:
+    """Runs of empty fields, and a configuration in which no run contributes that points elsewhere."""
+    empty = np.char.strip(np.asarray(obs["TARGET_TAG"], dtype=str)) == EMPTY
+    others = obs[~empty]
     circles = [[float(ra), float(dec), 0.01] for ra, dec in zip(others["RA_PNT"], others["DEC_PNT"], strict=True)]
-    return {"run_selection": {"runlist": obs_ids.tolist()}, "exclusion": {"exclude_source_run": circles}}
+    chosen = [int(obs_id) for obs_id in obs["OBS_ID"][empty]]
+    return chosen, {"run_selection": {"runlist": chosen}, "exclusion": {"exclude_source_run": circles}}
+
+
+def make_models(
+    archive: Path, scratch: Path, names: Sequence[str], over: Mapping[str, Any], baccmod: Path | None
+) -> Models:
+    """All models but the released ones; the plain procedure and BAccMod as files."""
+    models: Models = {FIRST: configuration(FIRST, archive, scratch, over)}
+    for name in [*REFERENCES, *names]:
+        if name in REFERENCES:
+            start = time.perf_counter()
+            models[name] = make_files(name, archive, scratch, over)
+            print(f"{name}: files in {time.perf_counter() - start:.0f} s", flush=True)
+        else:
+            models.setdefault(name, configuration(name, archive, scratch, over))
+    for name, (edges, rates) in (read_all(baccmod) if baccmod else {}).items():
+        directory = Path(tempfile.mkdtemp(dir=scratch))
+        models[f"BAccMod {name}"] = write_archive(archive, directory, edges, rates)
+    return models
+
+
+def validated(models: Models, archive: Path, mask: Mapping[str, Any], threshold: float) -> dict[str, dict[str, Any]]:
+    """For each reference the lines of its table by model."""
+    validation = {"validation": {"exclusion": mask, "threshold": threshold}}
+    first = {FIRST: models[FIRST] | validation}
+    done = validate_models(models | first, progress=False)
+    # fields that are aligned with north want pixels that are: with the references alone, not with all models
+    few = {name: models[name] for name in (*REFERENCES, *BESIDE_RELEASED) if name in models}
+    north = validate_models({**first, **few, RELEASED: archive}, progress=False)
+    told = {RELEASED: compare(north, RELEASED)}
+    for reference in REFERENCES:
+        told[reference] = [
+            *compare(done, reference),
+            *(r for r in compare(north, reference) if r["name"] == RELEASED),
+        ]
+    return {reference: {row["name"]: row for row in rows} for reference, rows in told.items()}
+
+
+def show(title: str, told: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the tables."""
+    for reference, rows in told.items():
+        first = next(iter(rows.values()))
+        print(
+            f"\n{title}: {first['runs']} runs, {first['events']} events; 1e-3 nats an event against the {reference}\n"
+        )
+        lines = [
+            [name, *cells(row), f"{row['ratio']['value']:.3f}", f"{row['scatter']['value']:.3f}"]
+            for name, row in rows.items()
+        ]
+        print(format_table(["model", *COLUMNS, "predicted/observed", "scatter"], lines))
 
 
 def main() -> None:
@@ -106,31 +126,28 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--baccmod", type=Path, help="OUT_DIR of bench_baccmod.py")
     parser.add_argument("--baccmod-empty", type=Path, help="the same of the empty fields alone")
-    parser.add_argument("--scratch", type=Path, help="keep run stores and backgrounds here")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
-    scores.quiet()
+    quiet()
     data = Path(os.environ["GAMMAPY_DATA"])
-    archive, scratch = data / "hess-dl3-dr1", options.scratch or Path(tempfile.mkdtemp())
+    archive = data / "hess-dl3-dr1"
     print(machine_line())
     obs = read_datastore(archive).obs
     mask = {"catalogs": [], "star_mag": -99.0, "exclude_regions": mask_circles(obs, data)}
-    held, threshold = scores.hold_out(archive, scratch, mask)
-    obs_id = held["altaz"].obs_id
-    group, empty = groups(obs, obs_id)
-    held = {frame: part._replace(group=group) for frame, part in held.items()}
-    names = list(dict.fromkeys([*REFERENCES, *options.models]))
-    released = {RELEASED: scores.read_rates(archive, obs_id.tolist())}
-    models = {**make_all(archive, scratch, names, {}), **released, **of_baccmod(options.baccmod)}
-    told = []
-    for factor in (1.0, 1.3):
-        part = {frame: whole.above(factor, threshold) for frame, whole in held.items()}
-        told += tables(f"all runs, E > {factor:g} LO_THRES", part, models)
-    models = make_all(archive, scratch, names, alone(obs, obs_id[empty]))
-    models |= {**released, **of_baccmod(options.baccmod_empty)}
-    part = {frame: whole.of(empty) for frame, whole in held.items()}
-    told += tables("empty fields, of them alone, E > LO_THRES", part, models)
-    write_json(options.json, {"tables": told})
+    tables = {}
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        models = make_models(archive, scratch, options.models, {}, options.baccmod)
+        for threshold in (1.0, 1.3):
+            title = f"E > {threshold:g} LO_THRES"
+            tables[title] = validated(models, archive, mask, threshold)
+            show(title, tables[title])
+        _, alone = empty_alone(obs)
+        models = make_models(archive, scratch, options.models, alone, options.baccmod_empty)
+        title = "empty fields, of them alone"
+        tables[title] = validated(models, archive, mask, 1.0)
+        show(title, tables[title])
+    write_json(options.json, {"tables": tables})
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def simulate_archive(
         Number of seasons, one a year, from 1 to 30.  The muon efficiency falls within each, summers bring part of it
         back, every third one all.
     nights
-        Nights of a season in which runs are taken, from 10; few nights have several runs each.
+        Nights of a season in which runs are taken where the field can be seen, from 1; few have several runs each.
     weather
         Scatter of ln(background) from night to night, the same for the runs of a night, from 0 to 1.
     background_in_files
@@ -167,7 +167,7 @@ def _check_arguments(
         ("steepening", planted["steepening"], -1, 1),
         ("mirror_threshold", planted["mirror_threshold"], 0, 3),
         ("seasons", calendar.seasons, 1, 30),
-        ("nights", calendar.nights, 10, SEASON_NIGHTS),
+        ("nights", calendar.nights, 1, SEASON_NIGHTS),
         ("weather", calendar.weather, 0, 1),
     ):
         if not low <= value <= high:

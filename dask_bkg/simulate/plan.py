@@ -41,7 +41,10 @@ _SPACING = 0.025  # between the middles of two runs [d]: 36 minutes
 
 
 class Calendar(NamedTuple):
-    """When is observed: seasons, nights of each, evenly spread; and scatter of ln(level) from night to night."""
+    """When is observed: seasons, nights of each, evenly spread; and scatter of ln(level) from night to night.
+
+    A field that none of the nights has at its zenith angle in the dark gets another night.
+    """
 
     seasons: int = 2
     nights: int = SEASON_NIGHTS
@@ -141,10 +144,13 @@ def _draw_good_times(middle: float, rng: Generator) -> tuple[tuple[float, float]
 def _draw_middles(targets: Sequence[Field], seed: int, calendar: Calendar) -> Time:
     """Draw the middle of each run: in a dark night, zenith angles evenly, and when no earlier run is being taken."""
     middles: list[float] = []
+    nights = np.arange(calendar.nights) * SEASON_NIGHTS // calendar.nights
     for number, field in enumerate(targets):
         rng = random_stream(seed, Stream.TIMES, number)
         season = FIRST_SEASON + YEAR * (number // 3 % calendar.seasons)
-        dark = _dark_times(field.ra, _draw_hour_angle(field.dec, rng), season, calendar.nights)
+        dark = _dark_times(field.ra, _draw_hour_angle(field.dec, rng), season)
+        taken = np.isin((dark - season - _FIRST_NOON).astype(int), nights)
+        dark = dark[taken] if taken.any() else dark
         apart = np.abs(dark[:, None] - np.array(middles)).min(axis=1, initial=1.0) > _SPACING
         middles.append(float(rng.choice(dark[apart] if apart.any() else dark)))
     return Time(middles, format="mjd", scale="utc")
@@ -159,9 +165,9 @@ def _draw_hour_angle(dec: float, rng: Generator) -> float:
     return float(np.rad2deg(np.arccos(cos_hour)) * rng.choice([-1, 1]))
 
 
-def _dark_times(ra: float, hour_angle: float, season_start: int, nights: int) -> NDArray:
+def _dark_times(ra: float, hour_angle: float, season_start: int) -> NDArray:
     """Times [MJD], one a night at most, when a right ascension has an hour angle [deg] and the night is dark."""
-    noon = season_start + _FIRST_NOON + np.arange(nights) * SEASON_NIGHTS // nights
+    noon = season_start + _FIRST_NOON + np.arange(SEASON_NIGHTS)
     times = noon + (ra + hour_angle - _sidereal_time(noon)) % 360.0 / SIDEREAL
     return times[_sun_altitude(times) < _SUN_MAX]
 
