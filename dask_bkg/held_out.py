@@ -206,7 +206,7 @@ def _frames(models: Iterable[Config | Datastore]) -> tuple[str, ...]:
     north = any(
         _any_field_to_north(model)
         if isinstance(model, Datastore)
-        else (model.binning.mode, model.binning.alignment) == ("3d", "radec")
+        else model.binning.mode != "2d" and model.binning.alignment == "radec"
         for model in models
     )
     return ("radec",) if north else ("altaz", "radec")
