@@ -16,6 +16,7 @@ _HOMES = {
     "prepare_dataset": "compat",
     "run_make_background": "compat",
     "make_background": "compat",
+    "make_client": "cluster",
     "BackgroundModelEstimator": "compat",
     "ExclusionFinder": "compat",
     "reduce_run": "dl3.reduce",

@@ -169,7 +169,7 @@ def _with_retired(rows: Table, retired: Table | None, obs_ids: list[int]) -> Tab
 
 def config_hash(config: Config) -> str:
     """Hash of the effective configuration without its directories and runs: equal for equal models."""
-    elsewhere = ("io", "config", "cluster", "run_selection", "run_store", "validation")
+    elsewhere = ("io", "config", "cluster", "slurm", "run_selection", "run_store", "validation")
     values = {name: section for name, section in config.effective().items() if name not in elsewhere}
     values["from_run"] = config.io.from_run
     values["version"] = version("dask_bkg")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def main(verbose: bool) -> None:
     dask-bkg reduce config.yaml         its first step alone: the run store
     dask-bkg info runs.zarr             what is in a run store
     dask-bkg kl config.yaml             which runs resemble which: matrix and picture
+    dask-bkg cluster check config.yaml  whether a worker of its cluster can do the job
     dask-bkg validate config.yaml       how well backgrounds predict runs that they have not seen
     """  # noqa: D301
     level = logging.INFO if verbose else logging.WARNING
@@ -55,15 +57,46 @@ def main(verbose: bool) -> None:
     logging.captureWarnings(True)
 
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_where = click.option(
+    "--cluster", help="threads, local, slurm, or a scheduler's address or file; wins over the configuration."
+)
+
+
 def _job_options(command: Callable) -> Callable:
     """The configuration of a job and where it runs: the same for all commands that read one."""
     for add in (
         click.option("--progress/--no-progress", default=True, help="Show bars."),
-        click.option("--cluster", help="threads, local, or a scheduler's address; wins over the configuration."),
+        click.option("--performance-report", "report", type=_FILE, help="Save Dask's report of the job, a page."),
+        _where,
         click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
     ):
         command = add(command)
     return command
+
+
+@contextmanager
+def _reported(settings: Any, report: Path | None) -> Iterator[None]:
+    """Save Dask's report of what is done meanwhile, if one is wanted."""
+    if report is None:
+        yield
+        return
+    from distributed import performance_report
+
+    from dask_bkg.cluster import open_client
+    from dask_bkg.errors import ConfigError
+
+    with open_client(settings) as client:
+        if client is None:
+            raise ConfigError(
+                "--performance-report: threads have no scheduler that could write it: take --cluster local"
+            )
+        report.parent.mkdir(parents=True, exist_ok=True)
+        # the job finds this client active, and uses it
+        with performance_report(filename=str(report)):
+            yield
+    click.echo(f"performance report: {report}")
 
 
 def _quiet_distributed() -> None:
@@ -99,7 +132,9 @@ def config() -> None:
 @_job_options
 @click.option("--overwrite", is_flag=True, help="Copy runs to io.in_dir again that are there already.")
 @click.option("--refresh", is_flag=True, help="Also write backgrounds that would come out as they are there.")
-def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, progress: bool) -> None:
+def run(
+    config_file: Path, cluster: str | None, report: Path | None, overwrite: bool, refresh: bool, progress: bool
+) -> None:
     """Make the background of every run that CONFIG_FILE names."""
     from dask_bkg import pipeline
     from dask_bkg.config_io import dump_yaml
@@ -111,7 +146,8 @@ def run(config_file: Path, cluster: str | None, overwrite: bool, refresh: bool, 
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
     check_job(settings)
     prepared = prepare_runs(settings, overwrite)
-    done = pipeline.run(prepared, progress=progress, refresh=refresh)
+    with _reported(settings, report):
+        done = pipeline.run(prepared, progress=progress, refresh=refresh)
     _tell_results(done.results)
     unchanged, written = (sum(r.status == word for r in done.results) for word in ("unchanged", "done"))
     opened = f"{done.runs_opened} event files opened, events of {done.runs_read} runs counted"
@@ -158,12 +194,14 @@ def _tell_failed(failed: dict[int, str]) -> None:
 
 @main.command()
 @_job_options
-def reduce(config_file: Path, cluster: str | None, progress: bool) -> None:
+def reduce(config_file: Path, cluster: str | None, report: Path | None, progress: bool) -> None:
     """Bring the run store of CONFIG_FILE up to date: the runs of its archive that are new or have changed."""
     from dask_bkg.archive.info import describe
     from dask_bkg.collect import reduce_archive
 
-    done = reduce_archive(_settings(config_file, cluster), progress=progress)
+    settings = _settings(config_file, cluster)
+    with _reported(settings, report):
+        done = reduce_archive(settings, progress=progress)
     click.echo(f"{done.opened} event files opened, events of {done.read} runs counted\n\n{describe(done.store.path)}")
     _tell_failed(done.failed)
     if done.failed:
@@ -181,19 +219,65 @@ def info(store: Path) -> None:
 
 @main.command()
 @_job_options
-def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
+def kl(config_file: Path, cluster: str | None, report: Path | None, progress: bool) -> None:
     """Kullback-Leibler divergence of every run of the archive from every other: kl.zarr and kl.png in results_dir."""
-    from dask_bkg import report
     from dask_bkg.matrix import sample, write_matrix
+    from dask_bkg.report import plot_kl_matrix
 
-    done = write_matrix(_settings(config_file, cluster), progress=progress)
+    settings = _settings(config_file, cluster)
+    with _reported(settings, report):
+        done = write_matrix(settings, progress=progress)
     picture = done.path.with_suffix(".png")
     some = sample(done.path)
-    report.plot_kl_matrix(picture, some.values, some.obs_id.values, zenith=some.zenith.values)
+    plot_kl_matrix(picture, some.values, some.obs_id.values, zenith=some.zenith.values)
     click.echo(f"matrix:  {done.path}\npicture: {picture}")
     _tell_failed(done.failed)
     if done.failed:
         sys.exit(SOME_FAILED)
+
+
+@main.group()
+def cluster() -> None:
+    """Where a job runs: try it, and start one by hand."""
+
+
+@cluster.command()
+@_where
+@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def check(config_file: Path, cluster: str | None) -> None:
+    """Look whether a worker of the cluster of CONFIG_FILE can do its job.
+
+    Starts one worker (`slurm`: submits one job, and prints its script), compares its versions with those here, and
+    tries whether it sees the archive and can write to the output.
+    """
+    from dask_bkg.cluster import open_client, slurm
+    from dask_bkg.cluster.check import check_worker, one_worker
+
+    settings = one_worker(_settings(config_file, cluster))
+    if settings.cluster == "slurm":
+        click.echo(f"# the script of a job\n{slurm.job_script(settings)}")
+    with open_client(settings) as client:
+        if client is None:
+            click.echo("cluster: threads: the work is done in this process, there is nothing to check")
+            return
+        findings = check_worker(client, settings)
+    click.echo("\n".join(map(str, findings)))
+    if not all(finding.right for finding in findings):
+        sys.exit(NOTHING_DONE)
+
+
+@cluster.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def certificate(directory: Path) -> None:
+    """Write a temporary TLS certificate into DIRECTORY, and print what lets Dask take it.
+
+    \b
+    eval "$(dask-bkg cluster certificate DIRECTORY)"
+    dask scheduler --protocol tls
+    """  # noqa: D301
+    from dask_bkg.cluster.certificate import environment_of, write_certificate
+
+    click.echo(environment_of(write_certificate(directory)), nl=False)
 
 
 @main.command()
@@ -209,6 +293,7 @@ def kl(config_file: Path, cluster: str | None, progress: bool) -> None:
 def validate(
     config_file: Path,
     cluster: str | None,
+    report: Path | None,
     progress: bool,
     against: Path | None,
     folds: int | None,
@@ -228,7 +313,8 @@ def validate(
     directory = out or settings.directory("results_dir") / "validation"
     other = load_config(against) if against is not None and against.is_file() else against
     options: dict[str, Any] = {"folds": folds, "same_target_out": same_target_out, "progress": progress}
-    done = held_out.validate(settings, other, **options)
+    with _reported(settings, report):
+        done = held_out.validate(settings, other, **options)
     done.name = config_file.stem
     if done.against is not None and against is not None:
         name = against.stem if against.is_file() else against.resolve().name

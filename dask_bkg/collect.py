@@ -19,7 +19,7 @@ from dask_bkg import bookkeeping, schema
 from dask_bkg.archive.layout import same_axes
 from dask_bkg.archive.store import RunStore
 from dask_bkg.archive.update import update_block
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.lazy.execute import compute_each
@@ -160,7 +160,7 @@ def died(error: BaseException) -> str:
 
 def reduce_archive(config: Config, *, progress: bool = True) -> Stored:
     """Bring the run store of a configuration up to date, and no more: what ``dask-bkg reduce`` does."""
-    with open_client(config.cluster, config.config.n_workers) as client:
+    with job_client(config, progress=progress) as client:
         plan = plan_archive(config)
         bookkeeping.check_writable(config)
         return update_store(plan, client, config.store_path, progress=progress)

@@ -29,6 +29,7 @@ from dask_bkg.config_models import (
     Modelling,
     RunSelection,
     Section,
+    Slurm,
     unit_of,
 )
 from dask_bkg.errors import ConfigError
@@ -44,6 +45,7 @@ __all__ = [
     "Execution",
     "Modelling",
     "RunSelection",
+    "Slurm",
     "load_config",
     "parse_config",
 ]

@@ -25,6 +25,7 @@ TeV = Annotated[float, BeforeValidator(Unit("TeV"))]
 Deg = Annotated[float, BeforeValidator(Unit("deg"))]
 Days = Annotated[float, BeforeValidator(Unit("d"))]
 Mag = Annotated[float, BeforeValidator(Unit("mag"))]
+Minutes = Annotated[float, BeforeValidator(Unit("min"))]
 Number = Annotated[float, BeforeValidator(Unit(""))]
 Whole = Annotated[int, BeforeValidator(values.to_integer)]
 PathText = Annotated[str, BeforeValidator(values.to_path)]
@@ -175,6 +176,25 @@ class Execution(Section):
             return self.njobs
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return cores or 1
+
+
+class Slurm(Section):
+    """The batch jobs of cluster: slurm; partition, cores, memory, walltime of one are in Dask's jobqueue.yaml."""
+
+    workers: Whole = option(8, "most worker processes, of one core each", ge=1)
+    min_workers: Whole | None = option(None, "fewest; null: workers, always; 0: none where there is no work", ge=0)
+    tls: StrictBool = option(True, "encrypt, and let nobody else in (temporary certificates)")
+    lifetime: Minutes | None = option(
+        None, "a worker's, then another takes its place; null goes by the walltime", gt=0
+    )
+    wait: Minutes = option(60.0, "longest wait for the first worker", gt=0)
+    retries: Whole = option(10, "workers that a task may lose before it is given up", ge=0)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not be above slurm.workers ({self.workers})")
+        return self
 
 
 class RunStoreSettings(Section):
@@ -394,12 +414,13 @@ class Config(Section):
 
     preset: Literal["veritas", "gammapy-tools"] | None = option(None, "a set of defaults")
     cluster: Annotated[str, BeforeValidator(values.to_cluster)] = option(
-        "local", "threads, local (worker processes) or a scheduler (tcp://host:port)"
+        "local", "threads, local (worker processes), slurm, or a scheduler (tcp://host:port, or its file *.json)"
     )
     io: IO = Field(default_factory=IO)
     binning: Binning = Field(default_factory=Binning)
     run_store: RunStoreSettings = Field(default_factory=RunStoreSettings)
     config: Execution = Field(default_factory=Execution)
+    slurm: Slurm = Field(default_factory=Slurm)
     exclusion: Exclusion = Field(default_factory=Exclusion)
     background_selection: BackgroundSelection = Field(default_factory=BackgroundSelection)
     run_selection: RunSelection = Field(default_factory=RunSelection)
@@ -459,7 +480,7 @@ class Config(Section):
         return Path(path) if path is not None else self.directory("results_dir") / "runs.zarr"
 
     def with_cluster(self, cluster: str) -> Self:
-        """Return a copy that runs elsewhere: ``threads``, ``local`` or a scheduler's address."""
+        """Return a copy that runs elsewhere: ``threads``, ``local``, ``slurm`` or a scheduler's address or file."""
         try:
             return self.model_copy(update={"cluster": values.to_cluster(cluster)})
         except ValueError as error:

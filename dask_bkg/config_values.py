@@ -331,11 +331,17 @@ def to_hours(value: Any) -> float | str:
 
 
 def to_cluster(value: Any) -> str:
-    """Read where to compute: ``threads``, ``local``, or the address of a scheduler."""
-    accepted = "'threads', 'local' or the address of a scheduler (tcp://host:port or tls://host:port)"
-    if not isinstance(value, str) or not re.fullmatch(r"threads|local|(tcp|tls)://\S+", value.strip()):
+    """Read where to compute: ``threads``, ``local``, ``slurm``, or a scheduler's address or file (``*.json``)."""
+    accepted = (
+        "'threads', 'local', 'slurm', or the address of a scheduler (tcp://host:port or tls://host:port) or its file "
+        "(a path that ends in .json)"
+    )
+    text = value.strip() if isinstance(value, str) else ""
+    if text.endswith(".json") and "://" not in text:
+        return to_path(text)
+    if not re.fullmatch(r"threads|local|slurm|(tcp|tls)://\S+", text):
         raise ValueError(f"must be {accepted}, got {value!r}")
-    return value.strip()
+    return text
 
 
 def each(convert: Callable[[Any], Any]) -> Callable[[Any], list]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dask_bkg import pipeline, report
 from dask_bkg.catalogs import sky_regions
 from dask_bkg.cluster import open_client
-from dask_bkg.config import Config, load_config
+from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.config_io import dump_yaml
 from dask_bkg.dl3.read import RunFile, read_run, read_threshold
 from dask_bkg.errors import ArchiveError
@@ -80,7 +80,7 @@ def run_demo(
         raise ArchiveError(f"{out_dir} is not empty and holds no earlier demo: give another --out-dir")
     echo(f"simulating {RUNS} runs of {EVENTS} events in {archive}")
     truth = simulate_archive(archive, runs=RUNS, events=EVENTS, seed=SEED, overwrite=True)
-    with open_client("local", n_workers):
+    with open_client(parse_config({"config": {"njobs": n_workers}})):
         summaries = {name: _job(out_dir, name, echo, progress) for name in ("runwise", "stacked")}
     comparison = compare(truth, *(summaries[name].results for name in ("runwise", "stacked")))
     for name, summary in summaries.items():

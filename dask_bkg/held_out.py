@@ -20,7 +20,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dask_bkg import catalogs
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import BackgroundSelection, Config, parse_config
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
@@ -56,7 +56,7 @@ Counts = tuple[Scored, dict[int, Subject]]
 """The counts that backgrounds are compared with, and where those of each target are."""
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """A job on which nothing was computed yet.
 
     Attributes
@@ -151,14 +151,14 @@ def validate_models(
         for name, model in models.items()
     }
     frames, done = _frames(chosen.values()), dict[str, Validation]()
-    with open_client(first.cluster, first.config.n_workers) as client:
+    with job_client(first, progress=progress) as client:
         job, counts = None, None
         for name, model in chosen.items():
             if isinstance(model, Config):
                 prepared = _prepare(model, client, progress, () if job else frames)
-                counts = counts or _counts_of(prepared, client, progress, frames)
+                counts = counts or counts_of(prepared, client, progress, frames)
                 job = job or prepared
-                done[name] = _trial(name, prepared, counts, client, progress)
+                done[name] = trial(name, prepared, counts, client, progress)
             else:
                 assert job is not None
                 assert counts is not None  # the first one is a configuration
@@ -228,7 +228,7 @@ def _any_field_to_north(archive: Datastore) -> bool:
 # -- counts ----------------------------------------------------------------------------------------------------
 
 
-def _prepare(config: Config, client: Client | None, progress: bool, frames: Sequence[str]) -> _Prepared:
+def _prepare(config: Config, client: Client | None, progress: bool, frames: Sequence[str]) -> Prepared:
     """The job of a configuration up to its graph."""
     plan = plan_job(config)
     thresholds = {target.obs_id: target.threshold for target in plan.targets}
@@ -238,7 +238,7 @@ def _prepare(config: Config, client: Client | None, progress: bool, frames: Sequ
     folds = getattr(config.background_selection, "folds", None)
     if folds is not None:
         _add_folds(roster, folds)
-    return _Prepared(plan, stored, roster, thresholds)
+    return Prepared(plan, stored, roster, thresholds)
 
 
 def _add_folds(roster: Roster, folds: int) -> None:
@@ -248,7 +248,7 @@ def _add_folds(roster: Roster, folds: int) -> None:
         table["fold"] = np.searchsorted(numbers, table["obs_id"]) % folds
 
 
-def _counts_of(job: _Prepared, client: Client | None, progress: bool, frames: Sequence[str]) -> Counts:
+def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequence[str]) -> Counts:
     """The counts of the targets, in a store of their own where they have another exclusion."""
     config = job.plan.config
     stored = job.stored if config.validation.exclusion is None else _own_counts(job.plan, client, progress, frames)
@@ -290,7 +290,7 @@ def _blind(roster: Roster) -> NDArray:
     return ~np.all([np.isfinite(roster.targets[name]) for name in HORIZON], axis=0)
 
 
-def _subjects(job: _Prepared, stored: Stored, view: str) -> dict[int, Subject]:
+def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:
     """The targets with the place of their counts; those without counts are none."""
     targets = job.plan.targets
     rows = stored.store.find([target.obs_id for target in targets], view)
@@ -338,24 +338,27 @@ class _ScoreGiven:
         return score_given(self.subjects, archive, scored)
 
 
-def _trial(name: str, job: _Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
+def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
     """Validation of the backgrounds that a job would write."""
-    plan, config, (scored, subjects) = job.plan, job.plan.config, counts
-    parts: list[list[Target]] = []
-    tasks: list[Delayed] = []
-    if plan.targets:
-
-        def task(part: list[Target], first: int) -> _Score:
-            return _Score([_as_planned(subjects.get(target.obs_id), target) for target in part], first)
-
-        graph = build(plan, job.roster, job.stored, last=Last("validate", (model_of(plan), scored), task))
-        tasks, parts = graph.writes, graph.parts
+    plan, config = job.plan, job.plan.config
+    graph = build(plan, job.roster, job.stored, last=last_layer(job, counts)) if plan.targets else None
+    tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
         log.warning("io.from_run: each run predicts itself, which is no validation")
     numbers = [[target.obs_id for target in part] for part in parts]
     done = _compute(tasks, numbers, client, config, progress)
-    return _validation(name, done, dict(plan.failed), job.roster, scored, left_out)
+    return _validation(name, done, dict(plan.failed), job.roster, counts[0], left_out)
+
+
+def last_layer(job: Prepared, counts: Counts) -> Last:
+    """The layer ``validate`` of the graph of a job."""
+    scored, subjects = counts
+
+    def task(part: list[Target], first: int) -> _Score:
+        return _Score([_as_planned(subjects.get(target.obs_id), target) for target in part], first)
+
+    return Last("validate", (model_of(job.plan), scored), task)
 
 
 def _as_planned(subject: Subject | None, target: Target) -> Subject | None:
@@ -364,7 +367,7 @@ def _as_planned(subject: Subject | None, target: Target) -> Subject | None:
 
 
 def _trial_of_given(
-    name: str, archive: Datastore, job: _Prepared, counts: Counts, client: Client | None, progress: bool
+    name: str, archive: Datastore, job: Prepared, counts: Counts, client: Client | None, progress: bool
 ) -> Validation:
     """Validation of the backgrounds that runs have already."""
     scored, subjects = counts

@@ -18,7 +18,7 @@ from distributed import Client
 
 from dask_bkg import bookkeeping, schema, selection, similarity
 from dask_bkg.archive import layout
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import update_store
 from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
@@ -58,7 +58,7 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     """
     # a worker may have another working directory
     target = Path(os.path.abspath(config.directory("results_dir") / "kl.zarr"))
-    with open_client(config.cluster, config.config.n_workers) as client:
+    with job_client(config, progress=progress) as client:
         plan = plan_archive(config)
         plan.field = None  # runs are compared by their rings
         bookkeeping.check_writable(config)

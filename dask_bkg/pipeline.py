@@ -19,10 +19,9 @@ import dask.array as da
 import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
-from tqdm import tqdm
 
 from dask_bkg import bookkeeping, schema, selection
-from dask_bkg.cluster import open_client
+from dask_bkg.cluster import job_client
 from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
@@ -34,6 +33,7 @@ from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.matrix import kl_tables
+from dask_bkg.memory import runs_wanted, tell_memory
 from dask_bkg.model import Known, Model, Stacks
 from dask_bkg.plan import Plan, Target, plan_job, shape_settings
 from dask_bkg.products import Block, Made, Mark, Result, write_block
@@ -44,9 +44,6 @@ log = logging.getLogger(__name__)
 
 FIELD_BLOCK = 200
 """Most runs, and targets, a block where fields of pixels are stacked: 30 x 25 x 25 bins are 30 MB then."""
-
-RUNS_PER_HOUR = 4
-"""Runs that an hour of a selection may hold: half-hour runs, and some that weigh little."""
 
 SAVE_EVERY = 5.0
 """Seconds after which the run store is told of the files that were written."""
@@ -167,11 +164,7 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
         return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
-    roles = selection.settings_of_roles(settings)
-    # those of the night are few, whatever their hours
-    hours = max(section.hours_wanted for role, section in roles.items() if role != "night")
-    wanted = n_runs if settings.ranking == "none" else min(hours * RUNS_PER_HOUR, n_runs)
-    few = max(int(MOST_CHOSEN // max(wanted, 1)), 1)
+    few = max(int(MOST_CHOSEN // max(runs_wanted(settings, n_runs), 1)), 1)
     return few if few < block else None
 
 
@@ -263,13 +256,13 @@ def model_of(plan: Plan) -> Model:
 
 
 def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
-    """The layer ``write-dl3``."""
+    """The layer ``write-files``."""
 
     def task(part: list[Target], first: int) -> _Write:
         marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
         return _Write(list(zip(part, marks, strict=True)), first)
 
-    return Last("write-dl3", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
+    return Last("write-files", Block(model_of(plan), plan.attach_copy, bookkeeping.common_cards(plan), made_by), task)
 
 
 def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
@@ -318,7 +311,7 @@ class _Unpack:
 
 
 class _Write:
-    """A task of the layer ``write-dl3``; its targets are inside of it, where dask does not look for keys."""
+    """A task of the layer ``write-files``; its targets are inside of it, where dask does not look for keys."""
 
     def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
         self.targets, self.first = targets, first
@@ -355,11 +348,10 @@ def run(config: Config, *, progress: bool = True, refresh: bool = False) -> Summ
     BackgroundError
         If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
     """
-    with open_client(config.cluster, config.config.n_workers) as client:
-        if client is not None and progress:
-            tqdm.write(f"dashboard: {client.dashboard_link}")
+    with job_client(config, progress=progress) as client:
         plan = plan_job(config)
         bookkeeping.check_writable(config)
+        tell_memory(plan, client)
         stored = update_store(plan, client, config.store_path, progress=progress)
         roster = call_the_roll(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]

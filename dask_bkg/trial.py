@@ -192,7 +192,7 @@ def _score(subjects: Sequence[Subject], scored: Scored, make: Any) -> BlockScore
         try:
             judged = make(i)
             mu = predict(_in_frame(judged, subject, scored), bins.places) * exposure[i]
-            verdict, field = _judge(subject, judged, counts[i], mu, exposure[i] > 0, scored)
+            verdict, field = _judge(subject, judged, counts[i], mu, exposure[i], scored)
             total = field if total is None else total + field
         except ArchiveError:
             raise
@@ -205,10 +205,10 @@ def _score(subjects: Sequence[Subject], scored: Scored, make: Any) -> BlockScore
 
 
 def _judge(
-    subject: Subject, judged: Judged, counts: NDArray, mu: NDArray, open_: NDArray, scored: Scored
+    subject: Subject, judged: Judged, counts: NDArray, mu: NDArray, exposure: NDArray, scored: Scored
 ) -> tuple[Verdict, FieldSums]:
     """Score of one run above its threshold."""
-    obs_id, bins = subject.target.obs_id, scored.bins
+    obs_id, bins, open_ = subject.target.obs_id, scored.bins, exposure > 0
     low = np.array(scored.energy[:-1])
     lowest = subject.threshold * scored.settings.threshold
     if not np.isfinite(lowest):
@@ -223,7 +223,7 @@ def _judge(
         raise RunError(f"run {obs_id}: its background predicts counts that are no numbers")
     if not counts[first:][:, open_].any():
         raise RunError(f"run {obs_id}: no counts outside of the exclusion above {low[first]:g} TeV")
-    score, field = score_run(counts, mu, open_, first, bins, _upwards(subject.sight, scored.alignment))
+    score, field = score_run(counts, mu, exposure, first, bins, _upwards(subject.sight, scored.alignment))
     return Verdict(obs_id, "", score, float(low[first]), judged.n_runs, judged.hours), field
 
 

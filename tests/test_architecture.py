@@ -17,7 +17,7 @@ BELOW_PLAN = {"kernels", "errors", "fov", "schema", "exclusion", "catalogs", "ra
 RUNS = {"selection", "similarity", "archive", "stacking"}
 BELOW_PIPELINE = BELOW_PLAN | CONFIG | RUNS | {
     "plan", "roster", "runlists", "journal", "model", "products", "bookkeeping", "prepare", "cluster", "lazy",
-    "collect", "matrix",
+    "collect", "matrix", "memory",
 }  # fmt: skip
 
 MAY_IMPORT = {
@@ -46,9 +46,10 @@ MAY_IMPORT = {
     "model": {"dl3", "plan", "modulation", "rate", "schema", "selection", "irf", "errors"},
     "products": {"dl3", "plan", "model", "modulation", "rate", "selection", "errors"},
     "bookkeeping": {"config", "config_io", "dl3", "plan", "products", "catalogs", "runlists", "journal", "errors"},
-    "cluster": {"errors"},
+    "cluster": {"cluster", "config", "errors"},
+    "memory": {"config", "plan", "selection"},
     "lazy": {"lazy", "schema", "dl3", "exclusion"} | RUNS,
-    "collect": BELOW_PIPELINE - {"collect", "matrix", "roster"},
+    "collect": BELOW_PIPELINE - {"collect", "matrix", "roster", "memory"},
     "matrix": BELOW_PIPELINE - {"matrix"},
     "pipeline": BELOW_PIPELINE,
     "single": BELOW_PIPELINE | {"pipeline"},
@@ -109,7 +110,7 @@ def outsiders(*programs: str) -> set[str]:
 
 def test_only_the_upper_rooms_know_dask():
     """What wires tasks knows dask; what is done in a task does not."""
-    wiring = {"lazy", "collect", "matrix", "pipeline", "single", "cluster", "held_out"}
+    wiring = {"lazy", "collect", "matrix", "pipeline", "single", "cluster", "memory", "held_out"}
     assert outsiders("dask", "distributed") - ANYTHING == wiring
 
 

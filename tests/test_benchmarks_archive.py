@@ -295,6 +295,20 @@ def test_the_graph_that_sleeps_is_that_of_the_job(few_runs, bench, tmp_path):
     graph = scaling.job_graph(RunStore.open(tmp_path / "runs.zarr"), 2.0, tmp_path)
     names = {scaling.layer_name(key) for key in graph}
     assert {"load-runs", "kl-divergence", "stack-runs"} <= names
-    writes = [key for key in graph if str(key[0]).startswith("write-dl3")]
+    writes = [key for key in graph if str(key[0]).startswith("write-files")]
     assert len(writes) == 3  # 60 targets
     assert scaling.reading_graph(101, 50).keys() == {"exclusion-0", *(("reduce-runs-0", i) for i in range(3))}
+
+
+def test_bench_validate_runs_and_nothing_is_left_out_twice(script, capsys):
+    told = script("bench_validate", "--runs", 60, "--hours", 5)
+    assert [(row["runs"], row["mode"], row["validated"]) for row in told["archives"]] == [
+        (60, "2d", 60),
+        (60, "3d", 60),
+    ]
+    for row in told["archives"]:
+        assert row["ratio"] == pytest.approx(1, abs=0.01)  # 60 runs of 3,700 events above the threshold: 0.2 %
+        assert row["tasks"] > 10
+        assert all(0.05 < gb < 2 for gb in row["peak_gb"])
+    assert told["archives"][0]["events"] == told["archives"][1]["events"]
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["60", "3d"]

@@ -23,7 +23,7 @@ from gammapy.data import DataStore
 from kept_store import keep_store
 from matplotlib.image import imread
 
-from dask_bkg import __version__, cluster
+from dask_bkg import __version__
 from dask_bkg.cli import main
 from dask_bkg.config import load_config, parse_config
 from dask_bkg.config_io import dump_yaml, parse_yaml
@@ -129,7 +129,7 @@ def test_the_cluster_of_the_command_wins(yaml_file, monkeypatch):
     def refuse(*_):
         raise AssertionError("a local cluster was started")
 
-    monkeypatch.setattr(cluster, "_local_cluster", refuse)
+    monkeypatch.setattr("dask_bkg.cluster.local.start_workers", refuse)
     result = call("run", yaml_file(cluster="local"), "--cluster", "threads")
     assert result.exit_code == ALL_DONE
     assert "\ncluster: threads\n" in result.stdout
@@ -449,7 +449,7 @@ def test_every_run_is_broken(yaml_file, four_runs, run_path):
 
 
 def test_no_scheduler_answers(yaml_file, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("dask_bkg.cluster.client.CONNECT_SECONDS", 0.3)
     result = call("run", yaml_file(), "--cluster", "tcp://127.0.0.1:1")
     assert result.exit_code == NOTHING_DONE
     assert "no scheduler answers at tcp://127.0.0.1:1" in result.stderr

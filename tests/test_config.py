@@ -426,7 +426,8 @@ def test_unknown_key_is_refused_with_the_nearest_name(given, match):
     [
         ({"preset": "magic"}, r"preset: must be 'veritas' or 'gammapy-tools', got 'magic'"),
         ({"preset": ["veritas"]}, r"preset: must be"),
-        ({"cluster": "slurm"}, r"cluster: must be 'threads', 'local' or .*got 'slurm'"),
+        ({"cluster": "slrum"}, r"cluster: must be 'threads', 'local', 'slurm', or .*got 'slrum'"),
+        ({"slurm": {"workers": 2, "min_workers": 3}}, r"slurm\.min_workers \(3\) must not be above slurm\.workers"),
         ({"io": {"attach": "link"}}, r"io\.attach: must be 'copy' or 'index', got 'link'"),
         ({"io": {"from_run": "yes"}}, r"io\.from_run: must be true or false .*got 'yes'"),
         ({"io": {"from_run": 1}}, r"io\.from_run: must be true or false"),

@@ -245,7 +245,8 @@ def test_template_uncommented_is_every_option_at_its_default():
         r"    # block: null +# runs a task where runs meet runs; null goes by the archive",
         r"    # store_KL: false +# write the divergences of each target's candidates to io\.results_dir/kl",
         r"    # divergence: shape +# shape \| document; ",
-        r"# cluster: local +# threads, local",
+        r"# cluster: local +# threads, local \(worker processes\), slurm, or a scheduler",
+        r"    # lifetime: null +# \[min\] a worker's",
     ],
 )
 def test_template_shows_default_unit_and_meaning(line):

@@ -236,12 +236,16 @@ def test_hours_refused(value):
         values.to_hours(value)
 
 
-@pytest.mark.parametrize("value", ["threads", "local", "tcp://10.0.0.1:8786", "tls://head:8786"])
+@pytest.mark.parametrize(
+    "value", ["threads", "local", "slurm", "tcp://10.0.0.1:8786", "tls://head:8786", "/shared/scheduler.json"]
+)
 def test_cluster(value):
     assert values.to_cluster(value) == value
 
 
-@pytest.mark.parametrize("value", ["slurm", "http://a", "tcp://", "tcp:/a", "", 8786, "locally", "local\n tcp://a b"])
+@pytest.mark.parametrize(
+    "value", ["slrum", "http://a", "http://a/b.json", "tcp://", "tcp:/a", "", 8786, "locally", "local\n tcp://a b"]
+)
 def test_cluster_refused(value):
     with pytest.raises(ValueError, match="scheduler"):
         values.to_cluster(value)

@@ -117,7 +117,7 @@ def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
     keys = tasks(graph)
     print(f"{rank}: {len(keys)} tasks built in {time.perf_counter() - start:.2f} s")
     assert len(keys) < 5000
-    assert sum(key.startswith("write-dl3") for key in keys) == len(graph.writes)
+    assert sum(key.startswith("write-files") for key in keys) == len(graph.writes)
     assert sum(len(part) for part in graph.parts) == 20_000
 
 
@@ -163,7 +163,7 @@ def test_names_on_the_dashboard():
     names = {key_split(key) for key in tasks(graph)}
     assert {"load-runs", "shape-of-runs", "kl-divergence", "merge-runs", "select-runs", "stack-runs"} <= names
     # the dashboard cuts a name before a word with a digit: there it is "write"
-    assert any(key.startswith("write-dl3") for key in tasks(graph))
+    assert any(key.startswith("write-files") for key in tasks(graph))
 
 
 def test_blocks_of_the_configuration():

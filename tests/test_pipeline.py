@@ -81,7 +81,7 @@ def test_names_on_the_dashboard(graph):
     names = {key_split(key) for key in keys}
     assert {"load-runs", "shape-of-runs", "kl-divergence", "select-runs", "stack-runs"} <= names
     # the dashboard cuts a name before a word with a digit: there it is "write"
-    assert any(key.startswith("write-dl3") for key in keys)
+    assert any(key.startswith("write-files") for key in keys)
 
 
 def test_the_graph_is_the_eager_way_step_by_step(graph):
@@ -168,7 +168,7 @@ def test_one_thread_or_two(job, archive, on_threads, tmp_path):
 
 
 def test_the_address_of_a_scheduler(job, archive, on_threads, scheduler, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_local_cluster", refuse)
+    monkeypatch.setattr("dask_bkg.cluster.local.start_workers", refuse)
     config = job(archive[0], io=OTHERS, cluster=scheduler.scheduler_address, **SELECTED)
     assert scheduler.scheduler_address.startswith("tcp://")
     run_make_background(config)
@@ -184,7 +184,7 @@ def test_a_local_cluster(job, archive, on_threads, tmp_path):
 
 
 def test_an_active_client_is_used_and_left_open(job, four_runs, scheduler, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_local_cluster", refuse)
+    monkeypatch.setattr("dask_bkg.cluster.local.start_workers", refuse)
     config = job(four_runs, cluster="local", io=OTHERS, background_selection={"rank": "kl"})
     with Client(scheduler) as client:
         run_make_background(config)

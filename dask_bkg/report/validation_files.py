@@ -14,7 +14,7 @@ from astropy.table import Table
 from dask_bkg.dl3.atomic import atomic_path
 from dask_bkg.report.tables import format_table
 from dask_bkg.report.validation_page import make_page
-from dask_bkg.validation.flags import flag_words, run_columns, worst_first
+from dask_bkg.validation.flags import WRONG, flag_words, run_columns, worst_first
 from dask_bkg.validation.results import Validation
 from dask_bkg.validation.summary import compare, summarise
 
@@ -75,7 +75,7 @@ def _table(columns: Mapping[str, np.ndarray]) -> Table:
 
 def describe(validation: Validation, told: list, columns: Mapping[str, np.ndarray], rows: list) -> str:
     """The validation in a few lines."""
-    first, flagged = told[0], int(((columns["flag"] & 3) > 0).sum())
+    first, flagged = told[0], int(((columns["flag"] & WRONG) > 0).sum())
     head = [
         f"{first['runs']} runs, {first['events']} events; backgrounds made without {_without(validation)}",
         f"predicted / observed {_pm(first['ratio'], 3)}; from run to run {first['scatter']['value']:.1%} (statistics "
@@ -128,7 +128,7 @@ def _models(first: Mapping[str, Any], rows: list) -> str:
 
 def _worst(columns: Mapping[str, np.ndarray], flagged: int) -> str:
     order = worst_first(columns)[: max(SHOWN, min(flagged, 20))].tolist()
-    header = ["run", "events", "predicted/observed", "rate pull", "shape pull", "looks wrong"]
+    header = ["run", "events", "predicted/observed", "rate pull", "shape pull", "hottest", "flags"]
     cells = [
         [
             int(columns["obs_id"][i]),
@@ -136,6 +136,7 @@ def _worst(columns: Mapping[str, np.ndarray], flagged: int) -> str:
             f"{columns['ratio'][i]:.3f}",
             f"{columns['rate_pull'][i]:+.1f}",
             f"{columns['shape_pull'][i]:+.1f}",
+            f"{columns['hottest'][i]:.1f}",
             flag_words(int(columns["flag"][i])),
         ]
         for i in order

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dask_bkg import __version__
 from dask_bkg.report import validation_pictures as pictures
-from dask_bkg.validation.flags import flag_words, worst_first
+from dask_bkg.validation.flags import WRONG, flag_words, worst_first
 from dask_bkg.validation.results import Validation
 
 WORST = 40
@@ -108,7 +108,7 @@ def _warning(validation: Validation) -> str:
 def _cards(told: Mapping[str, Any], columns: Mapping[str, NDArray]) -> str:
     width = told["significance"]["norm"].get("width")
     scatter = {name: 100 * value for name, value in told["scatter"].items()}
-    flagged = int(((columns["flag"] & 3) > 0).sum())
+    flagged = int(((columns["flag"] & WRONG) > 0).sum())
     cards = [
         (f"{told['runs']}", f"runs, {told['events']:,} events".replace(",", "&#8239;")),
         (_large(told["ratio"]), "predicted / observed"),
@@ -223,7 +223,17 @@ def _bands(told: Mapping[str, Any]) -> str:
 def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
     """Runs that look wrong first, with the numbers of each below."""
     order = worst_first(columns)[:WORST].tolist()
-    header = ["run", "target", "events", "predicted / observed", "rate pull", "width", "shape pull", "looks wrong"]
+    header = [
+        "run",
+        "target",
+        "events",
+        "predicted / observed",
+        "rate pull",
+        "width",
+        "shape pull",
+        "hottest spot",
+        "flags",
+    ]
     body = []
     for i in order:
         number, events = int(columns["obs_id"][i]), str(int(columns["events"][i]))
@@ -231,6 +241,7 @@ def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
             f'<a href="#run-{number}">{number}</a>', escape(str(columns["object"][i])), events,
             _number({"value": columns["ratio"][i], "error": columns["ratio_error"][i]}, 3),
             f"{columns['rate_pull'][i]:+.1f}", f"{columns['width'][i]:.2f}", f"{columns['shape_pull'][i]:+.1f}",
+            f"{columns['hottest'][i]:.1f}",
             f'<span class="warn">{flag_words(int(columns["flag"][i]))}</span>',
         ])  # fmt: skip
     details = "".join(_run(validation, columns, i) for i in order)
@@ -238,8 +249,9 @@ def _worst(validation: Validation, columns: Mapping[str, NDArray]) -> str:
     note = f" The {more} other runs are in validation.ecsv." if more else ""
     return (
         "<h2>Worst runs first</h2><p>rate pull: distance of predicted / observed from that of the other runs; shape "
-        "pull: of the residuals in the field. Bad weather, a source that is not excluded, a wrong pointing look like "
-        f"that.{note}</p>{_table(header, body, 'named')}<h2>Their numbers</h2>{details}"
+        "pull: of the residuals in the field; hottest: significance of the largest excess. Bad weather, a wrong "
+        f"pointing, a source that is not excluded look like that.{note}</p>{_table(header, body, 'named')}"
+        f"<h2>Their numbers</h2>{details}"
     )
 
 
@@ -267,6 +279,9 @@ def _run(validation: Validation, columns: Mapping[str, NDArray], i: int) -> str:
         f"threshold {columns['threshold'][i]:.3g} TeV",
         f"MJD {columns['time'][i]:.2f}",
     ]
+    if np.isfinite(columns["hot_lon"][i]):
+        place = f"fov_lon {columns['hot_lon'][i]:+.1f}, fov_lat {columns['hot_lat'][i]:+.1f} deg"
+        facts.append(f"largest excess {columns['hottest'][i]:.1f} standard deviations at {place}")
     if columns["n_runs"][i]:
         facts.append(f"background of {int(columns['n_runs'][i])} runs, {columns['hours'][i]:.1f} h")
     words = flag_words(int(columns["flag"][i]))

@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
 from dask_bkg.report.curves import OWN, STACKED, TRUTH
+from dask_bkg.validation.flags import WRONG
 
 GREY = "#9aa0a6"
 COLORS = (STACKED, OWN)
@@ -130,7 +131,7 @@ def draw_runs(columns: Mapping[str, NDArray]) -> Figure:
     figure = Figure(figsize=(12.6, 3.3), layout="constrained")
     axes = figure.subplots()
     for wrong, color, label in ((False, STACKED, "run"), (True, OWN, "flagged")):
-        here = ((flag & 3) > 0) == wrong
+        here = ((flag & WRONG) > 0) == wrong
         if here.any():
             axes.errorbar(x[here], value[here], error[here], fmt="o", ms=3, lw=0.8, color=color, label=label)
     axes.axhline(1, color=GREY, lw=1)

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 LN_MU = np.linspace(np.log(1e-6), np.log(1e4), 461)
 """Expected counts of the table, evenly in their logarithm; beyond it the last values hold."""
 
+LN_MU_CELLS = np.linspace(np.log(2.0), np.log(1e4), 1001)
+"""The same for histograms of cells: so fine that the jumps from one number of counts to the next stay sharp."""
+
 S_EDGES = np.linspace(-8.0, 8.0, 81)
 """Edges of the histogram of significances; what is beyond goes into the outermost bins."""
 
@@ -68,54 +71,69 @@ def expected(mu: ArrayLike) -> Expected:
     >>> np.sqrt(told.square - told.mean**2).round(3).tolist()
     [1.01, 1.0]
     """
-    at = _places(mu)
-    left = np.minimum(at.astype(int), LN_MU.size - 2)
-    share = (at - left)[..., None]
-    values = _table()[0]
+    left, share = _places(mu, LN_MU)
+    values, share = _table(), share[..., None]
     told = values[left] * (1 - share) + values[left + 1] * share
     return Expected(told[..., 0], told[..., 1], told[..., 2], told[..., 3:])
 
 
 def spread(mu: NDArray) -> NDArray:
-    """How many bins there are of each expectation of the table, shape ``(461,)``; for `expected_histogram`."""
-    at = _places(mu).ravel()
-    left = np.minimum(at.astype(int), LN_MU.size - 2)
-    share = at - left
-    n = LN_MU.size
+    """How many bins there are of each expectation in `LN_MU_CELLS`, for `expected_histogram`."""
+    left, share = _places(mu.ravel(), LN_MU_CELLS)
+    n = LN_MU_CELLS.size
     return np.bincount(left, 1 - share, minlength=n) + np.bincount(left + 1, share, minlength=n)
 
 
 def expected_histogram(bins: NDArray) -> NDArray:
     """Histogram of significances (`S_EDGES`) that is expected of bins with the expectations that `spread` gives."""
-    return bins @ _table()[1]
+    return bins @ _histograms()
 
 
 def histogram(s: NDArray) -> NDArray:
     """Histogram of significances, shape ``(80,)``."""
-    return np.histogram(np.clip(s, S_EDGES[0] + 1e-9, S_EDGES[-1] - 1e-9), S_EDGES)[0].astype(float)
+    return np.histogram(_inside(s), S_EDGES)[0].astype(float)
 
 
-def _places(mu: ArrayLike) -> NDArray:
-    """Where expected counts are in the table, in steps of it."""
+def _places(mu: ArrayLike, axis: NDArray) -> tuple[NDArray, NDArray]:
+    """Where expected counts are in a table: the row below, and the share of the next one."""
     with np.errstate(divide="ignore"):
-        ln_mu = np.clip(np.log(np.asarray(mu, dtype=float)), LN_MU[0], LN_MU[-1])
-    return (ln_mu - LN_MU[0]) / (LN_MU[1] - LN_MU[0])
+        ln_mu = np.clip(np.log(np.asarray(mu, dtype=float)), axis[0], axis[-1])
+    at = (ln_mu - axis[0]) / (axis[1] - axis[0])
+    left = np.minimum(at.astype(int), axis.size - 2)
+    return left, at - left
+
+
+def _distribution(mu: float) -> tuple[NDArray, NDArray]:
+    """Significances that occur, and their probabilities."""
+    from scipy.special import gammaln
+
+    reach = 12 * np.sqrt(mu) + 40
+    n = np.arange(max(0, int(mu - reach)), int(mu + reach) + 1)
+    return significance(n, mu), np.exp(n * np.log(mu) - mu - gammaln(n + 1))
 
 
 @lru_cache(maxsize=1)
-def _table() -> tuple[NDArray, NDArray]:
-    """Mean, square, variance of the square and tails, shape ``(461, 5)``; and histograms, shape ``(461, 80)``."""
-    from scipy.special import gammaln
-
-    values, histograms = [], []
+def _table() -> NDArray:
+    """Mean, square, variance of the square and tails for each of `LN_MU`, shape ``(461, 5)``."""
+    values = []
     for mu in np.exp(LN_MU).tolist():
-        reach = 12 * np.sqrt(mu) + 40
-        n = np.arange(max(0, int(mu - reach)), int(mu + reach) + 1)
-        p = np.exp(n * np.log(mu) - mu - gammaln(n + 1))
-        s = significance(n, mu)
+        s, p = _distribution(mu)
         square = p @ s**2
         tails = [p @ (np.abs(s) > limit) for limit in TAILS]
         values.append([p @ s, square, p @ s**4 - square**2, *tails])
-        inside = np.clip(s, S_EDGES[0] + 1e-9, S_EDGES[-1] - 1e-9)
-        histograms.append(np.histogram(inside, S_EDGES, weights=p)[0])
-    return np.array(values), np.array(histograms)
+    return np.array(values)
+
+
+@lru_cache(maxsize=1)
+def _histograms() -> NDArray:
+    """Probabilities of the bins of `S_EDGES` for each of `LN_MU_CELLS`, shape ``(1001, 80)``."""
+    found = []
+    for mu in np.exp(LN_MU_CELLS).tolist():
+        s, p = _distribution(mu)
+        found.append(np.histogram(_inside(s), S_EDGES, weights=p)[0])
+    return np.array(found)
+
+
+def _inside(s: NDArray) -> NDArray:
+    """Significances, those beyond the histogram in its outermost bins."""
+    return np.clip(s, S_EDGES[0] + 1e-9, S_EDGES[-1] - 1e-9)

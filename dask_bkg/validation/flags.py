@@ -21,8 +21,14 @@ FEW_COUNTS = 100
 FAR_RATE, FAR_SHAPE = 4.0, 5.0
 """Pulls from which a rate, and the shape in the field, are flagged."""
 
-WORDS = {1: "rate", 2: "shape", 4: "few counts"}
+HOT = 5.0
+"""Significance of a spot from which it is flagged: 3e-7, of some 400 pixels and cells of a run."""
+
+WORDS = {1: "rate", 2: "shape", 4: "few counts", 8: "hot spot"}
 """Flags, bit by bit."""
+
+WRONG = 1 | 2 | 8
+"""Those of a run that looks wrong."""
 
 
 def run_columns(validation: Validation) -> dict[str, NDArray]:
@@ -35,7 +41,8 @@ def run_columns(validation: Validation) -> dict[str, NDArray]:
         from the median of the archive in units of scatter and statistics; ``width`` that of the significances of the
         cells (norm); ``shape`` how far the sum of their squares is above its Poisson expectation in units of its
         standard deviation, and ``shape_pull`` the same against the other runs; ``deviance`` that of all bins over
-        its expectation; ``flag`` the sum of the bits in `WORDS`.
+        its expectation; ``hottest`` the significance of the largest excess and ``hot_lon``, ``hot_lat`` its place in
+        the field [deg]; ``flag`` the sum of the bits in `WORDS`.
     """
     runs = validation.runs
     counts, predicted = (runs[name].values.sum(axis=1) for name in ("counts", "predicted"))
@@ -46,7 +53,9 @@ def run_columns(validation: Validation) -> dict[str, NDArray]:
     few = counts < FEW_COUNTS
     # a run of which nothing was predicted is as wrong as can be
     far_rate = ~(np.abs(rate_pull) <= FAR_RATE) & ~few
-    flag = far_rate * 1 + ((shape_pull > FAR_SHAPE) & ~few) * 2 + few * 4
+    hottest = runs["hottest"].values
+    hot = (hottest[:, 0] > HOT) & ~few
+    flag = far_rate * 1 + ((shape_pull > FAR_SHAPE) & ~few) * 2 + few * 4 + hot * 8
     known = ("object", "zenith", "time", "threshold", "n_runs", "hours")
     return {
         "obs_id": runs["obs_id"].values,
@@ -60,6 +69,7 @@ def run_columns(validation: Validation) -> dict[str, NDArray]:
         "shape": shape,
         "shape_pull": shape_pull,
         "deviance": ratio(runs["deviance"].values[:, 0], runs["deviance"].values[:, 1]),
+        **dict(zip(("hottest", "hot_lon", "hot_lat"), hottest.T, strict=True)),
         "flag": flag.astype(np.int64),
     }
 
@@ -105,6 +115,8 @@ def flag_words(flag: int) -> str:
 
 
 def worst_first(columns: Mapping[str, NDArray]) -> NDArray:
-    """Order of the runs: flagged ones first, then by the larger one of their two pulls."""
-    pull = np.maximum(np.abs(columns["rate_pull"]), columns["shape_pull"])
-    return np.lexsort((columns["obs_id"], -pull, (columns["flag"] & 3) == 0))
+    """Order of the runs: those that look wrong first, then by the larger one of their pulls; few counts last."""
+    spot = columns["hottest"] * (FAR_RATE / HOT)
+    pull = np.max([np.abs(columns["rate_pull"]), columns["shape_pull"] * (FAR_RATE / FAR_SHAPE), spot], axis=0)
+    few = (columns["flag"] & 4) > 0
+    return np.lexsort((columns["obs_id"], np.where(few, 0.0, -pull), (columns["flag"] & WRONG) == 0))

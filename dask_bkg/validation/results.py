@@ -30,7 +30,7 @@ class Validation:
     runs
         By run (``obs_id``): ``counts`` and ``predicted`` by energy; ``loglike`` in each form; sums over the cells of
         the field (``cells``, see `dask_bkg.validation.score.SUMS`); ``deviance`` (observed, expected, variance);
-        ``profile`` and ``slope`` by band; and what is known of the run.
+        ``profile`` and ``slope`` by band; the ``hottest`` spot; and what is known of the run.
     sums
         Sums over all runs: residual fields and the histogram of significances, observed and expected.
     failed
@@ -93,6 +93,7 @@ def gather(
         "deviance": (("obs_id", "moment"), stacked("deviance")),
         "profile": (("obs_id", "kind", "band", "ring"), stacked("profile")),
         "slope": (("obs_id", "band", "direction", "part"), stacked("slope")),
+        "hottest": (("obs_id", "spot"), stacked("hottest")),
         **{name: ("obs_id", np.asarray(column)) for name, column in columns.items()},
     }
     group = target_groups(*(np.asarray(columns[name]) for name in ("object", "ra_pnt", "dec_pnt")))
@@ -106,6 +107,7 @@ def gather(
         "form": list(FORMS),
         "sum": list(SUMS),
         "moment": ["observed", "expected", "variance"],
+        "spot": ["significance", "fov_lon", "fov_lat"],
         "kind": ["counts", "predicted"],
         "direction": list(AXES),
         "part": ["residual", "weight"],

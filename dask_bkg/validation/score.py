@@ -20,10 +20,14 @@ FORMS = ("raw", "norm", "enorm")
 
 SUMS = ("n", "s", "s2", "expected_s", "expected_s2", "variance", "over_3", "over_5", "expected_3", "expected_5")
 """Sums over the cells of a run with enough expected counts: their number; significance and its square, observed and
-expected; variance of the latter; how many are beyond 3 and 5, observed and expected."""
+expected; variance of the latter; how many are beyond 3 and 5, observed and expected.  The expected square allows for
+the factors of a form, which take some of the scatter away."""
 
 FLOOR = 1e-3
 """Least expected counts, in units of an even share of the events: a model that says zero is wrong, not infinitely."""
+
+CLOSED = 1e-3
+"""Exposure of a pixel, in units of the largest, that counts for none: fields that turn have it to 1e-4."""
 
 CELL_MIN = 5.0
 """Expected counts that a cell must have for its significance to be looked at."""
@@ -51,6 +55,9 @@ class RunScore(NamedTuple):
     slope
         By band and direction (`AXES`) the sum of ``(n - mu) t`` and of ``mu t^2`` (norm), where t [deg] counts from
         the mean over the prediction; shape ``(band, 2, 2)``.
+    hottest
+        Largest excess of a field pixel or cell over all energies (norm): its significance, and where it is along
+        ``fov_lon`` and ``fov_lat`` [deg], shape ``(3,)``.
     """
 
     first: int
@@ -61,6 +68,7 @@ class RunScore(NamedTuple):
     cells: NDArray
     profile: NDArray
     slope: NDArray
+    hottest: NDArray
 
 
 class FieldSums(NamedTuple):
@@ -86,7 +94,7 @@ class FieldSums(NamedTuple):
 
 
 def score_run(
-    counts: NDArray, mu: NDArray, open_: NDArray, first: int, bins: Bins, up: tuple[float, float] = (0.0, 1.0)
+    counts: NDArray, mu: NDArray, exposure: NDArray, first: int, bins: Bins, up: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[RunScore, FieldSums]:
     """Compare counts and prediction of one run.
 
@@ -94,8 +102,8 @@ def score_run(
     ----------
     counts, mu
         Counts and expected counts, shape ``(energy, pixels)``.
-    open_
-        Which pixels have exposure, shape ``(pixels,)``.
+    exposure
+        Of the pixels, in any unit, shape ``(pixels,)``; where there is none nothing is compared.
     first
         First energy bin above the threshold; those below are left out.
     bins
@@ -115,19 +123,24 @@ def score_run(
     >>> bool(run.loglike[1] > run.loglike[0])
     True
     """
+    exposure = np.asarray(exposure, dtype=float)
+    open_ = exposure > CLOSED * exposure.max()
     n = np.where(open_, counts, 0.0)
     n[:first] = 0.0
     used = np.zeros(n.shape, dtype=bool)
     used[first:] = open_
     mu = np.where(used, mu, 0.0)
-    forms = _forms(n, np.where(used, np.maximum(mu, FLOOR * n.sum() / max(used.sum(), 1)), 0.0))
+    share = exposure / exposure[open_].sum() / max(len(n) - first, 1)
+    forms = _forms(n, np.where(used, np.maximum(mu, FLOOR * n.sum() * share), 0.0))
     log_mu = [np.log(form, out=np.zeros_like(form), where=form > 0) for form in forms]
     loglike = np.array([(n * log).sum() - form.sum() for form, log in zip(forms, log_mu, strict=True)])
     cells, s, cell_mu = _cells(n, forms, bins)
     norm = forms[1]
     there = used & (norm > 0)
     told = expected(norm[there])
-    deviance = np.array([(significance(n[there], norm[there]) ** 2).sum(), told.square.sum(), told.variance.sum()])
+    square = (significance(n[there], norm[there]) ** 2).sum()
+    # the factor of the run takes one degree of freedom
+    deviance = np.array([square, max(told.square.sum() - 1, 0.0), told.variance.sum()])
     n_band, mu_band = (bins.in_band.T @ part for part in (n, norm))
     run = RunScore(
         first,
@@ -138,6 +151,7 @@ def score_run(
         cells,
         np.stack([n_band @ bins.in_ring, mu_band @ bins.in_ring]),
         _slopes(n_band, mu_band, bins, up),
+        _hottest(n, norm, bins),
     )
     return run, FieldSums(bins.square(n_band), bins.square(mu_band), histogram(s), spread(cell_mu))
 
@@ -154,18 +168,49 @@ def _cells(n: NDArray, forms: list[NDArray], bins: Bins) -> tuple[NDArray, NDArr
     """`SUMS` of each form; significances and expected counts of the cells (norm)."""
     counts = bins.in_band.T @ n @ bins.in_cell
     sums, kept = [], []
-    for form in forms:
+    for name, form in zip(FORMS, forms, strict=True):
         mu = bins.in_band.T @ form @ bins.in_cell
+        taken = _taken_by_factors(name, form, mu, bins)
         enough = mu > CELL_MIN
         mu = mu[enough]
         s, told = significance(counts[enough], mu), expected(mu)
+        square = told.square.sum() - taken[enough].sum()
         beyond = [(np.abs(s) > limit).sum() for limit in (3, 5)]
         sums.append([
-            s.size, s.sum(), (s**2).sum(), told.mean.sum(), told.square.sum(), told.variance.sum(), *beyond,
+            s.size, s.sum(), (s**2).sum(), told.mean.sum(), square, told.variance.sum(), *beyond,
             *told.tails.sum(axis=0),
         ])  # fmt: skip
         kept.append((s, mu))
     return np.array(sums, dtype=float), *kept[1]
+
+
+def _taken_by_factors(name: str, mu: NDArray, in_cells: NDArray, bins: Bins) -> NDArray:
+    """By how much the factors of a form lower the expected square of a cell's significance, shape ``(band, cell)``.
+
+    n - mu f has the variance mu - mu^2 / M where f makes up for the sum M that the cell is a part of.
+    """
+    if name == "raw" or not mu.any():
+        return np.zeros(in_cells.shape)
+    if name == "norm":
+        return in_cells / mu.sum()
+    total = mu.sum(axis=1, keepdims=True)
+    per_energy = mu @ bins.in_cell
+    part = np.divide(per_energy**2, total, out=np.zeros_like(per_energy), where=total > 0)
+    return np.divide(bins.in_band.T @ part, in_cells, out=np.zeros_like(in_cells), where=in_cells > 0)
+
+
+def _hottest(n: NDArray, mu: NDArray, bins: Bins) -> NDArray:
+    """Largest excess of a field pixel or cell over all energies: significance, and where it is [deg]."""
+    best = np.array([0.0, np.nan, np.nan])
+    for members in (None, bins.in_cell):
+        counts, hoped, lon, lat = n.sum(axis=0), mu.sum(axis=0), bins.lon, bins.lat
+        if members is not None:
+            size = members.sum(axis=0)
+            counts, hoped, lon, lat = counts @ members, hoped @ members, lon @ members / size, lat @ members / size
+        s = np.where(hoped > 0, significance(counts, np.where(hoped > 0, hoped, 1.0)), 0.0)
+        if s.max() > best[0]:
+            best = np.array([s.max(), lon[s.argmax()], lat[s.argmax()]])
+    return best
 
 
 def _slopes(n: NDArray, mu: NDArray, bins: Bins, up: tuple[float, float]) -> NDArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,17 @@ def bootstrap_error(
     np.add.at(of_target, index, sums)
     if n < 2:
         return np.full_like(np.asarray(statistic(of_target), dtype=float)[0], np.nan)
-    rng, found, left = np.random.default_rng(seed), [], draws
-    while left:
-        some = min(left, max(1, CHUNK // n))
-        found.append(statistic(rng.multinomial(n, np.full(n, 1 / n), size=some) @ of_target))
-        left -= some
+    drawn, step = _draws(n, draws, seed), max(1, CHUNK // n)
+    found = [statistic(drawn[i : i + step].astype(float) @ of_target) for i in range(0, draws, step)]
     with np.errstate(invalid="ignore"):
         return np.nanstd(np.concatenate(found), axis=0)
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int, draws: int, seed: int) -> NDArray:
+    """How often each of n targets is in each sample, shape ``(draws, n)``: the same samples for all statistics."""
+    rng, even = np.random.default_rng(seed), np.full(n, 1 / n)
+    return np.concatenate([rng.multinomial(n, even, size=1).astype(np.uint16) for _ in range(draws)])
 
 
 def ratio(above: NDArray, below: NDArray) -> NDArray:

@@ -1,0 +1,180 @@
+"""The client of a job or of a notebook."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster, default_client
+from distributed.deploy.cluster import Cluster
+from distributed.security import Security
+from tqdm import tqdm
+
+from dask_bkg.cluster import local, slurm
+from dask_bkg.cluster.dashboard import dashboard_lines
+from dask_bkg.cluster.usage import told_usage
+from dask_bkg.config import Config, load_config, parse_config
+from dask_bkg.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 20
+
+POLL = 0.1
+"""Seconds between two looks for the file of a scheduler."""
+
+
+class OwnClient(Client):
+    """A client that ends the cluster which was started for it when it is closed."""
+
+    def __init__(self, cluster: Cluster, **kwargs: Any) -> None:
+        self._own = cluster
+        super().__init__(cluster, **kwargs)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        """Close the client, then its scheduler and workers."""
+        closed = super().close(*args, **kwargs)
+        self._own.close()
+        slurm.remove_keys(self._own)
+        return closed
+
+
+def make_client(config: Mapping[str, Any] | Config | str | os.PathLike | None = None) -> Client:
+    """Client of the cluster that a configuration names, for notebooks.
+
+    Parameters
+    ----------
+    config
+        Configuration (dict, YAML file or `dask_bkg.config.Config`); None: local worker processes, one a core.  Its
+        ``cluster`` counts: ``threads`` (of this process), ``local``, ``slurm``, or a scheduler's address or file.
+
+    Returns
+    -------
+    client
+        The client that is active already, if there is one; else a new one.  ``client.close()``, or leaving its
+        ``with`` block, also ends the workers that were started for it.
+
+    Raises
+    ------
+    ConfigError
+        If no scheduler answers, or no batch job can be submitted or starts.
+
+    Examples
+    --------
+    >>> with make_client({"cluster": "threads", "config": {"njobs": 2}}) as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    active = active_client()
+    return active if active is not None else _new_client(_parsed(config))
+
+
+@contextmanager
+def open_client(config: Config) -> Iterator[Client | None]:
+    """A client for the time of a job, or None for threads.
+
+    A client that is active already always wins, and is left open.
+
+    Raises
+    ------
+    ConfigError
+        If no scheduler answers, or no batch job can be submitted or starts.
+    """
+    active = active_client()
+    if active is not None:
+        yield active
+    elif config.cluster == "threads":
+        yield None
+    else:
+        with _new_client(config) as client:
+            yield client
+
+
+@contextmanager
+def job_client(config: Config, *, progress: bool = True) -> Iterator[Client | None]:
+    """`open_client` for a job: where its dashboard is is told at the start, and what was used at the end.
+
+    Parameters
+    ----------
+    progress
+        Whether bars are shown, and the dashboard is told above them.
+    """
+    with open_client(config) as client:
+        for line in dashboard_lines(client) if client is not None else ():
+            # without bars it is the log that tells
+            tqdm.write(line) if progress else log.info("%s", line)
+        with told_usage(client):
+            yield client
+
+
+def active_client() -> Client | None:
+    """The client that this process is connected with, None if there is none."""
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _parsed(config: Mapping[str, Any] | Config | str | os.PathLike | None) -> Config:
+    if isinstance(config, Config):
+        return config
+    return load_config(Path(config)) if isinstance(config, (str, os.PathLike)) else parse_config(config or {})
+
+
+def _new_client(config: Config) -> Client:
+    """A client, and its cluster where that is ours to start."""
+    if config.cluster == "threads":
+        threads = config.config.n_workers
+        in_here = LocalCluster(
+            n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=local.DASHBOARD
+        )
+        return OwnClient(in_here)
+    if config.cluster == "local":
+        client = OwnClient(local.start_workers(config.config.n_workers))
+        client.wait_for_workers(1)
+        return client
+    if config.cluster == "slurm":
+        cluster = slurm.start_jobs(config)
+        client = OwnClient(cluster)
+        slurm.await_workers(client, cluster, config)
+        return client
+    return _connect(config.cluster)
+
+
+def _connect(where: str) -> Client:
+    """Client of the scheduler at an address, or at the one that a scheduler file tells."""
+    address = _address_in(Path(where)) if where.endswith(".json") else where
+    told = where if where == address else f"{address}, which {where} tells"
+    if address.startswith("tls://") and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ConfigError(
+            f"cluster: {told} lets nobody in without its certificate, and there is none in this environment: set "
+            "distributed.comm.tls in Dask's configuration, or source what `dask-bkg cluster certificate` has printed"
+        )
+    try:
+        return Client(address, timeout=CONNECT_SECONDS)
+    except OSError as error:
+        raise ConfigError(
+            f"cluster: no scheduler answers at {told} ({error}); start one with `dask scheduler` and workers with "
+            "`dask worker`, or take `local`"
+        ) from error
+
+
+def _address_in(file: Path) -> str:
+    """Address in a scheduler file; of a scheduler that is about to start it is waited for."""
+    until = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return json.loads(file.read_text())["address"]
+        except (OSError, ValueError, KeyError) as error:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"cluster: no scheduler has written {file} ({error}); start one with `dask scheduler "
+                    f"--scheduler-file {file}`, on a disk that this machine sees"
+                ) from error
+            time.sleep(POLL)
