@@ -339,12 +339,20 @@ def validate(
 @click.option(
     "--tilt", default=0.0, show_default=True, help="Gradient of ln(background) towards the zenith over sin z [1/deg]."
 )
+@click.option("--tilt-slope", default=0.0, show_default=True, help="Growth of the tilt with ln E [1/deg].")
 @click.option(
     "--elongation",
     default=0.0,
     show_default=True,
     help="Growth of ln(background) with fov_lon^2 - fov_lat^2 [1/deg2].",
 )
+@click.option("--steepening", default=0.0, show_default=True, help="Growth of the spectral index with airmass.")
+@click.option(
+    "--mirror-threshold", default=0.0, show_default=True, help="Power of MUONEFF with which the threshold falls."
+)
+@click.option("--seasons", default=2, show_default=True, help="Number of seasons, one a year.")
+@click.option("--nights", default=243, show_default=True, help="Nights of a season in which runs are taken.")
+@click.option("--weather", default=0.0, show_default=True, help="Scatter of ln(background) from night to night.")
 @click.option("--overwrite", is_flag=True, help="Replace a simulated archive that is there.")
 def simulate(directory: Path, runs: int, events: int, overwrite: bool, **sky: Any) -> None:
     """Write a DL3 archive with a known background into DIRECTORY (truth in truth.json)."""

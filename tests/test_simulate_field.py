@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.coordinates import AltAz, EarthLocation, SkyCoord
-from astropy.table import Table
-from astropy.time import Time
+from astropy.coordinates import SkyCoord
 from astropy.utils import iers
+from horizon_frame import in_horizon_frame, read_events
 from scipy import integrate, optimize, special, stats
 
 from dask_bkg.errors import ConfigError
@@ -18,7 +16,6 @@ from dask_bkg.simulate import Truth, camera, simulate_archive
 
 RUNS, EVENTS, SEED = 15, 4000, 3
 TILT, ELONGATION = 0.4, 0.06
-SITE = EarthLocation.from_geodetic(-110.952, 31.675, 1268)
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +43,6 @@ def no_download():
 def places(archive):
     """For each run energies [TeV] and field positions [deg] of its events, aligned with the horizon."""
     return [in_horizon_frame(read_events(archive[0], run.obs_id)) for run in archive[1].runs]
-
-
-def read_events(directory: Path, obs_id: int) -> Table:
-    return Table.read(directory / "data" / f"run_{obs_id:06d}.fits.gz", hdu="EVENTS")
-
-
-def in_horizon_frame(events: Table, frozen: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Energy, fov_lon and fov_lat by astropy and gammapy, of RA, DEC and TIME; or all at the middle of the run."""
-    from gammapy.utils.coordinates import FoVAltAzFrame
-
-    meta = events.meta
-    time = Time(meta["MJDREFI"], meta["MJDREFF"], format="mjd", scale="utc") + events["TIME"].quantity
-    if frozen:
-        time = Time(np.full(len(events), Time(meta["DATE-AVG"], scale="utc").mjd), format="mjd", scale="utc")
-    horizon = AltAz(obstime=time, location=SITE)
-    pointing = SkyCoord(np.full(len(events), meta["RA_PNT"]), meta["DEC_PNT"], unit="deg").transform_to(horizon)
-    frame = FoVAltAzFrame(origin=pointing, obstime=time, location=SITE)
-    place = SkyCoord(events["RA"], events["DEC"], unit="deg").transform_to(horizon).transform_to(frame)
-    return np.asarray(events["ENERGY"]), place.fov_lon.deg, place.fov_lat.deg
 
 
 def mean_over_angle(offset: np.ndarray, slope: float, elongation: float) -> np.ndarray:

@@ -38,7 +38,7 @@ def field_position(offset: ArrayLike, angle: ArrayLike) -> tuple[NDArray, NDArra
     return np.rad2deg(np.arctan2(side, np.cos(distance))), np.rad2deg(np.arcsin(up))
 
 
-def shape(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: float, elongation: float) -> NDArray:
+def shape(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: ArrayLike, elongation: float) -> NDArray:
     """Return the exponential, which is 1 on the axis.
 
     Parameters
@@ -46,7 +46,7 @@ def shape(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: float, elongation: floa
     fov_lon, fov_lat
         Field positions [deg]; they broadcast.
     slope
-        Tilt times the sine of the zenith angle [1/deg].
+        Tilt times the sine of the zenith angle [1/deg]; an array broadcasts with the positions.
     elongation
         Growth to both sides and fall upwards and downwards [1/deg2].
     """
@@ -54,8 +54,8 @@ def shape(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: float, elongation: floa
     return np.exp(slope * lat + elongation * (lon**2 - lat**2))
 
 
-def mean_shape(offset: ArrayLike, slope: float, elongation: float) -> NDArray:
-    """Return the mean of `shape` over angle at offsets [deg].
+def mean_shape(offset: ArrayLike, slope: ArrayLike, elongation: float) -> NDArray:
+    """Return the mean of `shape` over angle at offsets [deg], with which ``slope`` broadcasts.
 
     Examples
     --------
@@ -64,16 +64,16 @@ def mean_shape(offset: ArrayLike, slope: float, elongation: float) -> NDArray:
     True
     """
     lon, lat = field_position(np.asarray(offset, dtype=float)[..., None], _ANGLES)
-    return shape(lon, lat, slope, elongation).mean(axis=-1)
+    return shape(lon, lat, np.asarray(slope)[..., None], elongation).mean(axis=-1)
 
 
-def largest_shape(offset: ArrayLike, slope: float, elongation: float) -> NDArray:
+def largest_shape(offset: ArrayLike, slope: ArrayLike, elongation: float) -> NDArray:
     """Return what `shape` nowhere exceeds at offsets [deg]."""
     offset = np.asarray(offset, dtype=float)
-    return np.exp(abs(slope) * offset + abs(elongation) * offset**2)
+    return np.exp(np.abs(slope) * offset + abs(elongation) * offset**2)
 
 
-def modulation(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: float, elongation: float) -> NDArray:
+def modulation(fov_lon: ArrayLike, fov_lat: ArrayLike, slope: ArrayLike, elongation: float) -> NDArray:
     """Return the background relative to its mean over angle; arguments as for `shape`."""
     mean = mean_shape(field_offset(fov_lon, fov_lat), slope, elongation)
     return shape(fov_lon, fov_lat, slope, elongation) / mean

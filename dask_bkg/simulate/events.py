@@ -15,7 +15,7 @@ from dask_bkg.simulate import camera, response
 from dask_bkg.simulate.files import LATITUDE
 from dask_bkg.simulate.plan import SIDEREAL
 from dask_bkg.simulate.sky import Stream, displace, random_stream, tangents, to_angles, to_vector
-from dask_bkg.simulate.truth import SimulatedRun, Source, Star, Truth, spectrum
+from dask_bkg.simulate.truth import SimulatedRun, Source, Star, Truth
 
 STAR_MAGNITUDE, STAR_RADIUS, STAR_LOSS = 5.0, 0.25, 0.4
 """Stars brighter than this V magnitude lose this share of the background within this radius [deg]."""
@@ -42,14 +42,14 @@ def draw_events(run: SimulatedRun, number: int, truth: Truth, horizon: NDArray) 
     columns
         Columns of the event list, in the order of time.
     """
-    background = _draw_background(run, random_stream(truth.seed, Stream.BACKGROUND, number))
+    background = _draw_background(run, truth, random_stream(truth.seed, Stream.BACKGROUND, number))
     if not truth.is_round:
         place = _turn_in_camera(run, background, truth, horizon, random_stream(truth.seed, Stream.CAMERA, number))
         background = *background[:-1], place
     kept = ~_lost_at_stars(background[-1], truth.stars, random_stream(truth.seed, Stream.LOSSES, number))
     rng = random_stream(truth.seed, Stream.GAMMA_RAYS, number)
     parts = [tuple(values[kept] for values in background)]
-    parts += [_draw_gamma_rays(run, source, rng) for source in truth.sources]
+    parts += [_draw_gamma_rays(run, source, truth, rng) for source in truth.sources]
     time, energy, place = (np.concatenate(values) for values in zip(*parts, strict=True))
     order = np.argsort(time)
     time, energy, place = time[order], energy[order], place[order]
@@ -57,11 +57,11 @@ def draw_events(run: SimulatedRun, number: int, truth: Truth, horizon: NDArray) 
     return columns | _positions(run, time, place, horizon)
 
 
-def _draw_background(run: SimulatedRun, rng: Generator) -> tuple[NDArray, NDArray, NDArray]:
+def _draw_background(run: SimulatedRun, truth: Truth, rng: Generator) -> tuple[NDArray, NDArray, NDArray]:
     """Draw times, energies and directions of the background, on a camera without edge and then cut."""
     grid = np.geomspace(*response.ENERGY_RANGE, _GRID)
     width = np.deg2rad(response.acceptance_width(grid, run.zenith))
-    density = run.norm * run.ontime * spectrum(grid, run.zenith) * 2 * np.pi * width**2
+    density = run.norm * run.ontime * truth.spectrum(run, grid) * 2 * np.pi * width**2
     energy = _draw_energies(grid, density, rng)
     offset = response.acceptance_width(energy, run.zenith) * np.sqrt(-2 * np.log1p(-rng.random(energy.size)))
     # the solid angle of a ring on the sphere is sin(R)/R of that on the plane, where the Gaussian was drawn
@@ -81,15 +81,16 @@ def _turn_in_camera(
     The shape over the camera is relative to its mean over angle, so offsets, energies and times stay as they are; and
     where it is nearly round, so do most directions.
     """
-    time, _, place = background
-    pointing, slope = to_vector(run.ra_pnt, run.dec_pnt), truth.slope(run)
+    time, energy, place = background
+    pointing = to_vector(run.ra_pnt, run.dec_pnt)
+    slope = np.broadcast_to(truth.slope(run, energy), energy.shape)
     aim = _above_horizon(run, time, np.broadcast_to(pointing, place.shape), horizon)
     offset = np.rad2deg(np.arctan2(np.linalg.norm(np.cross(place, pointing), axis=-1), place @ pointing))
     highest = camera.largest_shape(offset, slope, truth.elongation)
     place, left = place.copy(), np.arange(time.size)
     while left.size:
         lon, lat = _field_position(_above_horizon(run, time[left], place[left], horizon), aim[left])
-        wanted = camera.shape(lon, lat, slope, truth.elongation)
+        wanted = camera.shape(lon, lat, slope[left], truth.elongation)
         left = left[rng.random(left.size) * highest[left] >= wanted]
         place[left] = displace(pointing, offset[left], rng.uniform(0.0, 2 * np.pi, left.size))
     return place
@@ -104,11 +105,13 @@ def _lost_at_stars(place: NDArray, stars: tuple[Star, ...], rng: Generator) -> N
     return near & (rng.random(len(place)) < STAR_LOSS)
 
 
-def _draw_gamma_rays(run: SimulatedRun, source: Source, rng: Generator) -> tuple[NDArray, NDArray, NDArray]:
+def _draw_gamma_rays(
+    run: SimulatedRun, source: Source, truth: Truth, rng: Generator
+) -> tuple[NDArray, NDArray, NDArray]:
     """Draw times, reconstructed energies and directions of gamma rays, as if on the axis and then thinned."""
     pointing = to_vector(run.ra_pnt, run.dec_pnt)
     grid = np.geomspace(*response.ENERGY_TRUE_RANGE, _GRID)
-    area = 1e4 * response.effective_area(grid, 0.0, run.zenith)  # cm2, as the flux
+    area = 1e4 * response.effective_area(grid, 0.0, run.zenith, truth.threshold_factor(run))  # cm2, as the flux
     energy = _draw_energies(grid, run.livetime * source.flux * grid**-source.index * area, rng)
     place = _scatter(np.broadcast_to(to_vector(source.ra, source.dec), (energy.size, 3)), source.sigma, rng)
     offset = np.rad2deg(np.arccos(np.clip(place @ pointing, -1.0, 1.0)))

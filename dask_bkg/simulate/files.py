@@ -69,8 +69,10 @@ def run_path(directory: Path, obs_id: int) -> Path:
     return directory / DATA_DIR / f"run_{obs_id:06d}.fits.gz"
 
 
-def write_run(directory: Path, run: SimulatedRun, events: Mapping[str, NDArray], truth: Truth | None) -> None:
-    """Write the file of one run; with a ``truth`` the true background goes into it.
+def write_run(
+    directory: Path, run: SimulatedRun, events: Mapping[str, NDArray], truth: Truth, with_bkg: bool
+) -> None:
+    """Write the file of one run.
 
     Parameters
     ----------
@@ -81,17 +83,19 @@ def write_run(directory: Path, run: SimulatedRun, events: Mapping[str, NDArray],
     events
         Columns of the event list, in the order of time.
     truth
-        Where the background is taken from, or None for a file without background.
+        What is put into the archive.
+    with_bkg
+        Whether the true background goes into the file.
     """
     hdus = [
         primary_hdu(),
         _events_hdu(run, events),
         _gti_hdu(run),
-        response.aeff_hdu(run.obs_id, run.zenith, run.az_pnt),
+        response.aeff_hdu(run.obs_id, run.zenith, run.az_pnt, truth.threshold_factor(run)),
         response.edisp_hdu(),
         response.psf_hdu(),
     ]
-    if truth is not None:
+    if with_bkg:
         energy, offset = response.background_nodes()
         hdus.append(response.background_hdu(run.obs_id, truth.rate(run.obs_id, energy, offset[:, None])))
     _write_fits(run_path(directory, run.obs_id), hdus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
@@ -14,26 +15,50 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.simulate.files import ALTITUDE, LATITUDE, LONGITUDE, MJD_REFERENCE
 from dask_bkg.simulate.sky import EMPTY_FIELDS, TARGETS, Field, Stream, displace, random_stream, to_angles, to_vector
-from dask_bkg.simulate.truth import NOMINAL_ONTIME, SEASON_STARTS, SimulatedRun, mirror_level, run_norm
+from dask_bkg.simulate.truth import (
+    FIRST_SEASON,
+    NEW_MIRRORS,
+    NOMINAL_ONTIME,
+    YEAR,
+    SimulatedRun,
+    mirror_level,
+    run_norm,
+)
 
 FIRST_OBS_ID = 64001
 
 SIDEREAL = 360.98564737
 """Turn of the Earth in a day [deg]."""
 
-_SEASON_NIGHTS = 243  # October to May
+SEASON_NIGHTS = 243
+"""October to May."""
+
+_FIRST_NOON = 0.8  # local, in days of UTC
 _WOBBLE = 0.5  # distance of the pointing from the target [deg]
 _ZENITH_RANGE = (6.0, 54.0)  # of the targets [deg]; the wobble adds up to 0.5, precession 0.2
 _SUN_MAX = -15.0  # altitude of the Sun up to which a night is dark [deg]
 _SPACING = 0.025  # between the middles of two runs [d]: 36 minutes
 
 
-def plan_runs(runs: int, events: float, seed: int, targets: int) -> tuple[tuple[SimulatedRun, ...], NDArray]:
+class Calendar(NamedTuple):
+    """When is observed: seasons, nights of each, evenly spread; and scatter of ln(level) from night to night.
+
+    A field that none of the nights has at its zenith angle in the dark gets another night.
+    """
+
+    seasons: int = 2
+    nights: int = SEASON_NIGHTS
+    weather: float = 0.0
+
+
+def plan_runs(
+    runs: int, events: float, seed: int, targets: int, calendar: Calendar
+) -> tuple[tuple[SimulatedRun, ...], NDArray]:
     """Plan the runs of an archive.
 
     Parameters
     ----------
-    runs, events, seed, targets
+    runs, events, seed, targets, calendar
         Arguments of `dask_bkg.simulate.simulate_archive`.
 
     Returns
@@ -45,10 +70,11 @@ def plan_runs(runs: int, events: float, seed: int, targets: int) -> tuple[tuple[
         shape (runs, 3, 3).
     """
     aims = [_aim(number, targets) for number in range(runs)]
-    middles = _draw_middles([field for field, _ in aims], seed)
+    middles = _draw_middles([field for field, _ in aims], seed, calendar)
     horizons = _horizons(middles)
     planned = tuple(
-        _draw_run(number, events, seed, *aims[number], middles[number], horizons[number]) for number in range(runs)
+        _draw_run(number, events, seed, *aims[number], middles[number], horizons[number], calendar.weather)
+        for number in range(runs)
     )
     return planned, horizons
 
@@ -73,6 +99,7 @@ def _draw_run(
     pointing: tuple[float, float],
     middle: Time,
     horizon: NDArray,
+    weather: float,
 ) -> SimulatedRun:
     rng = random_stream(seed, Stream.CONDITIONS, number)
     az, alt = to_angles(horizon @ to_vector(*pointing))
@@ -92,9 +119,15 @@ def _draw_run(
         deadc=round(float(rng.uniform(0.85, 0.95)), 5),
         nsb=nsb,
         tels=tuple(tel for tel in (1, 2, 3, 4) if tel != broken),
-        muon_efficiency=round(0.85 * mirror_level(mjd), 5),
-        norm=run_norm(events, zenith, mjd, nsb),
+        muon_efficiency=round(NEW_MIRRORS * mirror_level(mjd), 5),
+        norm=run_norm(events, zenith, mjd, nsb) * _draw_weather(mjd, weather, seed),
     )
+
+
+def _draw_weather(mjd: float, weather: float, seed: int) -> float:
+    """Draw the level of a night, the same for all of its runs."""
+    night = int(mjd - _FIRST_NOON)
+    return float(np.exp(weather * random_stream(seed, Stream.WEATHER, night).standard_normal()))
 
 
 def _draw_good_times(middle: float, rng: Generator) -> tuple[tuple[float, float], ...]:
@@ -108,13 +141,16 @@ def _draw_good_times(middle: float, rng: Generator) -> tuple[tuple[float, float]
     return tuple(zip(starts.round(3).tolist(), stops.round(3).tolist(), strict=True))
 
 
-def _draw_middles(targets: Sequence[Field], seed: int) -> Time:
+def _draw_middles(targets: Sequence[Field], seed: int, calendar: Calendar) -> Time:
     """Draw the middle of each run: in a dark night, zenith angles evenly, and when no earlier run is being taken."""
     middles: list[float] = []
+    nights = np.arange(calendar.nights) * SEASON_NIGHTS // calendar.nights
     for number, field in enumerate(targets):
         rng = random_stream(seed, Stream.TIMES, number)
-        season = SEASON_STARTS[number // 3 % 2]
+        season = FIRST_SEASON + YEAR * (number // 3 % calendar.seasons)
         dark = _dark_times(field.ra, _draw_hour_angle(field.dec, rng), season)
+        taken = np.isin((dark - season - _FIRST_NOON).astype(int), nights)
+        dark = dark[taken] if taken.any() else dark
         apart = np.abs(dark[:, None] - np.array(middles)).min(axis=1, initial=1.0) > _SPACING
         middles.append(float(rng.choice(dark[apart] if apart.any() else dark)))
     return Time(middles, format="mjd", scale="utc")
@@ -131,7 +167,7 @@ def _draw_hour_angle(dec: float, rng: Generator) -> float:
 
 def _dark_times(ra: float, hour_angle: float, season_start: int) -> NDArray:
     """Times [MJD], one a night at most, when a right ascension has an hour angle [deg] and the night is dark."""
-    noon = season_start + 0.8 + np.arange(_SEASON_NIGHTS)
+    noon = season_start + _FIRST_NOON + np.arange(SEASON_NIGHTS)
     times = noon + (ra + hour_angle - _sidereal_time(noon)) % 360.0 / SIDEREAL
     return times[_sun_altitude(times) < _SUN_MAX]
 

@@ -41,13 +41,15 @@ _AREA = 1.0e5  # effective area above threshold at zenith [m2]
 _EDGE, _EDGE_WIDTH = 3.0, 0.12  # the camera is cut softly around here [deg]
 
 
-def energy_threshold(zenith: ArrayLike) -> NDArray:
+def energy_threshold(zenith: ArrayLike, factor: float = 1.0) -> NDArray:
     """Energy at which half of the events survive the trigger and the cuts, 0.15 TeV overhead.
 
     Parameters
     ----------
     zenith
         Zenith angle [deg], any shape.
+    factor
+        By how much it is higher than with nominal mirrors.
 
     Returns
     -------
@@ -59,12 +61,15 @@ def energy_threshold(zenith: ArrayLike) -> NDArray:
     >>> energy_threshold([0.0, 60.0]).round(3).tolist()
     [0.15, 0.849]
     """
-    return 0.15 * np.cos(np.deg2rad(zenith)) ** -2.5
+    return factor * (0.15 * np.cos(np.deg2rad(zenith)) ** -2.5)
 
 
-def turn_on(energy: ArrayLike, zenith: ArrayLike) -> NDArray:
-    """Share of events that survive at an energy [TeV] and zenith angle [deg]: 0 far below threshold, 1 above."""
-    return 1.0 / (1.0 + (energy_threshold(zenith) / np.asarray(energy)) ** 6)
+def turn_on(energy: ArrayLike, zenith: ArrayLike, factor: float = 1.0) -> NDArray:
+    """Share of events that survive at an energy [TeV] and zenith angle [deg]: 0 far below threshold, 1 above.
+
+    ``factor`` as for `energy_threshold`.
+    """
+    return 1.0 / (1.0 + (energy_threshold(zenith, factor) / np.asarray(energy)) ** 6)
 
 
 def acceptance_width(energy: ArrayLike, zenith: ArrayLike) -> NDArray:
@@ -84,7 +89,7 @@ def acceptance(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike) -> NDArr
     return np.exp(-0.5 * scaled**2) * camera_edge(offset)
 
 
-def effective_area(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike) -> NDArray:
+def effective_area(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike, factor: float = 1.0) -> NDArray:
     """Effective area for gamma rays.
 
     The light pool, and with it the area, grows with the distance to the shower.
@@ -97,6 +102,8 @@ def effective_area(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike) -> N
         Offset from the pointing [deg].
     zenith
         Zenith angle [deg]; the three broadcast.
+    factor
+        Of the threshold, as for `energy_threshold`.
 
     Returns
     -------
@@ -109,18 +116,21 @@ def effective_area(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike) -> N
     100000.0
     """
     area = _AREA * np.cos(np.deg2rad(zenith)) ** -2
-    return area * turn_on(energy, zenith) * acceptance(energy, offset, zenith)
+    return area * turn_on(energy, zenith, factor) * acceptance(energy, offset, zenith)
 
 
-def aeff_hdu(obs_id: int, zenith: float, azimuth: float) -> bytes:
-    """Effective area of one run as an AEFF_2D HDU, with its safe energy range in LO_THRES and HI_THRES."""
+def aeff_hdu(obs_id: int, zenith: float, azimuth: float, factor: float = 1.0) -> bytes:
+    """Effective area of one run as an AEFF_2D HDU, with its safe energy range in LO_THRES and HI_THRES.
+
+    ``factor`` as for `energy_threshold`.
+    """
     energy, offset = _log_edges(*ENERGY_TRUE_RANGE, per_decade=12), np.linspace(0.0, OFFSET_MAX, 15)
-    area = effective_area(_log_centers(energy), _centers(offset)[:, None], zenith)
+    area = effective_area(_log_centers(energy), _centers(offset)[:, None], zenith, factor)
     cards = {
         "OBS_ID": (obs_id, "run number"),
         "ZENITH": (zenith, "mean zenith angle [deg]"),
         "AZIMUTH": (azimuth, "mean azimuth [deg]"),
-        "LO_THRES": (round(float(energy_threshold(zenith)), 6), "[TeV]"),
+        "LO_THRES": (round(float(energy_threshold(zenith, factor)), 6), "[TeV]"),
         "HI_THRES": (ENERGY_RANGE[1], "[TeV]"),
     }
     axes = {"ENERG": (energy, "TeV"), "THETA": (offset, "deg")}

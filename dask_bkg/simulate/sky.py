@@ -44,6 +44,7 @@ class Stream(IntEnum):
     LOSSES = 4
     GAMMA_RAYS = 5
     CAMERA = 6
+    WEATHER = 7
 
 
 def random_stream(seed: int, purpose: Stream, number: int) -> Generator:

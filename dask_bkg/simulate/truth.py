@@ -2,12 +2,12 @@
 
 The rate is per ontime (dead time does not enter it), with z the zenith angle in the middle of the run:
 
-    B(E, R) = norm(time, z, NSB) x spectrum(E, z) x acceptance(E, R, z)
+    B(E, R) = norm(time, z, NSB, weather) x spectrum(E, z, mirrors) x acceptance(E, R, z)
 
 is its mean over angle.  With a tilt or an elongation it is not round about the pointing, but fixed to the camera:
 
     B(E, fov_lon, fov_lat) = B(E, R) x shape / (mean of the shape over angle at the same offset R)
-    shape = exp(sin z x tilt x fov_lat + elongation x (fov_lon^2 - fov_lat^2))
+    shape = exp(sin z x (tilt + tilt_slope x ln E) x fov_lat + elongation x (fov_lon^2 - fov_lat^2))
 
 where ``fov_lat`` grows to the zenith and ``fov_lon`` to falling azimuth, at the time of each event.  The number of
 telescopes and the azimuth do not enter.
@@ -29,13 +29,16 @@ from dask_bkg.simulate import camera, response
 
 TRUTH_FILE = "truth.json"
 
-_CAMERA = ("tilt", "elongation")
+_PLANTED = ("tilt", "tilt_slope", "elongation", "steepening", "mirror_threshold")
 
 NOMINAL_ONTIME, NOMINAL_ZENITH = 1680.0, 30.0
 """The run [s, deg] for which the number of events of an archive is given."""
 
-SEASON_STARTS = (56201, 56566)
-"""MJD of 1 October 2012 and 2013: the two observing seasons."""
+NEW_MIRRORS = 0.85
+"""Muon efficiency at which the mirrors are at their nominal level, and the threshold at that of the zenith angle."""
+
+FIRST_SEASON, YEAR = 56201, 365
+"""MJD of 1 October 2012, when the first observing season starts; and days from one season to the next."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,12 @@ class Truth:
         The runs, in the order of ``obs_id``.
     sources, stars
         The gamma-ray sources and the stars of the simulated sky; empty where switched off.
-    tilt, elongation
-        How the acceptance differs from a circle [1/deg], [1/deg2]; zero for one that does not.
+    tilt, tilt_slope, elongation
+        How the acceptance differs from a circle [1/deg], [1/deg], [1/deg2]; zero for one that does not.
+    steepening
+        Change of the spectral index with the airmass, from that at 30 deg.
+    mirror_threshold
+        Power of the muon efficiency with which the threshold falls.
     """
 
     seed: int
@@ -124,15 +131,32 @@ class Truth:
     stars: tuple[Star, ...]
     tilt: float = 0.0
     elongation: float = 0.0
+    tilt_slope: float = 0.0
+    steepening: float = 0.0
+    mirror_threshold: float = 0.0
 
     @property
     def is_round(self) -> bool:
         """Whether the acceptance is a circle."""
-        return self.tilt == self.elongation == 0
+        return self.tilt == self.tilt_slope == self.elongation == 0
 
-    def slope(self, run: SimulatedRun) -> float:
-        """Gradient of ln(rate) towards the zenith in a run [1/deg]: tilt times the sine of the zenith angle."""
-        return self.tilt * math.sin(math.radians(run.zenith))
+    def slope(self, run: SimulatedRun, energy: ArrayLike = 1.0) -> NDArray:
+        """Gradient of ln(rate) towards the zenith at energies [TeV] of a run [1/deg]; outside the range, at its ends.
+
+        Without a ``tilt_slope`` it is one number.
+        """
+        sine = math.sin(math.radians(run.zenith))
+        if not self.tilt_slope:
+            return np.asarray(self.tilt * sine)
+        return (self.tilt + self.tilt_slope * np.log(np.clip(energy, *response.ENERGY_RANGE))) * sine
+
+    def threshold_factor(self, run: SimulatedRun) -> float:
+        """By how much the threshold of a run is higher than with new mirrors at its zenith angle."""
+        return (NEW_MIRRORS / run.muon_efficiency) ** self.mirror_threshold
+
+    def spectrum(self, run: SimulatedRun, energy: ArrayLike) -> NDArray:
+        """Background of a run on the axis at energies [TeV] in their range, over its norm."""
+        return spectrum(energy, run.zenith, self.steepening, self.threshold_factor(run))
 
     def run(self, obs_id: int) -> SimulatedRun:
         """Return the run ``obs_id``; `RunError` if it is not in the archive."""
@@ -171,7 +195,7 @@ class Truth:
         run, energy = self.run(obs_id), np.asarray(energy, dtype=float)
         inside = (energy >= response.ENERGY_RANGE[0]) & (energy <= response.ENERGY_RANGE[1])
         clipped = np.clip(energy, *response.ENERGY_RANGE)  # the formula overflows at zero
-        shape = spectrum(clipped, run.zenith) * response.acceptance(clipped, offset, run.zenith)
+        shape = self.spectrum(run, clipped) * response.acceptance(clipped, offset, run.zenith)
         return run.norm * np.where(inside, shape, 0.0)
 
     def mean_rate(self, obs_id: int, energy_edges: ArrayLike, offset_edges: ArrayLike) -> NDArray:
@@ -234,7 +258,7 @@ class Truth:
         >>> bool(up > down)
         True
         """
-        shape = camera.modulation(fov_lon, fov_lat, self.slope(self.run(obs_id)), self.elongation)
+        shape = camera.modulation(fov_lon, fov_lat, self.slope(self.run(obs_id), energy), self.elongation)
         return self.rate(obs_id, energy, camera.field_offset(fov_lon, fov_lat)) * shape
 
     def mean_field_rate(self, obs_id: int, energy_edges: ArrayLike, fov_edges: ArrayLike) -> NDArray:
@@ -268,19 +292,22 @@ class Truth:
         nodes, weights = _gauss_legendre(fov_edges)
         fov_lat, fov_lon = nodes[:, :, None, None], nodes
         weight = (weights * np.cos(np.deg2rad(nodes)))[:, :, None, None] * weights
-        weight = weight * camera.modulation(fov_lon, fov_lat, self.slope(self.run(obs_id)), self.elongation)
-        offset = camera.field_offset(fov_lon, fov_lat)
+        offset, run = camera.field_offset(fov_lon, fov_lat), self.run(obs_id)
         energy, energy_weight = _energy_quadrature(np.clip(energy_edges, *response.ENERGY_RANGE))
+        shape = lru_cache(1)(lambda slope: weight * camera.modulation(fov_lon, fov_lat, slope, self.elongation))
         # one energy at a time: all nodes of a fine binning are hundreds of megabytes
-        planes = [(self.rate(obs_id, node, offset) * weight).sum(axis=(1, 3)) for node in energy.ravel()]
+        planes = [
+            (self.rate(obs_id, node, offset) * shape(float(self.slope(run, node)))).sum(axis=(1, 3))
+            for node in energy.ravel()
+        ]
         counts = np.einsum("eiyx,ei->eyx", np.reshape(planes, (*energy.shape, *weight.shape[::2])), energy_weight)
         rows = np.rad2deg(np.diff(np.sin(np.deg2rad(fov_edges))))
         return counts / (np.diff(energy_edges)[:, None, None] * rows[:, None] * np.diff(fov_edges))
 
     def write(self, directory: Path) -> None:
         """Write the truth into ``directory``."""
-        # a round camera is not mentioned: its archive has the bytes that it had before there were others
-        data = {key: value for key, value in asdict(self).items() if key not in _CAMERA or value}
+        # what is not planted is not mentioned: such archives have the bytes that they had before it could be
+        data = {key: value for key, value in asdict(self).items() if key not in _PLANTED or value}
         (directory / TRUTH_FILE).write_text(json.dumps(data, indent=1) + "\n")
 
     @classmethod
@@ -296,7 +323,7 @@ class Truth:
                 runs=tuple(SimulatedRun(**run) for run in runs),
                 sources=tuple(Source(**source) for source in data["sources"]),
                 stars=tuple(Star(**star) for star in data["stars"]),
-                **{key: float(data[key]) for key in _CAMERA if key in data},
+                **{key: float(data[key]) for key in _PLANTED if key in data},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArchiveError(
@@ -305,16 +332,21 @@ class Truth:
             ) from error
 
 
-def spectrum(energy: ArrayLike, zenith: float) -> NDArray:
-    """Background on the axis relative to 1 TeV: a log-parabola of index 2.7, cut at the threshold."""
+def spectrum(energy: ArrayLike, zenith: float, steepening: float = 0.0, threshold_factor: float = 1.0) -> NDArray:
+    """Background on the axis relative to 1 TeV: a log-parabola of index 2.7 at 30 deg, cut at the threshold."""
     energy = np.asarray(energy, dtype=float)
-    return energy ** -(2.7 + 0.04 * np.log(energy)) * response.turn_on(energy, zenith)
+    airmass, nominal = (1.0 / math.cos(math.radians(angle)) for angle in (zenith, NOMINAL_ZENITH))
+    index = 2.7 + steepening * (airmass - nominal)
+    return energy ** -(index + 0.04 * np.log(energy)) * response.turn_on(energy, zenith, threshold_factor)
 
 
 def mirror_level(mjd: float) -> float:
-    """Light collected by the mirrors: falls within a season; washing in summer brings part of it back."""
-    season = int(mjd >= SEASON_STARTS[1])
-    return 1.1 * 0.92**season * float(np.exp(-(mjd - SEASON_STARTS[season]) / 1500.0))
+    """Light collected by the mirrors: falls within a season; washing in summer brings part of it back.
+
+    Every third summer the mirrors are coated anew.
+    """
+    season = max(0, int((mjd - FIRST_SEASON) // YEAR))
+    return 1.1 * 0.92 ** (season % 3) * float(np.exp(-(mjd - FIRST_SEASON - season * YEAR) / 1500.0))
 
 
 def run_norm(events: float, zenith: float, mjd: float, nsb: float) -> float:
