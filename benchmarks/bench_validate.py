@@ -39,7 +39,7 @@ from dask_bkg.schema import Edges, FieldEdges, fine_view
 FIRST = 50_001
 EVENTS, ONTIME = 5000.0, 1680.0
 VIEW = fine_view()._replace(alignment="altaz")
-BINNING: dict[str, dict] = {"2d": {}, "3d": {"mode": "3d"}}
+BINNING = {mode: {"mode": mode} for mode in ("2d", "3d")}
 
 
 # -- the archive ---------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def _left_out(config: Config) -> str:
 def _name(config: Config) -> str:
     """A short name of a configuration."""
     selection = config.background_selection
-    return f"{config.binning.mode}, {selection.ranking}, {config.model.exposure}"
+    return f"{config.binning.mode or 'default'}, {selection.ranking}, {config.model.exposure}"
 
 
 def _compute(

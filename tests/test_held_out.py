@@ -19,7 +19,7 @@ from dask_bkg.validation import compare, summarise
 
 FIRST, N = 64001, 12
 STACK = {"from_run": False}
-MODES = [{}, {"mode": "3d"}, {"mode": "3d", "alignment": "radec"}]
+MODES = [{"mode": "2d"}, {"mode": "3d"}, {"mode": "3d", "alignment": "radec"}]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_run_that_corrects_its_own_background_is_none_either(make, own, caplog
 
 
 def test_fields_to_north_and_to_the_zenith_are_compared_in_the_same_pixels(make):
-    models = {"2d": make(), "altaz": make(binning=MODES[1]), "radec": make(binning=MODES[2])}
+    models = {"2d": make(binning=MODES[0]), "altaz": make(binning=MODES[1]), "radec": make(binning=MODES[2])}
     done = validate_models(models, progress=False)
     assert {one.alignment for one in done.values()} == {"radec"}
     rows = {row["name"]: row for row in compare(done, "2d")}
