@@ -204,7 +204,7 @@ def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progr
     tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
-        log.warning("io.from_run: each run predicts itself, which is no validation")
+        log.warning("io.from_run or model.own: the counts of each run are in its background, which is no validation")
     numbers = [[target.obs_id for target in part] for part in parts]
     done = _compute(tasks, numbers, client, config, progress)
     return _validation(name, done, dict(plan.failed), job.roster, counts[0], left_out)
@@ -248,7 +248,7 @@ def _trial_of_given(
 def _left_out(config: Config) -> str:
     """What does not contribute to the background of a run, in words."""
     selection = config.background_selection
-    if config.io.from_run:
+    if config.io.from_run or config.model.own != "off":
         return "nothing"
     folds = getattr(selection, "folds", None)
     parts = [f"its fold ({folds})"] if folds else []

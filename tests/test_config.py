@@ -527,3 +527,28 @@ def test_none_takes_away_a_cut_of_the_preset():
     assert selection.nsb_diff is None
     assert (selection.el_diff, selection.az_diff) == (0.15, 45.0)
     assert parse_config({"background_selection": {"rank": "none"}}).background_selection.rank == "none"
+
+
+def test_the_section_of_a_validation():
+    config = parse_config({"validation": {"bands": ["100 GeV", 1], "exclusion": {"star_mag": 3, "star_cat": None}}})
+    assert config.validation.bands == [0.1, 1.0]
+    assert config.validation.exclusion.star_mag == 3
+    assert parse_config(config.effective()).effective() == config.effective()
+    assert parse_config({}).validation.exclusion is None
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"exclusion": {"star_mg": 3}}, "validation.exclusion.star_mg: unknown key, did you mean validation.excl"),
+        ({"exclusion": 5}, "validation.exclusion: must be a section with keys (star_cat"),
+        ({"exclusion": {"star_radius": "-1 deg"}}, "validation.exclusion.star_radius: must be greater than 0 deg"),
+        ({"offmax": 3}, "did you mean validation.off_max"),
+        ({"bands": [3, 1]}, "bands must be two or more ascending energies above 0 TeV, got [3.0, 1.0]"),
+        ({"folds": 1}, "validation.folds: must be greater than or equal to 2, got 1"),
+    ],
+)
+def test_a_bad_section_of_a_validation(section, words):
+    with pytest.raises(ConfigError) as error:
+        parse_config({"validation": section})
+    assert words in str(error.value)

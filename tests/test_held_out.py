@@ -12,7 +12,7 @@ import dask_bkg
 from dask_bkg import collect, pipeline
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.given import read_given
-from dask_bkg.dl3.index import read_datastore
+from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
 from dask_bkg.held_out import validate_models
 from dask_bkg.validation import compare, summarise
@@ -82,16 +82,16 @@ def test_what_is_scored_is_what_the_job_writes(make, binning, tmp_path):
     assert all(abs(row[form]["value"]) < 1e-9 for form in ("raw", "norm", "enorm"))
 
 
-def test_leaving_a_run_out_by_hand_is_the_same(make):
-    """Its background of all other runs, listed one by one."""
-    everything = {"rank": "none", "time_request": "all"}
-    others = [FIRST + i for i in range(N) if i != 4]
-    done = run(make(background_selection=everything))
-    by_hand = run(
-        make(background_selection={"bkg_runlist": {FIRST + 4: others}}, run_selection={"runlist": [FIRST + 4]})
-    )
-    assert by_hand.runs["n_runs"].values.tolist() == [N - 1]
-    alone = done.runs.sel(obs_id=[FIRST + 4])
+def test_leaving_a_run_out_by_hand_is_the_same(make, dark_archive, tmp_path):
+    """An archive without the run; the defaults of the configuration."""
+    copy, number = tmp_path / "without", FIRST + 4
+    shutil.copytree(dark_archive[0], copy)
+    store = read_datastore(copy)
+    write_index(copy, store.hdu[store.hdu["OBS_ID"] != number], store.obs[store.obs["OBS_ID"] != number])
+    only, places = {"runlist": [number]}, {"search_datastore": str(copy), "in_dir": str(dark_archive[0])}
+    by_hand = run(make(io=places, run_selection=only, run_store={"path": str(tmp_path / "without.zarr")}))
+    alone = run(make()).runs.sel(obs_id=[number])
+    assert by_hand.runs["n_runs"].values.tolist() == alone["n_runs"].values.tolist()
     for name in ("counts", "predicted", "loglike"):
         np.testing.assert_allclose(by_hand.runs[name], alone[name], rtol=1e-9)
 
@@ -134,6 +134,13 @@ def test_a_run_from_itself_is_no_validation(make):
     done = run(make(io={"from_run": True}))
     assert done.held_out is False
     assert summarise(done)["ratio"]["value"] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("own", ["level", "spectrum"])
+def test_a_run_that_corrects_its_own_background_is_none_either(make, own, caplog):
+    done = run(make(model={"own": own}))
+    assert done.held_out is False
+    assert "model.own" in caplog.text
 
 
 def test_fields_to_north_and_to_the_zenith_are_compared_in_the_same_pixels(make):

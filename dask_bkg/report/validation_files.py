@@ -98,7 +98,7 @@ def describe(validation: Validation, told: list, columns: Mapping[str, np.ndarra
 
 def _without(validation: Validation) -> str:
     if validation.held_out is False:
-        return "nothing left out: NOT HELD OUT (io.from_run), which is no validation"
+        return "nothing left out: NOT HELD OUT (io.from_run or model.own), which is no validation"
     return validation.left_out
 
 

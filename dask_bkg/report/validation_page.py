@@ -95,8 +95,8 @@ def _against(validation: Validation) -> str:
 def _warning(validation: Validation) -> str:
     if validation.held_out is False:
         return (
-            '<p class="warn">Not held out: each background was made of the run that it predicts, '
-            "which is no validation.</p>"
+            '<p class="warn">Not held out: the counts of each run are in its own background '
+            "(io.from_run or model.own), which is no validation.</p>"
         )
     how = "the run itself" if validation.left_out == "the run" else escape(validation.left_out)
     return (

@@ -116,7 +116,8 @@ def flag_words(flag: int) -> str:
 
 def worst_first(columns: Mapping[str, NDArray]) -> NDArray:
     """Order of the runs: those that look wrong first, then by the larger one of their pulls; few counts last."""
-    spot = columns["hottest"] * (FAR_RATE / HOT)
+    # the largest of 400 is above 3 by chance
+    spot = np.where(columns["hottest"] > HOT - 1, columns["hottest"], 0.0) * (FAR_RATE / HOT)
     pull = np.max([np.abs(columns["rate_pull"]), columns["shape_pull"] * (FAR_RATE / FAR_SHAPE), spot], axis=0)
     few = (columns["flag"] & 4) > 0
     return np.lexsort((columns["obs_id"], np.where(few, 0.0, -pull), (columns["flag"] & WRONG) == 0))

@@ -37,7 +37,7 @@ class Validation:
         Runs that could not be validated, ``{obs_id: reason}``.
     left_out
         What did not contribute to the background of a run: ``the run``, ``its fold (5)``, ``its target``; ``nothing``
-        (``io.from_run``); ``unknown`` for backgrounds that were there already.
+        (``io.from_run``, ``model.own``); ``unknown`` for backgrounds that were there already.
     alignment
         Frame of the field pixels that were compared.
     against
