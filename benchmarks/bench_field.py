@@ -37,10 +37,10 @@ from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.modulation import FieldSettings, Histogram, estimate_field
-from dask_bkg.pipeline import FIELD_BLOCK
 from dask_bkg.rate import Rate, RateSettings, estimate_rate
 from dask_bkg.report import format_table
 from dask_bkg.schema import Edges, FieldEdges, View
+from dask_bkg.wiring import FIELD_BLOCK
 
 ENERGY = np.geomspace(0.1, 100, 31)
 RINGS = Edges(ENERGY, np.linspace(0, 2.5, 11))

@@ -1,6 +1,7 @@
 """The models against each other on the 72 runs of H.E.S.S. DL3 DR1 that are at hand, each run left out of its own.
 
     GAMMAPY_DATA=... python benchmarks/bench_models.py [--baccmod DIR] [--baccmod-empty DIR] [--json FILE]
+    GAMMAPY_DATA=... python benchmarks/bench_models.py --plateau       # the default beside variants of itself
 
 What is compared is what `dask_bkg.validate` compares: counts within 2 deg, 10 energies a decade, from LO_THRES and
 from 1.3 times it, pixels of 0.2 deg; differences in 1e-3 nats an event with a paired bootstrap over targets.  The
@@ -34,12 +35,34 @@ from dask_bkg.catalogs import CATALOG_FILES
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.held_out import validate_models
 from dask_bkg.report import format_table
+from dask_bkg.selection.ranking import SHAPE_WIDTHS, WIDTHS
 from dask_bkg.validation import compare
 
 REFERENCES = ("plain procedure", "plain procedure, 30 energies")
 FIRST, RELEASED = "default 2D", "released H.E.S.S. models"
 BESIDE_RELEASED = ("default 3D", "default 3D, same target out")
 EMPTY = "offdata"  # TARGET_TAG of the release
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "kernel x 0.7": {"background_selection": {"kernel": {n: 0.7 * w for n, w in WIDTHS.items()}}},
+    "kernel x 1.4": {"background_selection": {"kernel": {n: 1.4 * w for n, w in WIDTHS.items()}}},
+    "kernel x 2": {"background_selection": {"kernel": {n: 2 * w for n, w in WIDTHS.items()}}},
+    "shape kernel x 0.7": {"background_selection": {"shape_kernel": {n: 0.7 * w for n, w in SHAPE_WIDTHS.items()}}},
+    "shape kernel x 1.4": {"background_selection": {"shape_kernel": {n: 1.4 * w for n, w in SHAPE_WIDTHS.items()}}},
+    "shape kernel x 2": {"background_selection": {"shape_kernel": {n: 2 * w for n, w in SHAPE_WIDTHS.items()}}},
+    "shape_time_request 5 h": {"background_selection": {"shape_time_request": 5}},
+    "time_request 3 h": {"background_selection": {"time_request": 3}},
+    "night_level 0.3 d": {"background_selection": {"night_level": 0.3}},
+    "night_level 3 d": {"background_selection": {"night_level": 3}},
+    "no night": {"background_selection": {"night_level": 0}},
+    "min_counts 200": {"model": {"min_counts": 200}},
+    "min_counts 1000": {"model": {"min_counts": 1000}},
+    "field: free": {"model": {"field": "free"}},
+    "field: both": {"model": {"field": "both"}},
+    "smooth_method: spline": {"background_selection": {"smooth": True}, "model": {"smooth_method": "spline"}},
+    "smooth_method: adaptive": {"background_selection": {"smooth": True}, "model": {"smooth_method": "adaptive"}},
+}
+"""What is changed of the default, to see how broad the plateau is that it lies on."""
 
 Models = dict[str, Any]
 """Configurations, or directories of datastores, by name."""
@@ -106,6 +129,15 @@ def validated(models: Models, archive: Path, mask: Mapping[str, Any], threshold:
     return {reference: {row["name"]: row for row in rows} for reference, rows in told.items()}
 
 
+def plateau(archive: Path, scratch: Path, mask: Mapping[str, Any], threshold: float) -> dict[str, dict[str, Any]]:
+    """Variants of the default, relative to it; the lines of the table by variant."""
+    validation = {"validation": {"exclusion": mask, "threshold": threshold}}
+    models = {"default": configuration("default 3D", archive, scratch, validation)}
+    for name, change in VARIANTS.items():
+        models[name] = configuration("default 3D", archive, scratch, change)
+    return {row["name"]: row for row in compare(validate_models(models, progress=False), "default")}
+
+
 def show(title: str, told: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the tables."""
     for reference, rows in told.items():
@@ -126,6 +158,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--baccmod", type=Path, help="OUT_DIR of bench_baccmod.py")
     parser.add_argument("--baccmod-empty", type=Path, help="the same of the empty fields alone")
+    parser.add_argument("--plateau", action="store_true", help="the default beside variants of itself, and no more")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
     quiet()
@@ -137,6 +170,13 @@ def main() -> None:
     tables = {}
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
+        if options.plateau:
+            for threshold in (1.0, 1.3):
+                told = {"default": plateau(archive, scratch, mask, threshold)}
+                show(f"E > {threshold:g} LO_THRES", told)
+                tables[f"E > {threshold:g} LO_THRES"] = told
+            write_json(options.json, {"tables": tables})
+            return
         models = make_models(archive, scratch, options.models, {}, options.baccmod)
         for threshold in (1.0, 1.3):
             title = f"E > {threshold:g} LO_THRES"

@@ -43,7 +43,7 @@ from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, get_task_stream
 from distributed.deploy import SubprocessCluster
 
-from dask_bkg import pipeline
+from dask_bkg import pipeline, wiring
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import Stored
 from dask_bkg.config import parse_config
@@ -197,7 +197,7 @@ def simulate(
     measured: Measured, blocks: Mapping[str, float], store: RunStore, scratch: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """All sleeping graphs on all numbers of workers."""
-    seconds = {**blocks, "write": measured.a_target * pipeline.WRITE_BATCH}
+    seconds = {**blocks, "write": measured.a_target * wiring.WRITE_BATCH}
     found: list[dict[str, Any]] = []
 
     def take(workers: int, name: str, graph: dict, cost: Mapping[str, float], a_task: float, *where: Any) -> None:

@@ -29,12 +29,12 @@ from dask_bkg.collect import Stored
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.exclusion import concat_regions
-from dask_bkg.pipeline import build
 from dask_bkg.plan import Plan, Target, field_plan, rate_settings
 from dask_bkg.report import format_table
 from dask_bkg.report.validation_files import write_validation
 from dask_bkg.roster import call_the_roll
 from dask_bkg.schema import Edges, FieldEdges, fine_view
+from dask_bkg.wiring import build
 
 FIRST = 50_001
 EVENTS, ONTIME = 5000.0, 1680.0

@@ -41,8 +41,8 @@ CRAB_RADIUS = 0.35
 
 
 MODES = {
-    "from_run: true": (True, {}),
-    "from_run: false": (False, {}),
+    "from_run: true": (True, {"mode": "2d"}),
+    "from_run: false": (False, {"mode": "2d"}),
     "3d altaz, from_run: true": (True, {"mode": "3d"}),
     "3d radec, from_run: true": (True, {"mode": "3d", "alignment": "radec"}),
     "3d altaz, from_run: false": (False, {"mode": "3d"}),

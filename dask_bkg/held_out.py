@@ -25,7 +25,6 @@ from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.graph import Layers, batches, literal
 from dask_bkg.model import Stacks
-from dask_bkg.pipeline import WRITE_BATCH, Last, build, model_of
 from dask_bkg.plan import Target
 from dask_bkg.roster import Roster
 from dask_bkg.scored import Counts, Prepared, counts_of, frames_of, prepare
@@ -33,6 +32,7 @@ from dask_bkg.selection import Contributing
 from dask_bkg.trial import BlockScore, Scored, Subject, Verdict, score_block, score_given
 from dask_bkg.validation.results import Validation, gather
 from dask_bkg.validation.score import FieldSums
+from dask_bkg.wiring import WRITE_BATCH, Last, build, model_of
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from dask_bkg.collect import Stored, update_store
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.irf import background_2d, background_3d
 from dask_bkg.model import Stacks, stacked_rate
-from dask_bkg.pipeline import build, known_of, model_of
 from dask_bkg.plan import Plan
 from dask_bkg.roster import call_the_roll
 from dask_bkg.selection import Contributing
+from dask_bkg.wiring import build, known_of, model_of
 
 log = logging.getLogger(__name__)
 

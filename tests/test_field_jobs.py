@@ -15,7 +15,7 @@ from gammapy.data import DataStore
 from gammapy.irf import Background2D, Background3D
 from numpy.testing import assert_allclose
 
-from dask_bkg import make_background, pipeline
+from dask_bkg import make_background, pipeline, wiring
 from dask_bkg.archive.load import load_field
 from dask_bkg.archive.store import RunStore
 from dask_bkg.collect import reduce_archive, update_store
@@ -125,7 +125,7 @@ def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs, rank):
     graph = pipeline.build(plan, roster, stored)
     chosen = [part.compute() for part in graph.selected["shape" if rank == "conditions" else "spectrum"]]
     fields = graph.stacks["field"].compute()
-    runs = pipeline.field_histograms(plan, roster, stored).compute()
+    runs = wiring.field_histograms(plan, roster, stored).compute()
     assert fields.counts.dims == ("obs_id", "energy", "fov_lat", "fov_lon")
     assert fields.exposure.dims == ("obs_id", "fov_lat", "fov_lon")
     assert fields.exposure.attrs["units"] == "s sr"
