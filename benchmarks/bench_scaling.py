@@ -116,7 +116,7 @@ def job_graph(store: RunStore, hours: float, out_dir: Path) -> dict:
     plan = Plan(config, bench_kl.EDGES, concat_regions([]), rate_settings(config), nowhere, targets)
     plan.candidates = set(numbers)
     stored = Stored(store, "")
-    graph = pipeline.build(plan, call_the_roll(plan, stored), stored)
+    graph = wiring.build(plan, call_the_roll(plan, stored), stored)
     return dict(HighLevelGraph.merge(*(task.__dask_graph__() for task in graph.writes)))
 
 

@@ -19,7 +19,7 @@ from astropy.table import Table
 from gammapy.data import DataStore
 from kept_store import keep_store
 
-from dask_bkg import pipeline
+from dask_bkg import pipeline, wiring
 from dask_bkg.bookkeeping import config_hash, merge_provenance, summary_table
 from dask_bkg.compat import prepare_dataset, run_make_background
 from dask_bkg.config import load_config, parse_config
@@ -226,7 +226,7 @@ def test_a_job_that_ends_meanwhile_keeps_its_runs(job, four_runs, tmp_path, monk
     """Two jobs into one directory: the second begins and ends while the first is at work."""
     if there:
         run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
-    write_block, seen = pipeline.write_block, []
+    write_block, seen = wiring.write_block, []
 
     def meanwhile(*args):
         if not seen:
@@ -234,7 +234,7 @@ def test_a_job_that_ends_meanwhile_keeps_its_runs(job, four_runs, tmp_path, monk
             run_make_background(job(four_runs, run_selection={"runlist": [64003, 64004]}))
         return write_block(*args)
 
-    monkeypatch.setattr(pipeline, "write_block", meanwhile)
+    monkeypatch.setattr(wiring, "write_block", meanwhile)
     run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
     expected = {64001, 64003, 64004} | ({64002} if there else set())
     assert set(backgrounds(tmp_path / "out")) == expected
@@ -292,13 +292,13 @@ def test_in_place_twice_is_in_place_once(in_place, run_path):
 def test_in_place_a_job_that_is_stopped_names_only_what_is_there(in_place, monkeypatch, failure):
     """Ctrl-C when backgrounds were written, and before their task had said so."""
     directory, config = in_place
-    write_block = pipeline.write_block
+    write_block = wiring.write_block
 
     def write_and_stop(targets, *args):
         write_block(targets, *args)
         raise failure("stopped")
 
-    monkeypatch.setattr(pipeline, "write_block", write_and_stop)
+    monkeypatch.setattr(wiring, "write_block", write_and_stop)
     with pytest.raises(failure):
         run_make_background(config)
     assert broken_rows(directory) == []
@@ -362,7 +362,7 @@ def stopped(job, four_runs, tmp_path, monkeypatch):
     """A job that is stopped when it has written two of four backgrounds: ``stopped(section={...})`` gives these."""
 
     def stop(**sections) -> list[int]:
-        write_block, written = pipeline.write_block, []
+        write_block, written = wiring.write_block, []
 
         def write_two(targets, *args):
             if len(written) == 2:
@@ -372,8 +372,8 @@ def stopped(job, four_runs, tmp_path, monkeypatch):
             return done
 
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "WRITE_BATCH", 1)
-            patch.setattr(pipeline, "write_block", write_two)
+            patch.setattr(wiring, "WRITE_BATCH", 1)
+            patch.setattr(wiring, "write_block", write_two)
             with pytest.raises(KeyboardInterrupt):
                 run_make_background(job(four_runs, **sections))
         return sorted(written)

@@ -122,7 +122,7 @@ def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs, rank):
     plan = plan_job(parse_config(job(four_runs, binning=FIELD, config={"block": 2}, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
     roster = call_the_roll(plan, stored)
-    graph = pipeline.build(plan, roster, stored)
+    graph = wiring.build(plan, roster, stored)
     chosen = [part.compute() for part in graph.selected["shape" if rank == "conditions" else "spectrum"]]
     fields = graph.stacks["field"].compute()
     runs = wiring.field_histograms(plan, roster, stored).compute()

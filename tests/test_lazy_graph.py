@@ -12,7 +12,7 @@ from dask.delayed import delayed
 from dask.utils import key_split
 from synthetic import FIRST, keys_of, make_job, refuse
 
-from dask_bkg import pipeline, selection
+from dask_bkg import selection, wiring
 from dask_bkg.lazy.graph import Layers, batch_size, batches, block_size, each, literal, variable
 from dask_bkg.products import Made, Result
 
@@ -113,7 +113,7 @@ def tasks(graph) -> list[str]:
 def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
     job = make_job(20_000, background_selection={"rank": rank, "time_request": 50})
     start = time.perf_counter()
-    graph = pipeline.build(*job)
+    graph = wiring.build(*job)
     keys = tasks(graph)
     print(f"{rank}: {len(keys)} tasks built in {time.perf_counter() - start:.2f} s")
     assert len(keys) < 5000
@@ -124,14 +124,14 @@ def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
 @pytest.mark.parametrize("section", [{"rank": "none"}, {"rank": "kl", "time_request": "all"}])
 def test_selections_of_the_whole_archive_are_made_for_fewer_targets_at_once(section):
     """As sparse as the matrix itself: two million contributing runs a block, whatever the block of runs."""
-    graph = pipeline.build(*make_job(20_000, background_selection=section))
+    graph = wiring.build(*make_job(20_000, background_selection=section))
     assert graph.runs.counts.chunks[0][0] == 1000
     assert graph.targets.counts.chunks[0][0] * 20_000 <= 2_000_000
     assert [target.obs_id for part in graph.parts for target in part] == graph.runs.obs_id.values.tolist()
 
 
 def test_ten_times_the_runs_are_not_a_hundred_times_the_tasks():
-    few, many = (len(tasks(pipeline.build(*make_job(n)))) for n in (2000, 20_000))
+    few, many = (len(tasks(wiring.build(*make_job(n)))) for n in (2000, 20_000))
     assert many < 2.5 * few
 
 
@@ -143,15 +143,15 @@ def test_the_graph_of_twenty_thousand_runs_is_none_that_dask_warns_of():
         t.obs_id: Made("0" * 16, ((10**6, 10**18),) * 2, Result(t.obs_id, "done", contributing=many, scores=many))
         for t in plan.targets
     }
-    assert len(pickle.dumps(pipeline.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
+    assert len(pickle.dumps(wiring.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
     itself = {obs_id: [obs_id] for obs_id in roster.targets["obs_id"].tolist()}
     roster.given = selection.given(itself, roster.targets)
-    assert len(pickle.dumps(pipeline.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
+    assert len(pickle.dumps(wiring.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
 
 
 def test_building_computes_nothing():
     with dask.config.set(scheduler=refuse):
-        graph = pipeline.build(*make_job(200, background_selection={"rank": "kl-conditions", "store_KL": True}))
+        graph = wiring.build(*make_job(200, background_selection={"rank": "kl-conditions", "store_KL": True}))
         with pytest.raises(AssertionError, match="something was computed"):
             graph.stacks["spectrum"].compute()
     assert len(graph.selected["spectrum"]) == len(graph.tables) == 4
@@ -159,14 +159,14 @@ def test_building_computes_nothing():
 
 
 def test_names_on_the_dashboard():
-    graph = pipeline.build(*make_job(200, background_selection={"rank": "kl"}))
+    graph = wiring.build(*make_job(200, background_selection={"rank": "kl"}))
     names = {key_split(key) for key in tasks(graph)}
     assert {"load-runs", "shape-of-runs", "kl-divergence", "merge-runs", "select-runs", "stack-runs"} <= names
     assert any(key.startswith("write-files") for key in tasks(graph))
 
 
 def test_blocks_of_the_configuration():
-    graph = pipeline.build(*make_job(200, config={"block": 60, "split_every": 2}))
+    graph = wiring.build(*make_job(200, config={"block": 60, "split_every": 2}))
     assert graph.runs.counts.chunks[0] == (60, 60, 60, 20)
     assert [len(part) for part in graph.parts] == [25, 25, 10] * 3 + [20]
 
@@ -176,9 +176,9 @@ def test_nothing_is_selected_where_everything_is_given():
     plan, roster, store = make_job(200, background_selection={"rank": "kl"})
     lists = {FIRST + i: [FIRST + i] for i in range(200)}
     roster.given = selection.given(lists, roster.runs)
-    names = {key_split(key) for key in tasks(pipeline.build(plan, roster, store))}
+    names = {key_split(key) for key in tasks(wiring.build(plan, roster, store))}
     assert "stack-runs" in names
     assert not names & {"kl-divergence", "choose-runs", "merge-runs", "shape-of-runs"}
     del roster.given[FIRST + 70]
-    keys = tasks(pipeline.build(plan, roster, store))
+    keys = tasks(wiring.build(plan, roster, store))
     assert sum(key_split(key) == "kl-divergence" for key in keys) == 4  # the one block of targets with an open one

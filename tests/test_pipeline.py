@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, wait
 from numpy.testing import assert_array_equal
 from synthetic import keys_of, refuse
 
-from dask_bkg import bookkeeping, cluster, pipeline
+from dask_bkg import bookkeeping, cluster, pipeline, wiring
 from dask_bkg.collect import update_store
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
@@ -61,7 +61,7 @@ def graph(job, four_runs):
         stored = update_store(plan, None, plan.config.store_path, progress=False)
         roster = call_the_roll(plan, stored)
         with dask.config.set(scheduler=refuse):
-            return pipeline.build(plan, roster, stored), plan
+            return wiring.build(plan, roster, stored), plan
 
     return make
 
@@ -122,7 +122,7 @@ def test_a_job_goes_from_target_to_target(job, archive, tmp_path):
     sections = {"config": {"block": 2, "split_every": 2}, "background_selection": {"rank": "kl", "time_request": 0.8}}
     plan = plan_job(parse_config(job(archive[0], io=OTHERS, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
-    built = pipeline.build(plan, call_the_roll(plan, stored), stored)
+    built = wiring.build(plan, call_the_roll(plan, stored), stored)
     with Alive() as alive:
         results = dask.compute(*built.writes, scheduler="synchronous")
     assert [result.status for part in results for result in part] == ["done"] * 12
@@ -281,15 +281,15 @@ def test_a_bad_run_is_reported_and_the_others_go_on(job, four_runs, run_path, ra
 
 def test_a_task_that_dies_fails_its_targets_only(job, archive, scheduler, monkeypatch, tmp_path):
     """A worker that is killed is an error of its tasks, as is this one; two targets a task here."""
-    write_block = pipeline.write_block
+    write_block = wiring.write_block
 
     def die(targets, *args):
         if any(target.obs_id == 64004 for target, _ in targets):
             raise MemoryError("too much")
         return write_block(targets, *args)
 
-    monkeypatch.setattr(pipeline, "WRITE_BATCH", 2)
-    monkeypatch.setattr(pipeline, "write_block", die)
+    monkeypatch.setattr(wiring, "WRITE_BATCH", 2)
+    monkeypatch.setattr(wiring, "write_block", die)
     config = parse_config(job(archive[0], io=OTHERS, cluster=scheduler.scheduler_address))
     summary = pipeline.run(config, progress=False)
     failed = {result.obs_id: result.reason for result in summary.results if result.status == "failed"}
@@ -306,7 +306,7 @@ def test_a_run_store_that_is_damaged_is_the_end_of_all(job, four_runs, scheduler
     def damaged(*args):
         raise ArchiveError("chunk 0 is damaged: move the store away")
 
-    monkeypatch.setattr(pipeline, "write_block", damaged)
+    monkeypatch.setattr(wiring, "write_block", damaged)
     address = scheduler.scheduler_address if where == "scheduler" else "threads"
     with pytest.raises(ArchiveError, match=r"^chunk 0 is damaged: move the store away$"):
         pipeline.run(parse_config(job(four_runs, io=OTHERS, cluster=address)), progress=False)
@@ -314,7 +314,7 @@ def test_a_run_store_that_is_damaged_is_the_end_of_all(job, four_runs, scheduler
 
 def test_an_interrupt_keeps_what_is_done(job, four_runs, monkeypatch, tmp_path):
     """The rows of finished runs are in the index, and the next job goes on from there."""
-    write_block, written = pipeline.write_block, []
+    write_block, written = wiring.write_block, []
 
     def interrupt(targets, *args):
         if len(written) == 2:
@@ -322,12 +322,12 @@ def test_an_interrupt_keeps_what_is_done(job, four_runs, monkeypatch, tmp_path):
         written.extend(targets)
         return write_block(targets, *args)
 
-    monkeypatch.setattr(pipeline, "WRITE_BATCH", 1)
-    monkeypatch.setattr(pipeline, "write_block", interrupt)
+    monkeypatch.setattr(wiring, "WRITE_BATCH", 1)
+    monkeypatch.setattr(wiring, "write_block", interrupt)
     config = parse_config(job(four_runs, io=OTHERS))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config, progress=False)
-    monkeypatch.setattr(pipeline, "write_block", write_block)
+    monkeypatch.setattr(wiring, "write_block", write_block)
     done = read_datastore(tmp_path / "out").obs_ids.tolist()
     assert sorted(done) == sorted(target.obs_id for target, _ in written)
     assert set(outputs(tmp_path / "out")) == {f"run_{obs_id:06d}.fits.gz" for obs_id in done}
