@@ -19,7 +19,7 @@ def scaling():
     def make(plan: set, observed: set) -> WholeJobs:
         made = object.__new__(WholeJobs)
         made.cluster = SimpleNamespace(plan=plan, requested=plan, observed=observed)
-        made._a_job, made._lost_since, made.worker_key = 2, {}, None
+        made._a_job, made._lost_since, made.worker_key, made.state = 2, {}, None, "inactive"
         made.wait_count, made.close_counts = 1, defaultdict(int)
         return made
 
