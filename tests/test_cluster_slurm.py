@@ -102,9 +102,10 @@ def test_a_job_that_is_cancelled_in_mid_run(slurm, settings, site, gate, behind,
     assert outputs(tmp_path / "out") == by_threads
 
 
-def test_lives_that_end_are_followed_by_others(slurm, settings, site, gate, behind, by_threads, tmp_path):
-    """Workers leave in mid-run before their time is up, and new ones do what was left."""
-    site(**gate.arguments())
+@pytest.mark.parametrize("cores", [1, 2])
+def test_lives_that_end_are_followed_by_others(slurm, settings, site, gate, behind, by_threads, tmp_path, cores):
+    """Workers leave in mid-run before their time is up, and new ones do what was left; of one job, or of two."""
+    site(cores=cores, **gate.arguments())
     config = settings(workers=2, lifetime="12 s")
     with make_client(config) as client:
         client.wait_for_workers(2, timeout=PATIENCE)

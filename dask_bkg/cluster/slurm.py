@@ -10,6 +10,7 @@ import logging
 import math
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dask.utils import tmpfile
 from distributed import Client
 from distributed.deploy.cluster import Cluster
 
+from dask_bkg.cluster.scaling import WholeJobs
 from dask_bkg.cluster.script import SITE, job_options
 from dask_bkg.config import Config, Slurm
 from dask_bkg.errors import ConfigError
@@ -115,12 +117,10 @@ def await_workers(client: Client, cluster: Cluster, config: Config) -> None:
 
 
 def _adapt(cluster: Any, fewest: int, most: int) -> None:
-    """Let the number of jobs go with the work; also where it is fixed: ``scale`` would not replace a lost one.
-
-    In whole jobs: half of one cannot be ended.
-    """
+    """Let the number of jobs go with the work; also where it is fixed: ``scale`` would not replace a lost one."""
     a_job = int(dask.config.get("jobqueue.slurm.cores"))
-    cluster.adapt(minimum_jobs=math.ceil(fewest / a_job), maximum_jobs=math.ceil(most / a_job))
+    jobs = {"minimum_jobs": math.ceil(fewest / a_job), "maximum_jobs": math.ceil(most / a_job)}
+    cluster.adapt(Adaptive=partial(WholeJobs, a_job=a_job), **jobs)
 
 
 def check_submission(script: str) -> None:
