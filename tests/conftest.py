@@ -10,8 +10,10 @@ from astropy.io import fits
 
 from dask_bkg.simulate import simulate_archive
 
-# how long an example takes says more of the machine than of the code
-hypothesis.settings.register_profile("steady", deadline=None)
+# how long an example takes says more of the machine than of the code; each run has the same examples
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("steady")
 
 

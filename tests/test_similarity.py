@@ -514,8 +514,10 @@ def whole_kl(counts, fraction, prior) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_block_takes_the_memory_of_two(archive, prior):
-    fraction = np.ones(archive.shape)
-    blocks = as_targets(archive, fraction, None, prior, SHAPE), as_references(archive, fraction, prior, SHAPE)
+    # large: other threads of this process have their memory counted too
+    counts = np.tile(archive, (4, 1))
+    fraction = np.ones(counts.shape)
+    blocks = as_targets(counts, fraction, None, prior, SHAPE), as_references(counts, fraction, prior, SHAPE)
     tracemalloc.start()
     kl = kl_block(*blocks)
     peak = tracemalloc.get_traced_memory()[1]
