@@ -112,7 +112,7 @@ def relative_to_circle(planes: NDArray, center: NDArray) -> NDArray:
     for i in range(group.max() + 1):
         pixels = (group == i).reshape(square.shape)
         same = planes[:, pixels]
-        whole = (same > 0).all(axis=1)
+        whole: NDArray = np.all(same > 0, axis=1)
         around[whole[:, None, None] & pixels] = np.repeat(same[whole].mean(axis=1), same.shape[1])
     inside = square < (center[-1] + pixel_width(center)) ** 2
     return positive(planes) / positive(np.where(inside, around, 0.0))
