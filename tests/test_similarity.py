@@ -501,6 +501,15 @@ def test_fit_of_a_runs_prior_is_the_maximum(archive, prior):
     assert np.abs(gradient / counts.sum(axis=1, keepdims=True)).max() < 1e-6
 
 
+@pytest.mark.parametrize("events", [100, 3000, 10000])
+def test_fit_of_a_runs_prior_does_not_depend_on_the_other_runs(prior, events):
+    """Near the mean a last step gains less than the rounding of what it gains: it is taken, in whatever company."""
+    counts = np.random.default_rng(2).poisson(events * prior.shape, (300, BINS)).astype(float)
+    whole = similarity.family_shapes(counts, np.ones(counts.shape), prior)
+    alone = np.concatenate([similarity.family_shapes(run[None], np.ones((1, BINS)), prior) for run in counts])
+    assert np.abs(np.log(alone / whole)).max() < 1e-13
+
+
 def test_fit_of_a_runs_prior_finds_runs_that_are_like_no_other():
     """Nearly all events in a bin that is nearly empty in the archive: a full Newton step leads far beyond."""
     counts = np.array([[10.0, 10.0, 980.0], [0.0, 0.0, 1000.0]])
