@@ -25,7 +25,7 @@ from dask_bkg.collect import Stored, died, progress_bar, update_store
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.journal import Journal
-from dask_bkg.lazy.execute import compute_each
+from dask_bkg.lazy.execute import compute_each, one_blas_thread
 from dask_bkg.lazy.graph import Layers, block_size, literal
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
@@ -235,7 +235,8 @@ class _Write:
         self.targets, self.first = targets, first
 
     def __call__(self, known, block, selected, *stacks) -> list[Result]:
-        return write_block(self.targets, self.first, selected, Stacks(*stacks), known, block)
+        with one_blas_thread():
+            return write_block(self.targets, self.first, selected, Stacks(*stacks), known, block)
 
 
 def made_by(plan: Plan, stored: Stored) -> str:

@@ -13,6 +13,7 @@ from gammapy.irf import Background2D, Background3D
 from dask_bkg.collect import Stored, update_store
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.irf import background_2d, background_3d
+from dask_bkg.lazy.execute import one_blas_thread
 from dask_bkg.model import Model, Stacks, stacked_rate
 from dask_bkg.pipeline import Graph, build, known_of
 from dask_bkg.plan import Plan
@@ -62,7 +63,8 @@ def make_one(plan: Plan) -> Background2D | Background3D:
     if chosen.reason:
         raise RunError(chosen.reason)
     model = Model(plan.edges, plan.rate, plan.field)
-    rate = stacked_rate(plan.targets[0], chosen, stacks.of(0), known_of(roster), model)
+    with one_blas_thread():
+        rate = stacked_rate(plan.targets[0], chosen, stacks.of(0), known_of(roster), model)
     if plan.field is None:
         return background_2d(rate.value, plan.edges)
     return background_3d(rate.value, plan.field.edges, plan.field.written)
