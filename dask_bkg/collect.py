@@ -97,18 +97,28 @@ def update_store(
     # a store that is up to date needs no lock: it may be read-only, or another job may be writing into it
     missing = store.outdated(plan.runs, views, plan.regions)
     if missing:
-        if view.method == store.fine.method and view.name:
-            log.warning(
-                "the binning is no sum of the fine bins of the run store (%d energies a decade, edges at 0.1, 1, 10 "
-                "TeV; rings of %g deg): %d runs are read for it",
-                config.run_store.bins_per_decade,
-                config.run_store.ring,
-                len(missing),
-            )
+        _tell_of_odd_bins(store, views, config, len(missing))
         with store.writing():
             _read_runs(done, plan, views, client, progress)
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
+
+
+def _tell_of_odd_bins(store: RunStore, views: list[View], config: Config, n_missing: int) -> None:
+    """A warning where runs are read for bins that other ones would have had from what is there."""
+    asked, fine, why = config.run_store, store.fine, ""
+    if any(view.pixels is None and view.method == fine.method for view in views):
+        why = (
+            f"the binning is no sum of the fine bins of the run store ({asked.bins_per_decade} energies a decade, "
+            f"edges at 0.1, 1, 10 TeV; rings of {asked.ring:g} deg)"
+        )
+    elif any(view.pixels not in (None, fine.pixels) for view in views):
+        why = (
+            "the pixels of the field (binning.fov_bins, fov_max) are no sums of the fine ones of the run store "
+            f"({asked.pixel:g} deg)"
+        )
+    if why:
+        log.warning("%s: %d runs are read for it", why, n_missing)
 
 
 def _fine_view(config: Config) -> View:

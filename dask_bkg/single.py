@@ -13,6 +13,7 @@ from gammapy.irf import Background2D, Background3D
 from dask_bkg.collect import Stored, update_store
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.irf import background_2d, background_3d
+from dask_bkg.lazy.execute import one_blas_thread
 from dask_bkg.model import Stacks, stacked_rate
 from dask_bkg.plan import Plan
 from dask_bkg.roster import call_the_roll
@@ -63,8 +64,8 @@ def make_one(plan: Plan) -> Background2D | Background3D:
     chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
     if chosen.spectrum.reason:
         raise RunError(chosen.spectrum.reason)
-    model = model_of(plan)
-    rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model).rate
+    with one_blas_thread():
+        rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model_of(plan)).rate
     if plan.field is None:
         return background_2d(rate.value, plan.edges)
     return background_3d(rate.value, plan.field.edges, plan.field.written)

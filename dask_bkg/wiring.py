@@ -17,6 +17,7 @@ from dask.delayed import Delayed
 
 from dask_bkg import bookkeeping, schema, selection
 from dask_bkg.collect import Stored
+from dask_bkg.lazy.execute import one_blas_thread
 from dask_bkg.lazy.graph import Layers, block_size, literal
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
@@ -274,7 +275,8 @@ class _Write:
         self.targets, self.first = targets, first
 
     def __call__(self, known: Known, block: Block, selected: selection.Contributing, stacks: Stacks) -> list[Result]:
-        return write_block(self.targets, self.first, selected, stacks, known, block)
+        with one_blas_thread():
+            return write_block(self.targets, self.first, selected, stacks, known, block)
 
 
 def made_by(plan: Plan, stored: Stored) -> str:

@@ -104,7 +104,9 @@ def main(archive: str, *jobs: str) -> None:
     """For each job, ``store:moment``, a process that updates the store and is killed at its moment."""
     import dask_bkg.archive.store as module
 
-    module.FLUSH_EVERY = 0.0
+    # checkpoints after each block and by no clock: the n-th file is the same one on any machine
+    module.RunStore._flush_if_due = lambda store: store._new and store.flush()
+    module.WriteLock.live = lambda lock, stop, also: stop.wait()
     for job in jobs:
         path, moment = job.rsplit(":", 1)
         if pid := os.fork():

@@ -11,8 +11,10 @@ from slurm_fixtures import _by_threads, _slurm, by_threads, gate, site, slurm, s
 
 from dask_bkg.simulate import simulate_archive
 
-# how long an example takes says more of the machine than of the code
-hypothesis.settings.register_profile("steady", deadline=None)
+# how long an example takes says more of the machine than of the code; each run has the same examples
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("steady")
 
 

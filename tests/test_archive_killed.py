@@ -17,7 +17,7 @@ from dask_bkg.archive.plan import digest_of
 from dask_bkg.archive.store import RunStore
 from dask_bkg.dl3.reduce import reduce_views
 
-# 106 files are put into their places: the job ends before the n-th
+# 133 files are put into their places: the job ends before the n-th
 MOMENTS = {
     "arrays grow": 1,
     "run numbers grow": 34,
@@ -25,9 +25,11 @@ MOMENTS = {
     "run numbers are written": 36,
     "last chunk of a block": 42,
     "numbers": 55,
-    "keys of the first block": 70,
-    "third block": 76,
-    "keys": 105,
+    "keys of the first block": 69,
+    "second block": 70,
+    "numbers of the second block": 90,
+    "third block": 104,
+    "keys": 133,
     "never": 10_000,
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import threading
 import warnings
 from collections import Counter
 
@@ -176,6 +178,31 @@ def test_no_store_is_an_error_that_says_what_to_do(tmp_path):
     for ask in (open_runs, describe):
         with pytest.raises(ArchiveError, match="dask-bkg reduce"):
             ask(tmp_path / "nothing.zarr")
+
+
+def test_the_directory_of_a_job_is_no_store_and_its_store_is_named(filled, tmp_path):
+    """Nobody is going to write: that it is left alone, the error of those who would, is beside the point."""
+    job = tmp_path / "job"
+    shutil.copytree(filled.path, job / "results" / "runs.zarr")
+    for ask in (open_runs, describe):
+        for place in (job, job / "results"):
+            with pytest.raises(ArchiveError, match=r"holds no store.*; there is one in .*job/results/runs\.zarr\.$"):
+                ask(place)
+        with pytest.raises(ArchiveError, match=r"holds no store.*; `dask-bkg reduce"):
+            ask(job / "results" / "runs.zarr" / "counts")
+
+
+def test_threads_that_write_stores_leave_the_filters_of_warnings_as_they_were(filled):
+    """Tasks of one worker, each with a store of its own: what one of them ignores is not ignored for good."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        threads = [threading.Thread(target=layout.consolidate, args=(filled.path,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == before
 
 
 def test_the_field_is_that_of_the_run(archive, filled):

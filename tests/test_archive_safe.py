@@ -403,20 +403,19 @@ def test_an_exception_in_a_task_leaves_the_other_blocks(archive, tmp_path, monke
 
 
 def test_what_is_recorded_is_kept_while_the_driver_waits(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "FLUSH_EVERY", 2.0)
+    monkeypatch.setattr(store_module, "FLUSH_EVERY", 3600.0)
     store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
     with store.writing():
         (work,) = store.plan_update(run_files(archive[0], 2), [store.fine], None)
         done = update_block(str(store.path), work, None, [store.fine])
-        store._flushed = time.monotonic()
         store.record(done)
         assert RunStore.open(store.path).find([FIRST]) == -1
-        for _ in range(100):
+        # the time has come, and nobody records
+        monkeypatch.setattr(store_module, "FLUSH_EVERY", 0.0)
+        until = time.monotonic() + 60
+        while RunStore.open(store.path).find([FIRST]) != 0:
+            assert time.monotonic() < until, "no checkpoint"
             time.sleep(0.05)
-            if RunStore.open(store.path).find([FIRST]) == 0:
-                break
-        else:
-            pytest.fail("no checkpoint within five seconds")
 
 
 # --- two writers
@@ -454,7 +453,7 @@ def test_the_lock_of_a_dead_job_is_taken_over(archive, filled, dead, caplog):
 
 def test_the_lock_of_a_job_on_another_machine_is_not_judged_by_its_process(filled):
     leave_lock(filled.path, age=200.0, pid=2**22 + 1)
-    with pytest.raises(ArchiveError, match="alive 200 s ago"), filled.writing():
+    with pytest.raises(ArchiveError, match=r"alive 2[0-4]\d s ago"), filled.writing():
         pytest.fail("both write")
 
 

@@ -55,7 +55,7 @@ def call(*arguments):
 
 def shell(*arguments):
     command = [PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 def writer(job, four_runs, path):

@@ -76,6 +76,26 @@ def test_rings_of_ones_own_are_kept_beside_and_read_once(collected, reads):
     assert len(reads) == 12
 
 
+@pytest.mark.parametrize(
+    ("binning", "told"),
+    [
+        ({}, None),
+        ({"e_bins": 15, "off_bins": 5}, None),
+        ({"e_bins": 7}, "the binning is no sum of the fine bins of the run store (10 energies a decade,"),
+        ({"off_bins": 7}, "the binning is no sum of the fine bins of the run store (10 energies a decade,"),
+        ({"mode": "3d"}, None),
+        ({"mode": "3d", "fov_bins": 5, "fov_max": 1.5}, None),
+        ({"mode": "3d", "fov_bins": 7}, "the pixels of the field (binning.fov_bins, fov_max) are no sums of"),
+    ],
+)
+def test_bins_for_which_runs_are_read_are_told(collected, caplog, binning, told):
+    collected(binning=binning)
+    assert [told in message for message in caplog.messages if "no sum" in message] == [True] * (told is not None)
+    caplog.clear()
+    collected(binning=binning)
+    assert "no sum" not in caplog.text, "they are read once"
+
+
 def test_the_fine_bins_are_those_of_the_configuration(collected):
     store = collected(run_store={"bins_per_decade": 5, "ring": 0.25, "pixel": 0.25, "block": 3}).store
     assert store.fine.edges.shape == (25, 10)

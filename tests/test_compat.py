@@ -538,7 +538,7 @@ def test_make_background_travels_to_a_worker(job, four_runs):
     assert pickle.loads(pickle.dumps(make_background)) is make_background
     with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
         futures = [client.submit(make_background, four_runs, obs_id, config, pure=False) for obs_id in (64001, 64002)]
-        there = [future.result(timeout=60) for future in futures]
+        there = [future.result() for future in futures]
     assert (there[0].data == here.data).all()
     assert not np.allclose(there[1].data, here.data)
 

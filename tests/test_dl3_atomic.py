@@ -22,7 +22,7 @@ def names(directory: Path) -> list[str]:
 
 def run_python(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_the_target_appears_only_at_the_end(tmp_path):

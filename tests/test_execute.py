@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -153,6 +155,14 @@ def test_an_error_of_the_one_who_is_told_ends_it(where):
         compute_each(tasks(3), where, 1, refuse)
 
 
+def wait_for_no_task(client):
+    """Until the scheduler has forgotten all: it hears of it a moment later, and a busy machine takes its time."""
+    until = time.monotonic() + 60
+    while left := client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
+        assert time.monotonic() < until, f"{left} tasks are left"
+        time.sleep(0.05)
+
+
 def test_an_interrupt_leaves_nothing_behind_on_a_cluster(client):
     """The cluster may be somebody else's: what has not begun is cancelled."""
 
@@ -162,22 +172,13 @@ def test_an_interrupt_leaves_nothing_behind_on_a_cluster(client):
     # the traceback keeps the futures alive, as that of a notebook does
     with pytest.raises(KeyboardInterrupt) as caught:
         compute_each(tasks(50, seconds=0.1), client, 1, interrupt)
-    for _ in range(100):
-        left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
-        if not left:
-            break
-        time.sleep(0.05)
-    assert left == 0
+    wait_for_no_task(client)
     assert caught.traceback
 
 
 def test_results_do_not_stay_on_the_cluster(client):
     collect(tasks(5), client)
-    for _ in range(100):
-        if not (left := client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))):
-            break
-        time.sleep(0.05)
-    assert left == 0
+    wait_for_no_task(client)
 
 
 def test_threads_are_as_many_as_asked_for():
@@ -189,3 +190,51 @@ def test_threads_are_as_many_as_asked_for():
 
     compute_each([delayed(note, pure=False)(i) for i in range(6)], None, 1, lambda i, result: None)
     assert len(seen) == 1
+
+
+OVERLAPPING = """
+import threading
+
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+
+from dask_bkg.lazy.execute import one_blas_thread
+
+def tell(what):
+    print(what, *sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}))
+
+inside, leave = threading.Barrier(2), threading.Event()
+
+def task():
+    with one_blas_thread():
+        inside.wait(60)
+        leave.wait(60)
+        tell("last")
+
+for i in range(2):
+    tell("before")
+    leave.clear()
+    other = threading.Thread(target=task)
+    other.start()
+    try:
+        with one_blas_thread():
+            inside.wait(60)
+            raise KeyError("this one is done, badly")
+    except KeyError:
+        tell("first")
+    leave.set()
+    other.join()
+    with one_blas_thread():
+        tell("alone")
+tell("after")
+"""
+
+
+def test_matrix_products_have_one_thread_until_the_last_one_leaves():
+    """Tasks of one process overlap: the first one that is done does not give the others more threads."""
+    environment = {**os.environ, **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")}
+    command = [sys.executable, "-c", OVERLAPPING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told = [line.split() for line in done.stdout.splitlines()]
+    n = told[0][1]  # one on a machine of one core
+    assert told == [*[["before", n], ["first", "1"], ["last", "1"], ["alone", "1"]] * 2, ["after", n]]

@@ -89,13 +89,17 @@ def test_its_mean_over_angle_is_the_2d_background(job, dark_archive, tmp_path, s
         assert_allclose(in_rings(fields[obs_id], edges), in_rings(bkg, edges), rtol=0.015)
 
 
-def test_bins_that_are_no_sums_of_fine_ones_are_counted_for_themselves(job, four_runs, tmp_path):
+def test_bins_that_are_no_sums_of_fine_ones_are_counted_for_themselves(job, four_runs, tmp_path, caplog):
     binning = {**FIELD, "fov_bins": 11, "alignment": "altaz"}
     run_make_background(job(four_runs, binning=binning, io={"from_run": True}))
     store = RunStore.open(tmp_path / "out/results/runs.zarr")
     (name,) = set(store.views) - {""}
     assert (len(store.views[name].pixels), store.views[name].alignment) == (12, "altaz")
     assert {bkg.data.shape for bkg in backgrounds(tmp_path / "out").values()} == {(30, 11, 11)}
+    assert "fov_max) are no sums of the fine ones of the run store (0.2 deg): 4 runs are read for it" in caplog.text
+    caplog.clear()
+    run_make_background(job(four_runs, binning={**binning, "fov_bins": 5}, io={"from_run": True}))
+    assert "no sum" not in caplog.text
 
 
 def test_events_are_read_once_for_all_fields(job, four_runs, tmp_path):

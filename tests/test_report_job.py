@@ -128,6 +128,14 @@ def test_round_field_has_no_colour(tmp_path, figures):
         assert image.count() > 0.78 * image.size
 
 
+def test_a_steep_and_jagged_profile_shows_no_rings(tmp_path, figures):
+    """Rings that differ by half of their rate, as few events make them: only what varies over angle has a colour."""
+    jagged = 1.5 ** ((np.hypot(LON, LAT) + 1e-6) // 0.25 % 2)
+    report.plot_backgrounds(tmp_path / "a.png", field(jagged * np.exp(0.1 * LAT)))
+    for image in maps(figures[0]):
+        assert np.abs(image / (np.exp(0.1 * LAT) / i0(0.1 * np.hypot(LON, LAT))) - 1).max() < 0.01
+
+
 @pytest.mark.parametrize(("up", "left"), [(LAT, LON), (LON, LAT)], ids=["fov_lat", "fov_lon"])
 def test_field_is_bright_where_it_is(tmp_path, figures, up, left):
     """A tilt along one axis, over its mean over angle, which is a Bessel function."""

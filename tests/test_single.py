@@ -67,10 +67,14 @@ def test_one_background_reads_what_the_run_store_does_not_have(job, four_runs, o
     assert not (tmp_path / "another").exists()
 
 
-def test_several_at_once_share_a_run_store(job, four_runs):
-    """As on a cluster, where each is a task of somebody's own."""
-    run_make_background(job(four_runs, io=OTHERS))
-    plans = [plan_job(parse_config(job(four_runs, io=OTHERS, run_selection={"runlist": [i]}))) for i in OBS_IDS]
+@pytest.mark.parametrize("kept", [True, False], ids=["a store", "no store"])
+@pytest.mark.parametrize("mode", ["2d", "3d"])
+def test_several_at_once_are_what_each_is_alone(job, four_runs, kept, mode):
+    """As on a cluster, where each is a task of somebody's own; they share the run store where there is one."""
+    sections = {"io": OTHERS, "binning": {"mode": mode}, "background_selection": {"rank": "kl"}}
+    if kept:
+        run_make_background(job(four_runs, **sections))
+    plans = [plan_job(parse_config(job(four_runs, **sections, run_selection={"runlist": [i]}))) for i in OBS_IDS]
     found: dict[int, bytes] = {}
 
     def make(plan):
@@ -81,7 +85,7 @@ def test_several_at_once_share_a_run_store(job, four_runs):
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {i: one(job, four_runs, i, io=OTHERS).quantity.value.tobytes() for i in OBS_IDS}
+    assert found == {i: one(job, four_runs, i, **sections).quantity.value.tobytes() for i in OBS_IDS}
 
 
 def test_one_background_that_cannot_be_made_says_why(job, four_runs, run_path):

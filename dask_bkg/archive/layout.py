@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ BLOCK = 50
 
 TABLE_CHUNK = 16384
 """Runs of a chunk of the table: few files, so that a store of 20,000 runs opens at once."""
+
+_one_at_a_time = threading.Lock()
 
 TEXTS = (*RUN_TEXTS, "fingerprint")
 """Per-run texts of the store."""
@@ -138,11 +141,15 @@ def attributes_of(path: Path) -> dict[str, Any]:
     ArchiveError
         If there is none.
     """
-    if not is_store(path):
-        raise ArchiveError(
-            f"{path} holds no store of run histograms; `dask-bkg reduce config.yaml` and `dask-bkg run config.yaml` "
-            "make one (by default below io.results_dir)."
+    if "dask_bkg_layout" not in _attributes(path):
+        # people give the directory of a job, or of its results
+        inside = (path / "runs.zarr", path / "results" / "runs.zarr")
+        found = [f"there is one in {store}." for store in inside if "dask_bkg_layout" in _attributes(store)]
+        make = (
+            "`dask-bkg reduce config.yaml` and `dask-bkg run config.yaml` make one (by default below io.results_dir)."
         )
+        raise ArchiveError(f"{path} holds no store of run histograms; {(found or [make])[0]}")
+    is_store(path)  # of this version
     return _attributes(path)
 
 
@@ -206,7 +213,8 @@ def axes_text(view: View) -> str:
 
 def consolidate(path: Path) -> None:
     """Gather the metadata of a group's arrays in the group's own, which readers then open in one piece."""
-    with warnings.catch_warnings():
+    # the filters of warnings are one list for all threads: two at once would leave it as the first one made it
+    with _one_at_a_time, warnings.catch_warnings():
         # zarr says that the specification does not have it yet; xarray warns of groups without it
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(str(path))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, as_completed
+from threadpoolctl import threadpool_limits
 
 Handle = Callable[[int, Any], None]
 
@@ -61,3 +66,40 @@ class _Each(Callback):
     def _posttask(self, key, result, dsk, state, worker_id):
         if key in self.number:
             self.handle(self.number[key], result)
+
+
+_guard, _limits = threading.Lock(), list[Any]()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Matrix products on one thread meanwhile: they are added up in another order on more, and the bits differ.
+
+    Workers of Dask have one each by their environment, a notebook and a job on threads as many as there are cores.
+    The number is one for all threads of a process: it is given back when the last one leaves.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with one_blas_thread():
+    ...     product = np.ones((2, 3)) @ np.ones((3, 2))
+    """
+    with _guard:
+        # the first one keeps what was there before
+        _limits.append(None if _limits else _elsewhere(partial(threadpool_limits, 1, user_api="blas")))
+    try:
+        yield
+    finally:
+        with _guard:
+            if len(_limits) == 1:
+                _elsewhere(_limits[0].restore_original_limits)
+            del _limits[-1]
+
+
+def _elsewhere(function: Callable[[], Any]) -> Any:
+    """What a function returns in a thread of its own.
+
+    OpenBLAS takes the number from any thread until the main one has set it, and then from that one alone (0.3.31).
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()

@@ -106,6 +106,14 @@ def relative_to_circle(planes: NDArray, center: NDArray) -> NDArray:
     square = squared_offsets(center)
     # what falls off like a Gaussian is smooth in the square of the offset
     around = np.array([np.interp(square, offset**2, mean) for mean in means])
+    # within a circle a pixel wide a steep profile would show as rings: better the pixels of exactly the same offset,
+    # four and more, where all of them are known
+    _, group = np.unique((square.ravel() / pixel_width(center) ** 2).round(3), return_inverse=True)
+    for i in range(group.max() + 1):
+        pixels = (group == i).reshape(square.shape)
+        same = planes[:, pixels]
+        whole: NDArray = np.all(same > 0, axis=1)
+        around[whole[:, None, None] & pixels] = np.repeat(same[whole].mean(axis=1), same.shape[1])
     inside = square < (center[-1] + pixel_width(center)) ** 2
     return positive(planes) / positive(np.where(inside, around, 0.0))
 

@@ -119,11 +119,13 @@ def family_shapes(counts: NDArray, fraction: NDArray, prior: Prior) -> NDArray:
         return np.broadcast_to(prior.shape, counts.shape)
     coefficients, step = np.zeros((len(counts), prior.variance.size)), np.ones(len(counts))
     best, seen = _likelihood(coefficients, counts, fraction, prior)
+    # the value is a difference of sums over all events: of a step near the maximum it tells less than their rounding
+    rounding = 1e-12 * np.maximum(counts.sum(axis=1, dtype=float), 1.0)
     for _ in range(STEPS):
         move = step[:, None] * _newton(coefficients, seen, counts, prior)
         trial = coefficients + move
         value, seen_there = _likelihood(trial, counts, fraction, prior)
-        higher = value >= best - 1e-12 * np.abs(best)
+        higher = value >= best - rounding
         coefficients[higher], best[higher], seen[higher] = trial[higher], value[higher], seen_there[higher]
         if (np.abs(move) <= 1e-9 * np.sqrt(prior.variance)).all():
             break
