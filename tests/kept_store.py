@@ -23,7 +23,8 @@ def keep_store(job, archive: Path, tmp_path: Path, base: Path, **sections):
     """
     template, copy = base / f"store-of-{archive.name}.zarr", tmp_path / "store" / "runs.zarr"
     if not template.exists():
-        io = {"from_run": False, "results_dir": str(base)}
+        # nothing of it below the directory of the test that happens to be the first
+        io = {"from_run": False, "results_dir": str(base), "out_dir": str(base / "out")}
         config = job(archive, io=io, run_store={"path": str(template)}, **sections)
         reduce_archive(parse_config(config), progress=False)
     shutil.copytree(template, copy)
