@@ -89,7 +89,7 @@ def test_work_that_is_cancelled_goes_away_and_results_are_small(four_runs, no_ca
     config = {"io": {"from_run": True}, "exclusion": no_catalogs}
     with make_client({"cluster": "threads", "config": {"njobs": 1}}) as client:
         first = client.submit(dask_bkg.make_background, four_runs, 64001, config)
-        assert first.result().data.shape == (30, 10)
+        assert first.result().data.shape == (30, 25, 25)
         sizes = client.run_on_scheduler(lambda dask_scheduler: [t.nbytes for t in dask_scheduler.tasks.values()])
         assert max(sizes) < 20_000
         hold = client.submit(lambda: Event("go").wait(60))  # the only thread
@@ -101,7 +101,7 @@ def test_work_that_is_cancelled_goes_away_and_results_are_small(four_runs, no_ca
         # the scheduler has forgotten them
         while sum("make_background" in key for key in client.run_on_scheduler(_keys)) > 1:
             pass
-        assert first.result().data.shape == (30, 10)
+        assert first.result().data.shape == (30, 25, 25)
 
 
 def _keys(dask_scheduler):
