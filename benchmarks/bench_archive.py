@@ -36,15 +36,16 @@ from astropy.io import fits
 from common import machine_line, seconds_of, write_json
 from numpy.typing import NDArray
 
-from dask_bkg.catalogs import read_region_file, read_stars
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import read_datastore
-from dask_bkg.exclusion import SkyRegions, concat_regions
+from dask_bkg.pipeline.run import Summary, run_job
 from dask_bkg.report import format_table
 from dask_bkg.simulate import simulate_archive
+from dask_bkg.sky.catalogs import read_region_file, read_stars
+from dask_bkg.sky.exclusion import SkyRegions, concat_regions
 
 if TYPE_CHECKING:
-    from dask_bkg import pipeline
+    pass
 
 ENERGY, OFFSET = np.geomspace(0.1, 100, 21), np.linspace(0, 2.5, 6)
 STAR_MAG, STAR_RADIUS = 5.0, 0.3
@@ -204,12 +205,12 @@ def job(archive: Path, out_dir: Path, workers: int, hours: float) -> Config:
     })  # fmt: skip
 
 
-def ours(config: Config) -> pipeline.Summary:
+def ours(config: Config) -> Summary:
     """The whole job."""
     # here, so that the processes of the original way need not load it
-    from dask_bkg import pipeline
+    pass
 
-    return pipeline.run(config, progress=False)
+    return run_job(config, progress=False)
 
 
 # -- side by side --------------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def open_archive(directory: Path) -> Archive:
     return Archive(store.obs_ids, files, np.array([livetime[i] for i in store.obs_ids.tolist()]), regions)
 
 
-def check_same(made: list[Background], summary: pipeline.Summary) -> None:
+def check_same(made: list[Background], summary: Summary) -> None:
     """Raise AssertionError where ours took other runs, counted other events or wrote another rate."""
     results = {result.obs_id: result for result in summary.results}
     for background in made[:CHECKED]:
@@ -308,6 +309,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     # under its own name, by which the processes of the pool find its functions
-    from bench_archive import main as run
 
-    run()
+    run_job()

@@ -4,7 +4,7 @@
                                                        [--json FILE]
 
 BAccMod 0.4.1 (LGPL) in a virtual environment of its own, made here with pip where it is not there.  It gets the
-exclusion regions of our own models (catalogues and stars, `dask_bkg.catalogs.sky_regions`) and their bins: 30
+exclusion regions of our own models (catalogues and stars, `dask_bkg.sky.catalogs.sky_regions`) and their bins: 30
 energies over 0.1-100 TeV, ten rings of 0.25 deg, or pixels of 0.25 deg, up to 2.5 deg; all else is BAccMod's default
 (zenith bins of an hour, and of five, as an hour is few counts for these bins; linear interpolation).  Each model
 comes as it is and put right (``baccmod_models.py`` says what is).  ``bench_models.py --baccmod OUT_DIR`` scores what
@@ -27,10 +27,10 @@ import numpy as np
 from common import write_json
 from numpy.typing import NDArray
 
-from dask_bkg.catalogs import sky_regions
+from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore
-from dask_bkg.schema import Edges, FieldEdges
+from dask_bkg.sky.catalogs import sky_regions
 
 PINS = ("baccmod==0.4.1", "gammapy==2.1", "regions==0.11")
 MODELS = (

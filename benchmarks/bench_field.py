@@ -26,21 +26,21 @@ from dask.highlevelgraph import HighLevelGraph
 from gammapy.irf import Background2D, Background3D
 from numpy.typing import NDArray
 
-from dask_bkg import fov
-from dask_bkg.archive.store import RunStore
+from dask_bkg.background.estimate import Histogram, Rate, RateSettings, estimate_rate
+from dask_bkg.background.field import FieldSettings, estimate_field
+from dask_bkg.binning import Edges, FieldEdges, View
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.attach import write_background
 from dask_bkg.dl3.background import background_table
-from dask_bkg.lazy.graph import block_size
 from dask_bkg.lazy.kl import bounds
+from dask_bkg.lazy.layers import block_size
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
-from dask_bkg.modulation import FieldSettings, Histogram, estimate_field
-from dask_bkg.rate import Rate, RateSettings, estimate_rate
+from dask_bkg.pipeline.graph import FIELD_BLOCK
 from dask_bkg.report import format_table
-from dask_bkg.schema import Edges, FieldEdges, View
-from dask_bkg.wiring import FIELD_BLOCK
+from dask_bkg.sky import fov
+from dask_bkg.store.store import RunStore
 
 ENERGY = np.geomspace(0.1, 100, 31)
 RINGS = Edges(ENERGY, np.linspace(0, 2.5, 11))

@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dask_bkg import similarity
-from dask_bkg.archive.store import RunStore
+from dask_bkg.binning import Edges, View
 from dask_bkg.config import parse_config
-from dask_bkg.dl3.reduce import solid_angles
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
+from dask_bkg.reduction.reduce import solid_angles
 from dask_bkg.report import format_table
-from dask_bkg.schema import Edges, View
 from dask_bkg.similarity import ShapeSettings, flat_bins
+from dask_bkg.store.store import RunStore
 
 EDGES = Edges(np.geomspace(0.01, 100, 21), np.linspace(0, 2.5, 6))
 """Bins that are compared as they are: narrower ones would be joined (`dask_bkg.similarity.coarse_edges`)."""

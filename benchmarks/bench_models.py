@@ -31,12 +31,12 @@ from bench_baccmod import read_all
 from common import machine_line, write_json
 from methods import COLUMNS, METHODS, cells, configuration, make_files, quiet, write_archive
 
-from dask_bkg.catalogs import CATALOG_FILES
 from dask_bkg.dl3.index import read_datastore
-from dask_bkg.held_out import validate_models
 from dask_bkg.report import format_table
 from dask_bkg.selection.ranking import SHAPE_WIDTHS, WIDTHS
+from dask_bkg.sky.catalogs import CATALOG_FILES
 from dask_bkg.validation import compare
+from dask_bkg.validation.run import validate_models
 
 REFERENCES = ("plain procedure", "plain procedure, 30 energies")
 FIRST, RELEASED = "default 2D", "released H.E.S.S. models"

@@ -25,17 +25,16 @@ from astropy.io import fits
 from distributed import Client
 from distributed.deploy import SubprocessCluster
 
-from dask_bkg import fov
-from dask_bkg.catalogs import read_region_file, read_stars
-from dask_bkg.dl3.index import read_datastore
+from dask_bkg.binning import Edges
+from dask_bkg.dl3.index import read_datastore, run_file
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.dl3.reduce import reduce_block
-from dask_bkg.exclusion import SkyRegions, concat_regions
 from dask_bkg.lazy.runs import reduce_runs
-from dask_bkg.plan import run_file
+from dask_bkg.reduction.reduce import reduce_block
 from dask_bkg.report import format_table
-from dask_bkg.schema import Edges
 from dask_bkg.simulate import simulate_archive
+from dask_bkg.sky import fov
+from dask_bkg.sky.catalogs import read_region_file, read_stars
+from dask_bkg.sky.exclusion import SkyRegions, concat_regions
 
 EDGES = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 
@@ -137,8 +136,8 @@ def measure(archive: Path, options: argparse.Namespace) -> None:
 def _regions(archive: Path) -> SkyRegions:
     if (archive / "stars.dat").is_file():
         return concat_regions([read_stars(archive / "stars.dat"), read_region_file(archive / "sources.reg")])
-    from dask_bkg.catalogs import sky_regions
     from dask_bkg.config import parse_config
+    from dask_bkg.sky.catalogs import sky_regions
 
     return sky_regions(parse_config({}).exclusion)
 

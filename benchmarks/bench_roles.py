@@ -21,7 +21,6 @@ from bench_kl import EDGES, synthetic_runs, write_store
 from common import graph_size, local_cluster, machine_line, peak_memory, write_json
 from dask.highlevelgraph import HighLevelGraph
 
-from dask_bkg.archive.store import RunStore
 from dask_bkg.config import parse_config
 from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
@@ -29,6 +28,7 @@ from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.report import format_table
 from dask_bkg.selection import settings_of_roles
+from dask_bkg.store.store import RunStore
 
 WAYS: dict[str, dict[str, Any]] = {
     "rank: kl": {"rank": "kl"},

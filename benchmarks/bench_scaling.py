@@ -43,15 +43,18 @@ from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, get_task_stream
 from distributed.deploy import SubprocessCluster
 
-from dask_bkg import pipeline, wiring
-from dask_bkg.archive.store import RunStore
-from dask_bkg.collect import Stored
+from dask_bkg.background.target import Target
 from dask_bkg.config import parse_config
-from dask_bkg.exclusion import concat_regions
-from dask_bkg.plan import Plan, Target, rate_settings
+from dask_bkg.pipeline import graph as wiring
+from dask_bkg.pipeline.run import run_job
+from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.update import Stored
+from dask_bkg.plan import Plan
 from dask_bkg.report import format_table
-from dask_bkg.roster import call_the_roll
+from dask_bkg.settings import rate_settings
 from dask_bkg.similarity import ShapeSettings
+from dask_bkg.sky.exclusion import concat_regions
+from dask_bkg.store.store import RunStore
 
 HOSTED = 256
 """Sleeping workers of one process, at most."""
@@ -84,9 +87,9 @@ def measure_job(archive: Path, scratch: Path, options: argparse.Namespace) -> Me
         config = job(archive, scratch / f"out-{workers}", workers, options.hours)
         with local_cluster(workers) as client, client.as_current(), get_task_stream(client=client) as stream:
             # imports are not what is measured
-            client.run(lambda: __import__("dask_bkg.pipeline") and __import__("gammapy.irf"))
+            client.run(lambda: __import__("dask_bkg.pipeline.run") and __import__("gammapy.irf"))
             start = time.perf_counter()
-            pipeline.run(config, progress=False)
+            run_job(config, progress=False)
             seconds[workers] = time.perf_counter() - start
     kinds = task_seconds(stream.data)
     return Measured(seconds, kinds["reduce-runs"].sum() / options.runs, kinds["write-files"].sum() / options.runs)
@@ -121,7 +124,7 @@ def job_graph(store: RunStore, hours: float, out_dir: Path) -> dict:
 
 
 def reading_graph(n_runs: int, batch: int) -> dict:
-    """The tasks that read the runs of an archive into the store, as `dask_bkg.collect` makes them."""
+    """The tasks that read the runs of an archive into the store, as `dask_bkg.pipeline.update` makes them."""
     tasks: dict = {"exclusion-0": (dict,)}
     return tasks | {("reduce-runs-0", i): (list, "exclusion-0") for i in range(-(-n_runs // batch))}
 

@@ -26,14 +26,14 @@ from common import machine_line, write_json
 from methods import FORMS, METHODS, make_files, quiet
 from numpy.typing import NDArray
 
-from dask_bkg.archive.load import load_field
-from dask_bkg.collect import reduce_archive
+from dask_bkg.binning import FieldEdges
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import read_datastore
+from dask_bkg.pipeline.update import reduce_archive
 from dask_bkg.report import format_table
-from dask_bkg.schema import FieldEdges
 from dask_bkg.simulate import Truth, simulate_archive
+from dask_bkg.store.load import load_field
 from dask_bkg.validation import Bins, Nodes, RunScore, bootstrap_error, make_bins, predict, score_run
 from dask_bkg.validation.summary import ratio, widths
 

@@ -23,18 +23,22 @@ from common import graph_size, local_cluster, machine_line, peak_memory, reset_p
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from dask_bkg import fov, held_out, scored
-from dask_bkg.archive.store import RunStore
-from dask_bkg.collect import Stored
+from dask_bkg.background.target import Target
+from dask_bkg.binning import Edges, FieldEdges, fine_view
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import Datastore
-from dask_bkg.exclusion import concat_regions
-from dask_bkg.plan import Plan, Target, field_plan, rate_settings
+from dask_bkg.pipeline.graph import build
+from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.update import Stored
+from dask_bkg.plan import Plan
 from dask_bkg.report import format_table
 from dask_bkg.report.validation_files import write_validation
-from dask_bkg.roster import call_the_roll
-from dask_bkg.schema import Edges, FieldEdges, fine_view
-from dask_bkg.wiring import build
+from dask_bkg.settings import field_plan, rate_settings
+from dask_bkg.sky import fov
+from dask_bkg.sky.exclusion import concat_regions
+from dask_bkg.store.store import RunStore
+from dask_bkg.validation import counts as scored
+from dask_bkg.validation import run as held_out
 
 FIRST = 50_001
 EVENTS, ONTIME = 5000.0, 1680.0

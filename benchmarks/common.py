@@ -22,12 +22,13 @@ from distributed import Client, Worker
 from distributed.deploy import SubprocessCluster
 from numpy.typing import NDArray
 
-from dask_bkg.archive.store import RunStore
-from dask_bkg.archive.table import key_of
-from dask_bkg.archive.update import BlockDone, RunDone, write_histograms
+from dask_bkg.binning import View
 from dask_bkg.cluster import workers_environment
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.schema import RUN_NUMBERS, View
+from dask_bkg.schema import RUN_NUMBERS
+from dask_bkg.store.store import RunStore
+from dask_bkg.store.table import key_of
+from dask_bkg.store.update import BlockDone, RunDone, write_histograms
 
 
 def machine() -> dict[str, str | int]:

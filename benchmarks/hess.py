@@ -26,14 +26,15 @@ import numpy as np
 from astropy.io import fits
 from gammapy.data import DataStore
 
-from dask_bkg import pipeline, reduce_run, smooth, to_background
-from dask_bkg.catalogs import sky_regions
+from dask_bkg import reduce_run, smooth, to_background
+from dask_bkg.background.estimate import RateSettings
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.read import read_threshold
-from dask_bkg.exclusion import excluded_pixels
-from dask_bkg.fov import exposed_fraction, ring_grid, separation
-from dask_bkg.rate import RateSettings
+from dask_bkg.pipeline.run import Summary, run_job
 from dask_bkg.report import format_table
+from dask_bkg.sky.catalogs import sky_regions
+from dask_bkg.sky.exclusion import excluded_pixels
+from dask_bkg.sky.fov import exposed_fraction, ring_grid, separation
 from dask_bkg.validation.maps import compare_counts
 
 CRAB = (83.633, 22.014)
@@ -50,7 +51,7 @@ MODES = {
 }
 
 
-def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str, rank: str) -> pipeline.Summary:
+def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str, rank: str) -> Summary:
     """All runs of the archive, with the defaults of the configuration but for the ranking."""
     from_run, binning = MODES[mode]
     io = {"search_datastore": archive, "in_dir": archive, "out_dir": out_dir, "from_run": from_run}
@@ -59,10 +60,10 @@ def make_backgrounds(archive: Path, out_dir: Path, store: Path, mode: str, rank:
     config = parse_config(
         {"io": io, "binning": binning, "run_store": {"path": store}, "background_selection": selection}
     )
-    return pipeline.run(config, progress=False)
+    return run_job(config, progress=False)
 
 
-def table_of_runs(summary: pipeline.Summary, out_dir: Path, regions) -> list[dict]:
+def table_of_runs(summary: Summary, out_dir: Path, regions) -> list[dict]:
     """Predicted and observed counts of each run."""
     store = DataStore.from_dir(out_dir)
     targets = dict(zip(store.obs_table["OBS_ID"].tolist(), store.obs_table["OBJECT"].tolist(), strict=True))

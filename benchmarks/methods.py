@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from dask_bkg import pipeline
+from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.attach import attach_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.dl3.index_rows import background_rows
-from dask_bkg.schema import Edges, FieldEdges
+from dask_bkg.pipeline.run import run_job
 
 PLAIN: dict[str, Any] = {
     "preset": "gammapy-tools", "binning": {"e_bins": 20, "off_bins": 20},
@@ -60,7 +60,7 @@ def configuration(name: str, archive: Path, scratch: Path, over: Mapping[str, An
 def make_files(name: str, archive: Path, scratch: Path, over: Mapping[str, Any]) -> Path:
     """Backgrounds by a method, as a datastore."""
     config = parse_config(configuration(name, archive, scratch, over))
-    pipeline.run(config, progress=False)
+    run_job(config, progress=False)
     if METHODS[name].get("preset") == "gammapy-tools":
         smooth_files(config.directory("out_dir"))
     return config.directory("out_dir")

@@ -123,7 +123,7 @@ def demo(out_dir: str, njobs: int) -> None:
 @main.command()
 def config() -> None:
     """Print a configuration with every option, its default, unit and meaning."""
-    from dask_bkg.config_io import template
+    from dask_bkg.config.yaml import template
 
     click.echo(template(), nl=False)
 
@@ -136,18 +136,18 @@ def run(
     config_file: Path, cluster: str | None, report: Path | None, overwrite: bool, refresh: bool, progress: bool
 ) -> None:
     """Make the background of every run that CONFIG_FILE names."""
-    from dask_bkg import pipeline
-    from dask_bkg.config_io import dump_yaml
-    from dask_bkg.picture import draw_backgrounds
+    from dask_bkg.config.yaml import dump_yaml
+    from dask_bkg.pipeline.prepare import prepare_runs
+    from dask_bkg.pipeline.run import run_job
     from dask_bkg.plan import check_job
-    from dask_bkg.prepare import prepare_runs
+    from dask_bkg.report.picture import draw_backgrounds
 
     settings = _settings(config_file, cluster)
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
     check_job(settings)
     prepared = prepare_runs(settings, overwrite)
     with _reported(settings, report):
-        done = pipeline.run(prepared, progress=progress, refresh=refresh)
+        done = run_job(prepared, progress=progress, refresh=refresh)
     _tell_results(done.results)
     unchanged, written = (sum(r.status == word for r in done.results) for word in ("unchanged", "done"))
     opened = f"{done.runs_opened} event files opened, events of {done.runs_read} runs counted"
@@ -196,8 +196,8 @@ def _tell_failed(failed: dict[int, str]) -> None:
 @_job_options
 def reduce(config_file: Path, cluster: str | None, report: Path | None, progress: bool) -> None:
     """Bring the run store of CONFIG_FILE up to date: the runs of its archive that are new or have changed."""
-    from dask_bkg.archive.info import describe
-    from dask_bkg.collect import reduce_archive
+    from dask_bkg.pipeline.update import reduce_archive
+    from dask_bkg.store.info import describe
 
     settings = _settings(config_file, cluster)
     with _reported(settings, report):
@@ -212,7 +212,7 @@ def reduce(config_file: Path, cluster: str | None, report: Path | None, progress
 @click.argument("store", type=click.Path(path_type=Path))
 def info(store: Path) -> None:
     """Tell what is in the run store STORE."""
-    from dask_bkg.archive.info import describe
+    from dask_bkg.store.info import describe
 
     click.echo(describe(store))
 
@@ -221,8 +221,9 @@ def info(store: Path) -> None:
 @_job_options
 def kl(config_file: Path, cluster: str | None, report: Path | None, progress: bool) -> None:
     """Kullback-Leibler divergence of every run of the archive from every other: kl.zarr and kl.png in results_dir."""
-    from dask_bkg.matrix import sample, write_matrix
+    from dask_bkg.pipeline.kl import write_matrix
     from dask_bkg.report import plot_kl_matrix
+    from dask_bkg.report.matrix import sample
 
     settings = _settings(config_file, cluster)
     with _reported(settings, report):
@@ -305,16 +306,16 @@ def validate(
     Writes numbers (validation.json), a table of the runs (validation.ecsv) and a page with pictures
     (validation.html) to --out, by default io.results_dir/validation.
     """
-    from dask_bkg import held_out
     from dask_bkg.config import load_config
     from dask_bkg.report.validation_files import write_validation
+    from dask_bkg.validation.run import validate as validate_job
 
     settings = _settings(config_file, cluster)
     directory = out or settings.directory("results_dir") / "validation"
     other = load_config(against) if against is not None and against.is_file() else against
     options: dict[str, Any] = {"folds": folds, "same_target_out": same_target_out, "progress": progress}
     with _reported(settings, report):
-        done = held_out.validate(settings, other, **options)
+        done = validate_job(settings, other, **options)
     done.name = config_file.stem
     if done.against is not None and against is not None:
         name = against.stem if against.is_file() else against.resolve().name

@@ -1,7 +1,7 @@
 """The names of gammapy-tools: a driver script of the procedure runs with another import line.
 
 ``get_config``, ``prepare_dataset``, ``run_make_background``, ``BackgroundModelEstimator`` and ``ExclusionFinder``;
-the keys of its configuration files are the business of `dask_bkg.config_keys`.
+the keys of its configuration files are the business of `dask_bkg.config.gammapy_tools`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
 from numpy.typing import NDArray
 
-from dask_bkg import catalogs, exclusion, fov, pipeline, schema
+from dask_bkg import schema
+from dask_bkg.background.irf import to_background
+from dask_bkg.binning import Edges
 from dask_bkg.config import Config, load_config, parse_config
-from dask_bkg.config_io import default_config, plain
+from dask_bkg.config.yaml import default_config, plain
 from dask_bkg.dl3.read import RunEvents
-from dask_bkg.dl3.reduce import histograms
-from dask_bkg.irf import to_background
-from dask_bkg.plan import plan_job, rate_settings
-from dask_bkg.prepare import prepare_runs
-from dask_bkg.runlists import list_digest, own_lists, selection_mark
-from dask_bkg.schema import Edges
-from dask_bkg.single import make_one
+from dask_bkg.pipeline.prepare import prepare_runs
+from dask_bkg.pipeline.run import run_job
+from dask_bkg.pipeline.runlists import selection_mark
+from dask_bkg.pipeline.single import make_one
+from dask_bkg.plan import plan_job
+from dask_bkg.reduction.reduce import histograms
+from dask_bkg.selection.lists import list_digest, own_lists
+from dask_bkg.settings import rate_settings
+from dask_bkg.sky import catalogs, exclusion, fov
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,7 @@ def run_make_background(config: Mapping[str, Any], progress: bool = True) -> dic
         If nothing could be done.
     """
     parsed = parse_config(config)
-    done = pipeline.run(parsed, progress=progress)
+    done = run_job(parsed, progress=progress)
     for reason in done.failed.values():
         log.warning("%s", reason)
     finished = plain(config)

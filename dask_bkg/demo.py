@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg import pipeline, report
-from dask_bkg.catalogs import sky_regions
+from dask_bkg import report
 from dask_bkg.cluster import open_client
 from dask_bkg.config import Config, load_config, parse_config
-from dask_bkg.config_io import dump_yaml
+from dask_bkg.config.yaml import dump_yaml
 from dask_bkg.dl3.read import RunFile, read_run, read_threshold
 from dask_bkg.errors import ArchiveError
-from dask_bkg.prepare import prepare_runs
+from dask_bkg.pipeline.prepare import prepare_runs
+from dask_bkg.pipeline.run import Summary, run_job
 from dask_bkg.simulate import Truth, simulate_archive
+from dask_bkg.sky.catalogs import sky_regions
 
 RUNS, EVENTS, SEED = 30, 10_000, 1
 HOURS = 3.0
@@ -117,12 +118,12 @@ def demo_config(out_dir: Path, name: str) -> dict:
     }
 
 
-def _job(out_dir: Path, name: str, echo: Callable[[str], None], progress: bool) -> pipeline.Summary:
+def _job(out_dir: Path, name: str, echo: Callable[[str], None], progress: bool) -> Summary:
     path = out_dir / f"{name}.yaml"
     path.write_text(dump_yaml(demo_config(out_dir.resolve(), name)))
     what = "of the run itself" if name == "runwise" else f"of {HOURS:g} h of the runs most like it"
     echo(f"{name} backgrounds: each {what}")
-    done = pipeline.run(prepare_runs(load_config(path)), progress=progress)
+    done = run_job(prepare_runs(load_config(path)), progress=progress)
     counted = f"{done.runs_opened} event files opened, events of {done.runs_read} runs counted"
     echo(counted + ("" if done.runs_read else f": {STORE} has them all"))
     return done

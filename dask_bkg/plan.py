@@ -10,98 +10,28 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg import catalogs
+from dask_bkg.background.estimate import RateSettings
+from dask_bkg.background.target import FieldPlan, Target
+from dask_bkg.binning import Edges
 from dask_bkg.config import Config
-from dask_bkg.dl3.altaz import horizon_of
-from dask_bkg.dl3.atomic import inside
-from dask_bkg.dl3.attach import reads_reversed
-from dask_bkg.dl3.index import Datastore, Location, read_datastore
+from dask_bkg.dl3.index import Datastore, read_datastore, run_file
 from dask_bkg.dl3.index_rows import place_below
-from dask_bkg.dl3.read import RunFile, read_run
-from dask_bkg.errors import ArchiveError, ConfigError, RunError
-from dask_bkg.exclusion import SkyRegions
-from dask_bkg.fov import separation
-from dask_bkg.modulation import FieldSettings
-from dask_bkg.rate import RateSettings
-from dask_bkg.schema import Edges, FieldEdges
-from dask_bkg.similarity import ShapeSettings
+from dask_bkg.dl3.read import RunFile
+from dask_bkg.errors import ArchiveError, RunError
+from dask_bkg.files import inside
+from dask_bkg.settings import field_plan, rate_settings, with_mode
+from dask_bkg.sky import catalogs
+from dask_bkg.sky.exclusion import SkyRegions
+from dask_bkg.sky.fov import separation
 
 log = logging.getLogger(__name__)
 
-TRIED = 5
-"""Runs that are asked, one after the other, whether the files of an archive tell where the horizon was."""
-
 BACKGROUND_DIR = "backgrounds"
 """Directory below ``out_dir`` of the background files of ``attach: index``."""
-
-
-class Sight(NamedTuple):
-    """Where and when a run looked, which is what turns its field between horizon and sky.
-
-    Attributes
-    ----------
-    zenith
-        Zenith angle [deg].
-    ra, dec, site_lon, site_lat
-        Pointing and place of the array [deg].
-    time, ontime
-        Middle of the run [MJD] and sum of its good time intervals [s].
-    """
-
-    zenith: float
-    ra: float
-    dec: float
-    site_lon: float
-    site_lat: float
-    time: float
-    ontime: float
-
-
-class Target(NamedTuple):
-    """A run that receives a background.
-
-    Attributes
-    ----------
-    obs_id
-        Run number.
-    source, output
-        File that is copied, and file that is written.
-    threshold
-        Energy threshold that the obs-index gives [TeV], NaN if it does not.
-    sight
-        Where it looked, in a job of 3D backgrounds, once the run store is up to date.
-    """
-
-    obs_id: int
-    source: str
-    output: str
-    threshold: float = float("nan")
-    sight: Sight | None = None
-
-
-class FieldPlan(NamedTuple):
-    """What a job of 3D backgrounds has beside that of 2D ones.
-
-    Attributes
-    ----------
-    edges
-        Energies and pixels of the field.
-    settings
-        How the rate varies over the field.
-    counted, written
-        Frame in which events are counted and runs are stacked, and that of the background: ``radec`` or ``altaz``.
-        What is stacked for RADEC is the camera's field, aligned with the horizon; it is turned to the sky at the end.
-    """
-
-    edges: FieldEdges
-    settings: FieldSettings
-    counted: str
-    written: str
 
 
 @dataclass
@@ -226,140 +156,6 @@ def check_job(config: Config) -> None:
         config.directory(name)
     rate_settings(config)
     catalogs.sky_regions(config.exclusion, config.base_dir)
-
-
-def rate_settings(config: Config) -> RateSettings:
-    """How a rate is made, from a configuration."""
-    selected, model = config.background_selection, config.model
-    sigma = selected.sigma_deg(config.binning) if selected.smooth else 0.0
-    if selected.smooth and model.smooth_method == "to_3d" and config.binning.off_min > 0:
-        raise ConfigError(
-            f"binning.off_min: smoothing through to_3d needs rings from 0 deg, got {config.binning.off_min:g} deg: "
-            "set off_min to 0, or model.smooth_method: field"
-        )
-    if config.binning.mode == "3d" and model.field == "plain":
-        _check_plain(config)
-    return RateSettings(
-        fill=model.fill,
-        min_counts=float(model.min_counts),
-        smooth_sigma=sigma,
-        smooth_method=model.smooth_method,
-        smooth_bins=sigma / config.binning.bin_width,
-        node_values=model.node_values,
-        smooth_counts=model.smooth_counts,
-        smooth_dof=model.smooth_dof,
-        smooth=selected.smooth,
-        own=model.own,
-        own_counts=model.own_counts,
-    )
-
-
-def with_mode(config: Config, store: Datastore) -> Config:
-    """The configuration with its ``binning.mode``: if it leaves that open, 3D unless something speaks against it."""
-    if config.binning.mode is not None:
-        return config
-    reason = _against_pixels(config) or _without_horizon(config, store)
-    if reason:
-        log.info("2D backgrounds (binning.mode: 2d), as %s", reason)
-    binning = config.binning.model_copy(update={"mode": "2d" if reason else "3d"})
-    return config.model_copy(update={"binning": binning})
-
-
-def _against_pixels(config: Config) -> str:
-    """What in a configuration does not go with pixels of the field; empty: nothing."""
-    binning = config.binning
-    if config.preset == "gammapy-tools":
-        return "those of preset: gammapy-tools are, unless io.3d_bkg asks for more"
-    if binning.off_min > 0:
-        return "binning.off_min leaves a hole in the field"
-    if binning.e_bins == binning.fov_bins:
-        return "there are as many energies (binning.e_bins) as pixels (binning.fov_bins)"
-    if not config.model.fill and config.model.field != "plain":
-        return "model.fill is off"
-    return ""
-
-
-def _without_horizon(config: Config, store: Datastore) -> str:
-    """Why fields cannot be aligned with the horizon, as far as the first runs of an archive tell; empty: they can.
-
-    The files of a telescope are alike: one that can be read speaks for all.
-    """
-    reason = "none of its first runs can be read"
-    for obs_id in store.obs_ids[:TRIED].tolist():
-        try:
-            events = run_file(store, obs_id)
-            if config.io.attach == "index" and reads_reversed(events.path):
-                return f"gammapy mirrors 3D backgrounds of files such as {events.path} (take io.attach: copy)"
-            read = read_run(events)
-        except RunError:
-            continue
-        try:
-            horizon_of(read)
-        except RunError as error:
-            reason = f"run {obs_id} has {error}"
-        else:
-            return ""
-    return reason
-
-
-def _check_plain(config: Config) -> None:
-    """Raise for what needs rings, where each pixel stands alone."""
-    rings = ("adaptive", "spline")
-    for wrong, what in (
-        (config.background_selection.smooth and config.model.smooth_method in rings, "smooth_method"),
-        (config.model.own != "off", "own"),
-    ):
-        if wrong:
-            raise ConfigError(
-                f"model.{what}: {getattr(config.model, what)} works on rings, and model.field: plain has none: set "
-                "model.field to gradient, free or both, or leave it out"
-            )
-
-
-def field_plan(config: Config) -> FieldPlan | None:
-    """What a job of 3D backgrounds has beside that of 2D ones; None for 2D."""
-    binning, model, selected = config.binning, config.model, config.background_selection
-    if binning.mode != "3d":
-        return None
-    # one run turns with the sky as a whole, and plain pixels are the original procedure's, which turns nothing
-    on_the_sky = binning.alignment == "radec" and (config.io.from_run or model.field == "plain")
-    return FieldPlan(
-        FieldEdges(binning.energy_edges, binning.fov_edges),
-        FieldSettings(model.field, selected.sigma_deg(binning) if selected.smooth else model.field_sigma),
-        "radec" if on_the_sky else "altaz",
-        binning.alignment,
-    )
-
-
-def shape_settings(config: Config) -> ShapeSettings:
-    """How shapes of runs are compared, from a configuration."""
-    return ShapeSettings(method=config.model.divergence, prior=config.model.divergence_prior)
-
-
-def run_file(store: Datastore, obs_id: int) -> RunFile:
-    """Where events and good time intervals of a run are.
-
-    Raises
-    ------
-    RunError
-        If the index has no events for the run, or leads outside of the archive.
-    """
-    events = store.location(obs_id, "events")
-    if events is None:
-        raise RunError(f"run {obs_id}: the index of {store.directory} has no row of type 'events' for it")
-    gti = store.location(obs_id, "gti") or Location(events.path, "")
-    aeff = _effective_area(store, obs_id) or Location(events.path, "")
-    elsewhere = (place.path if place.path != events.path else "" for place in (gti, aeff))
-    gti_path, aeff_path = elsewhere
-    return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu)
-
-
-def _effective_area(store: Datastore, obs_id: int) -> Location | None:
-    """Where the effective area is; it only gives a threshold, and no run is lost for the want of it."""
-    try:
-        return store.location(obs_id, "aeff")
-    except RunError:
-        return None
 
 
 def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from astropy.io import fits
-from slurm_fixtures import _by_threads, _slurm, by_threads, gate, site, slurm, slurm_programs  # noqa: F401
+from helpers.slurm_fixtures import _by_threads, _slurm, by_threads, gate, site, slurm, slurm_programs  # noqa: F401
 
 from dask_bkg.simulate import simulate_archive
 

@@ -20,13 +20,13 @@ from astropy.io import fits
 from astropy.table import Table
 from click.testing import CliRunner
 from gammapy.data import DataStore
-from kept_store import keep_store
+from helpers.kept_store import keep_store
 from matplotlib.image import imread
 
 from dask_bkg import __version__
 from dask_bkg.cli import main
 from dask_bkg.config import load_config, parse_config
-from dask_bkg.config_io import dump_yaml, parse_yaml
+from dask_bkg.config.yaml import dump_yaml, parse_yaml
 from dask_bkg.simulate import simulate_archive
 
 ALL_DONE, NOTHING_DONE, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3

@@ -21,25 +21,18 @@ from distributed import Client
 from gammapy.data import DataStore
 from gammapy.irf import Background2D
 from gammapy.maps import MapAxis
-from kept_store import keep_store
+from helpers.kept_store import keep_store
 from scipy.ndimage import gaussian_filter
 from scipy.stats import entropy
 
 import dask_bkg
-from dask_bkg import (
-    ExclusionFinder,
-    get_config,
-    load_config,
-    prepare_dataset,
-    reduce_run,
-    run_make_background,
-    single,
-)
+from dask_bkg import ExclusionFinder, get_config, load_config, prepare_dataset, reduce_run, run_make_background
 from dask_bkg.compat import BackgroundModelEstimator, make_background
 from dask_bkg.config import parse_config
-from dask_bkg.config_io import dump_yaml
+from dask_bkg.config.yaml import dump_yaml
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
+from dask_bkg.pipeline import single
 
 OBS_IDS = [64001, 64002, 64003, 64004]
 

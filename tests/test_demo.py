@@ -21,7 +21,7 @@ from dask_bkg.cli import main
 from dask_bkg.cluster import active_client
 from dask_bkg.config import load_config
 from dask_bkg.errors import ArchiveError
-from dask_bkg.products import Result
+from dask_bkg.output.write import Result
 from dask_bkg.simulate import Truth
 
 RUNS, EVENTS = 10, 3000

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from distributed import Client
-from slurm_fixtures import JOB, PATIENCE, PYTHON_BIN, SITE, outputs
+from helpers.slurm_fixtures import JOB, PATIENCE, PYTHON_BIN, SITE, outputs
 
-from dask_bkg.config_io import plain
+from dask_bkg.config.yaml import plain
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MACHINES = ("machines/run.sh", "machines/scheduler.sh", "machines/worker.sh")

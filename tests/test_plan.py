@@ -12,7 +12,8 @@ from astropy.table import Table
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, ConfigError
-from dask_bkg.plan import check_job, plan_archive, plan_job, shape_settings
+from dask_bkg.plan import check_job, plan_archive, plan_job
+from dask_bkg.settings import shape_settings
 
 OBS_IDS = [64001, 64002, 64003, 64004]
 OTHERS = {"io": {"from_run": False}}

@@ -8,11 +8,12 @@ import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dask_bkg import schema
-from dask_bkg.dl3.views import solid_angles
-from dask_bkg.fov import MAX_PIXEL
+from dask_bkg.binning import LEAST_WIDTH, Edges, as_edges, fine_view, is_sum_of, ring_view, sum_index
+from dask_bkg.reduction.histograms import solid_angles
+from dask_bkg.sky.fov import MAX_PIXEL
 
 ENERGY, OFFSET = np.geomspace(0.5, 8, 5), np.array([0.0, 0.5, 1.0, 2.0])
-EDGES = schema.Edges(ENERGY, OFFSET)
+EDGES = Edges(ENERGY, OFFSET)
 
 
 def run(number=20136, **numbers):
@@ -26,7 +27,7 @@ def run(number=20136, **numbers):
     "edges", [EDGES, {"energy": ENERGY, "offset": OFFSET}, {"energy": list(ENERGY), "offset": (0, 0.5, 1, 2)}]
 )
 def test_as_edges_takes_edges_and_mappings(edges):
-    result = schema.as_edges(edges)
+    result = as_edges(edges)
     assert_array_equal(result.energy, ENERGY)
     assert_array_equal(result.offset, OFFSET)
     assert result.shape == (4, 3)
@@ -47,7 +48,7 @@ def test_as_edges_takes_edges_and_mappings(edges):
 )
 def test_edges_that_no_histogram_can_have_are_refused(edges):
     with pytest.raises(ValueError, match=r"energy|offset"):
-        schema.as_edges(edges)
+        as_edges(edges)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_edges_that_no_histogram_can_have_are_refused(edges):
 )
 def test_edges_whose_bins_have_no_centre_are_refused(edges):
     with pytest.raises(ValueError, match=r"energy|offset"):
-        schema.as_edges(edges)
+        as_edges(edges)
 
 
 @pytest.mark.parametrize("missing", ["energy", "offset"])
@@ -70,7 +71,7 @@ def test_edges_without_an_axis_are_refused_by_its_name(missing):
     edges = {"energy": ENERGY, "offset": OFFSET}
     del edges[missing]
     with pytest.raises((ValueError, KeyError), match=missing):
-        schema.as_edges(edges)
+        as_edges(edges)
 
 
 def test_axes_have_geometric_and_arithmetic_centres():
@@ -162,7 +163,7 @@ def test_a_dataset_survives_netcdf_like_encoding_of_its_attributes():
 
 
 def test_the_fine_view_has_the_bins_that_others_are_sums_of():
-    view = schema.fine_view()
+    view = fine_view()
     assert (view.name, view.method, view.reach) == ("", "geometry", "disc")
     assert view.edges.shape == (50, 50)
     assert_allclose(view.edges.energy, 10 ** np.linspace(-2, 3, 51), rtol=1e-12)
@@ -175,7 +176,7 @@ def test_the_fine_view_has_the_bins_that_others_are_sums_of():
     [(2.5, 0.25, 20, 2.5), (2.0, 0.2, 20, 2.0), (2.45, 0.2, 25, 2.5), (1.0, 0.3, 7, 1.05)],
 )
 def test_the_field_is_the_smallest_that_holds_the_rings(off_max, pixel, pixels, half):
-    view = schema.fine_view(off_max=off_max, pixel=pixel)
+    view = fine_view(off_max=off_max, pixel=pixel)
     assert len(view.pixels) == pixels + 1
     assert_allclose([-view.pixels[0], view.pixels[-1]], half)
     assert_allclose(np.diff(view.pixels), pixel)
@@ -188,21 +189,21 @@ def test_the_field_is_the_smallest_that_holds_the_rings(off_max, pixel, pixels, 
 )
 def test_a_fine_view_of_no_whole_bins_is_refused(options):
     with pytest.raises(ValueError, match="energy_range"):
-        schema.fine_view(**options)
+        fine_view(**options)
 
 
 @pytest.mark.parametrize("name", ["pixel", "ring"])
 @pytest.mark.parametrize("width", [0, -1, 0.005, 0.0199, 2.51, 4.0, np.nan, np.inf])
 def test_widths_that_no_grid_has_are_refused_with_those_that_are_accepted(name, width):
     with pytest.raises(ValueError, match=rf"{name} of .* deg: accepted are 0\.02 to off_max, 2\.5 deg"):
-        schema.fine_view(**{name: width})
+        fine_view(**{name: width})
 
 
 @pytest.mark.parametrize("pixel", [0.02, 0.03, 0.2, 0.21, 0.25, 2.5])
 def test_the_narrowest_rings_and_pixels_that_are_accepted_have_an_area(pixel):
     """A bin without one has no exposed fraction, and would be taken for damaged."""
-    assert schema.LEAST_WIDTH == MAX_PIXEL
-    view = schema.fine_view(pixel=pixel, ring=0.02)
+    assert LEAST_WIDTH == MAX_PIXEL
+    view = fine_view(pixel=pixel, ring=0.02)
     assert all((value > 0).all() for value in solid_angles(view).values())
 
 
@@ -220,16 +221,16 @@ def test_the_narrowest_rings_and_pixels_that_are_accepted_have_an_area(pixel):
     ],
 )
 def test_which_bins_are_sums_of_the_fine_ones(energy, offset, expected):
-    fine, coarse = schema.fine_view().edges, schema.Edges(energy, offset)
-    assert schema.is_sum_of(fine, coarse) is expected
-    assert (schema.is_sum_of(fine.energy, energy) and schema.is_sum_of(fine.offset, offset)) is expected
+    fine, coarse = fine_view().edges, Edges(energy, offset)
+    assert is_sum_of(fine, coarse) is expected
+    assert (is_sum_of(fine.energy, energy) and is_sum_of(fine.offset, offset)) is expected
 
 
 def test_sums_of_fine_bins_are_the_histogram_on_coarse_ones():
-    rng, fine = np.random.default_rng(1), schema.fine_view().edges.energy
+    rng, fine = np.random.default_rng(1), fine_view().edges.energy
     energy = 10 ** rng.uniform(-2.2, 3.2, 5000)
     coarse = np.geomspace(0.1, 100, 16)
-    index = schema.sum_index(fine, coarse)
+    index = sum_index(fine, coarse)
     inside = index >= 0
     sums = np.bincount(index[inside], np.histogram(energy, fine)[0][inside], coarse.size - 1)
     assert_array_equal(sums, np.histogram(energy, coarse)[0])
@@ -238,17 +239,17 @@ def test_sums_of_fine_bins_are_the_histogram_on_coarse_ones():
 
 def test_no_sum_no_index():
     with pytest.raises(ValueError, match="no sums"):
-        schema.sum_index([0, 0.1, 0.2], [0, 0.15])
+        sum_index([0, 0.1, 0.2], [0, 0.15])
 
 
 def test_a_ring_view_is_named_after_all_that_it_is_made_with():
     views = [
-        schema.ring_view(EDGES),
-        schema.ring_view(EDGES, method="event_ratio"),
-        schema.ring_view(EDGES, reach="centre"),
-        schema.ring_view(EDGES._replace(offset=EDGES.offset * 1.01)),
-        schema.ring_view(schema.Edges(OFFSET[1:], ENERGY)),
+        ring_view(EDGES),
+        ring_view(EDGES, method="event_ratio"),
+        ring_view(EDGES, reach="centre"),
+        ring_view(EDGES._replace(offset=EDGES.offset * 1.01)),
+        ring_view(Edges(OFFSET[1:], ENERGY)),
     ]
     assert len({view.name for view in views}) == len(views)
-    assert schema.ring_view(schema.Edges(ENERGY.copy(), OFFSET.copy())).name == views[0].name
+    assert ring_view(Edges(ENERGY.copy(), OFFSET.copy())).name == views[0].name
     assert all(view.name.startswith("rings-") and view.pixels is None for view in views)

@@ -18,19 +18,10 @@ from typing import IO, Any
 
 from astropy.io import fits
 
-from dask_bkg.dl3.atomic import atomic_path, write_pieces
-from dask_bkg.dl3.blocks import (
-    BLOCK,
-    GZIP,
-    Piece,
-    header_end,
-    parsed_header,
-    read_fits_bytes,
-    round_up,
-    split_hdus,
-)
+from dask_bkg.dl3.blocks import BLOCK, GZIP, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
 from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
+from dask_bkg.files import atomic_path, write_pieces
 
 __all__ = [
     "Piece",

@@ -9,7 +9,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from dask_bkg.schema import ALIGNMENTS, Edges, FieldEdges
+from dask_bkg.binning import ALIGNMENTS, Edges, FieldEdges
 
 FILE_UNIT = "s-1 MeV-1 sr-1"
 TEV_TO_MEV = 1e-6

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dask_bkg.dl3.atomic import atomic_path
 from dask_bkg.dl3.attach import BLOCK, digests, other_hdus_digest, read_fits_bytes, split_hdus, unreadable
+from dask_bkg.files import atomic_path
 
 __all__ = ["Ledger", "copy_file", "is_copy"]
 

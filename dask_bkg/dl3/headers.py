@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from astropy.time import Time
 
-from dask_bkg import fov
-from dask_bkg.dl3 import horizon
-
-SECONDS_PER_DAY = 86400.0
+from dask_bkg.sky import fov
+from dask_bkg.sky.horizon import SECONDS_PER_DAY, parallactic_angle, position_angle, to_utc, zenith_position
 
 ZENITH_TOLERANCE = 3.0
 """Difference of the zenith angle from the one of time and site [deg] from which those two are not believed."""
@@ -99,14 +97,14 @@ def parallactic(numbers: Mapping[str, float], system: str) -> float:
         Time system of ``time``, as TIMESYS has it.
     """
     pointing, lat = (numbers["ra_pnt"], numbers["dec_pnt"]), numbers["site_lat"]
-    mjd = horizon.to_utc(numbers["time"], system.upper())
+    mjd = to_utc(numbers["time"], system.upper())
     if np.isfinite([*pointing, lat, numbers["site_lon"], mjd]).all():
-        zenith = horizon.zenith_position(mjd, numbers["site_lon"], lat)
+        zenith = zenith_position(mjd, numbers["site_lon"], lat)
         away = abs(float(fov.separation(*pointing, *zenith)) - numbers["zenith"])
         if not away > ZENITH_TOLERANCE:
-            return horizon.position_angle(*pointing, *zenith)
+            return position_angle(*pointing, *zenith)
     if np.isfinite([numbers["zenith"], numbers["azimuth"], lat]).all():
-        return horizon.parallactic_angle(numbers["zenith"], numbers["azimuth"], lat)
+        return parallactic_angle(numbers["zenith"], numbers["azimuth"], lat)
     return float("nan")
 
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from dask_bkg.dl3.atomic import atomic_path, write_pieces
 from dask_bkg.dl3.index_table import (
     name_runs,
     one_background,
@@ -30,7 +29,9 @@ from dask_bkg.dl3.index_table import (
     with_double_times,
     without_repeated,
 )
+from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, RunError
+from dask_bkg.files import atomic_path, write_pieces
 
 __all__ = [
     "Datastore",
@@ -334,3 +335,29 @@ def _dir_card(number: int) -> str:
 def _dir_cards(directory: Path, data_dirs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     resolved = sorted({os.path.realpath(item) for item in data_dirs} - {str(directory)})
     return {_dir_card(n): os.path.relpath(item, directory) for n, item in enumerate(resolved, 1)}
+
+
+def run_file(store: Datastore, obs_id: int) -> RunFile:
+    """Where events and good time intervals of a run are.
+
+    Raises
+    ------
+    RunError
+        If the index has no events for the run, or leads outside of the archive.
+    """
+    events = store.location(obs_id, "events")
+    if events is None:
+        raise RunError(f"run {obs_id}: the index of {store.directory} has no row of type 'events' for it")
+    gti = store.location(obs_id, "gti") or Location(events.path, "")
+    aeff = _effective_area(store, obs_id) or Location(events.path, "")
+    elsewhere = (place.path if place.path != events.path else "" for place in (gti, aeff))
+    gti_path, aeff_path = elsewhere
+    return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu)
+
+
+def _effective_area(store: Datastore, obs_id: int) -> Location | None:
+    """Where the effective area is; it only gives a threshold, and no run is lost for the want of it."""
+    try:
+        return store.location(obs_id, "aeff")
+    except RunError:
+        return None

@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
-from dask_bkg.dl3.atomic import atomic_path
+from dask_bkg.files import atomic_path
 
 REQUIRED = ("OBS_ID", "KL_DIV", "LIVETIME", "SELECTED")
 

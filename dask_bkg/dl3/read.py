@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.dl3 import area
+from dask_bkg.dl3.effective_area import TEV, area_curve, area_integral, area_threshold, declared_threshold
 from dask_bkg.dl3.fingerprint import fingerprint
 from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, open_fits
-from dask_bkg.dl3.headers import SECONDS_PER_DAY, conditions, mission_mjd, number, parallactic, text
+from dask_bkg.dl3.headers import conditions, mission_mjd, number, parallactic, text
 from dask_bkg.errors import RunError
 from dask_bkg.schema import RUN_NUMBERS
+from dask_bkg.sky.horizon import SECONDS_PER_DAY, Times
 
 WORTH_A_NOTE = 0.01
 """Share of events outside of the good time intervals from which the user is told."""
@@ -50,28 +51,6 @@ class RunFile(NamedTuple):
     gti_hdu: str = ""
     aeff_path: str = ""
     aeff_hdu: str = ""
-
-
-class Times(NamedTuple):
-    """When the events of a run came, and its good time; mission times, all from one reference.
-
-    Attributes
-    ----------
-    events
-        Times of the events [s], shape ``(events,)``; None where the file has no column TIME.
-    start, stop
-        Good time intervals [s], ascending and apart, shape ``(intervals,)``.
-    reference
-        MJDREFI and MJDREFF [d]; NaN where no header has them.
-    system
-        Time system of the reference (TIMESYS) in capitals; where no header says, TT, as gammapy reads it.
-    """
-
-    events: NDArray | None
-    start: NDArray
-    stop: NDArray
-    reference: tuple[float, float]
-    system: str
 
 
 class RunEvents(NamedTuple):
@@ -180,13 +159,17 @@ def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
     try:
         hdu = find_hdu(hdus, run.aeff_hdu, "EFF_AREA", run.obs_id, run.path)
     except (RunError, *BROKEN):
-        return {"lo_thres": area.declared_threshold(events.header)}
-    numbers = {"lo_thres": area.declared_threshold(hdu.header, events.header)}
+        return {"lo_thres": declared_threshold(events.header)}
+    numbers = {"lo_thres": declared_threshold(hdu.header, events.header)}
     try:
-        curve = area.area_curve(hdu)
+        curve = area_curve(hdu)
     except BROKEN:
         return numbers
-    return {**numbers, "e_thres": area.area_threshold(curve), "aeff_integral": area.area_integral(curve)}
+    return {
+        **numbers,
+        "e_thres": area_threshold(curve),
+        "aeff_integral": area_integral(curve),
+    }
 
 
 def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
@@ -194,7 +177,7 @@ def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
         with open_fits(run.aeff_path, run.obs_id) as hdus:
             return _area_numbers(hdus, run, events)
     except RunError:
-        return {"lo_thres": area.declared_threshold(events.header)}
+        return {"lo_thres": declared_threshold(events.header)}
 
 
 def _of_events(energy: NDArray) -> dict[str, float]:
@@ -221,11 +204,11 @@ def _event_columns(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, NDArray, N
     if hdu.rows == 0:
         raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has no rows")
     unit = hdu.unit("ENERGY") or str(hdu.header.get("EUNIT", "TeV")).strip()
-    if unit.upper() not in area.TEV:
+    if unit.upper() not in TEV:
         raise RunError(f"run {run.obs_id}: the unit of ENERGY in {run.path} is {unit!r}; accepted are TeV, GeV, MeV")
     ra, dec, energy = (hdu.column(c) for c in ("RA", "DEC", "ENERGY"))
     time = hdu.column("TIME") if "TIME" in names else None
-    return ra, dec, energy * area.TEV[unit.upper()], time
+    return ra, dec, energy * TEV[unit.upper()], time
 
 
 def _good_time(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, Mapping[str, Any]]:
@@ -289,10 +272,10 @@ def read_threshold(path: str, hdu: str = "", obs_id: int = 0) -> float:
     """
     with open_fits(path, obs_id) as hdus:
         aeff = find_hdu(hdus, hdu, "EFF_AREA", obs_id, path)
-        declared = area.declared_threshold(aeff.header)
+        declared = declared_threshold(aeff.header)
         if declared > 0:
             return declared
         try:
-            return area.area_threshold(area.area_curve(aeff))
+            return area_threshold(area_curve(aeff))
         except ValueError as error:
             raise RunError(f"run {obs_id}: the effective area of {path} {error}") from error

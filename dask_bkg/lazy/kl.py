@@ -12,7 +12,8 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from dask_bkg import schema, similarity
-from dask_bkg.lazy.graph import Layers, block_size, each
+from dask_bkg.binning import AXES
+from dask_bkg.lazy.layers import Layers, block_size, each
 from dask_bkg.similarity import ShapeSettings, flat_bins
 
 
@@ -43,7 +44,7 @@ def kl_matrix(
     settings
         How shapes are compared, see `dask_bkg.similarity`; the default measures shape, not statistics.
     block
-        Runs a block in both directions; by default `dask_bkg.lazy.graph.block_size`, or the chunks of ``runs`` where
+        Runs a block in both directions; by default `dask_bkg.lazy.layers.block_size`, or the chunks of ``runs`` where
         they are larger.
 
     Returns
@@ -84,7 +85,7 @@ def _chunked(runs: xr.Dataset, block: int | None) -> xr.Dataset:
     size = block or max(block_size(n_runs), *(chunks[0] if chunks else (1,)))
     names = (*schema.HISTOGRAMS, "ontime")
     # the variables themselves: a whole dataset would be chunked with its edges
-    lazy = {name: runs[name].variable.chunk({"obs_id": size, **dict.fromkeys(schema.AXES, -1)}) for name in names}
+    lazy = {name: runs[name].variable.chunk({"obs_id": size, **dict.fromkeys(AXES, -1)}) for name in names}
     edges = {name: runs[name].variable for name in schema.axis_coords(schema.edges_of(runs))}
     return xr.Dataset(lazy, coords={"obs_id": runs["obs_id"].values, **edges})
 

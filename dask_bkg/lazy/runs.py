@@ -11,12 +11,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dask_bkg import schema
-from dask_bkg.archive.load import load_field, load_histograms
+from dask_bkg.binning import Edges, FieldEdges, dims_of
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.dl3.reduce import reduce_block
-from dask_bkg.exclusion import SkyRegions
-from dask_bkg.lazy.graph import Layers, batch_size, batches, block_size, literal, variable
-from dask_bkg.schema import Edges, FieldEdges
+from dask_bkg.lazy.layers import Layers, batch_size, batches, block_size, literal, variable
+from dask_bkg.reduction.reduce import reduce_block
+from dask_bkg.sky.exclusion import SkyRegions
+from dask_bkg.store.load import load_field, load_histograms
 
 
 def reduce_runs(
@@ -37,7 +37,7 @@ def reduce_runs(
     edges, regions, method, reach
         As for `dask_bkg.reduce_run`.
     batch
-        Runs a task; by default `dask_bkg.lazy.graph.batch_size`.
+        Runs a task; by default `dask_bkg.lazy.layers.batch_size`.
 
     Returns
     -------
@@ -83,10 +83,10 @@ def load_runs(
     edges
         Bin edges; those of the view, or sums of them.
     keys
-        What the rows hold, of `dask_bkg.archive.store.RunStore.keys`: a row that another job changes meanwhile is an
+        What the rows hold, of `dask_bkg.store.store.RunStore.keys`: a row that another job changes meanwhile is an
         error then.
     block
-        Runs a task; by default `dask_bkg.lazy.graph.block_size`.
+        Runs a task; by default `dask_bkg.lazy.layers.block_size`.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def _dataset(
 ) -> xr.Dataset:
     """The histograms of the blocks of a layer, with coordinates."""
     length, histograms = dict(zip(edges.dims, edges.shape, strict=True)), {}
-    for name, dims in schema.dims_of(edges).items():
+    for name, dims in dims_of(edges).items():
         chunks = (sizes, *((length[dim],) for dim in dims))
         histograms[name] = ("obs_id", *dims), variable(layers, work, name, chunks, float)
     return schema.with_units(xr.Dataset(histograms, coords={**coords, **schema.axis_coords(edges)}))

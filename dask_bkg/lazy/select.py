@@ -10,8 +10,8 @@ import xarray as xr
 from dask.delayed import Delayed
 
 from dask_bkg import schema, selection, similarity
-from dask_bkg.lazy.graph import SPLIT_EVERY, Layers, literal
 from dask_bkg.lazy.kl import add_shapes, bounds
+from dask_bkg.lazy.layers import SPLIT_EVERY, Layers, literal
 from dask_bkg.selection import Selection, Selections
 from dask_bkg.similarity import ShapeSettings
 

@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 
-from dask_bkg import schema, stacking
-from dask_bkg.lazy.graph import SPLIT_EVERY, Layers, variable
+from dask_bkg import schema
+from dask_bkg.background.stack import Stack, add_stacks, stack_block
 from dask_bkg.lazy.kl import bounds
+from dask_bkg.lazy.layers import SPLIT_EVERY, Layers, variable
 
 
 def stack_runs(
@@ -72,9 +73,9 @@ def stack_runs(
     return schema.with_units(xr.Dataset(histograms, coords=coords))
 
 
-def _stack_block(selected, livetime, counts, exposure, first: int) -> stacking.Stack:
-    return stacking.stack_block(selected, first, livetime, counts, exposure)
+def _stack_block(selected, livetime, counts, exposure, first: int) -> Stack:
+    return stack_block(selected, first, livetime, counts, exposure)
 
 
-def _add(*stacks: stacking.Stack) -> stacking.Stack:
-    return stacking.add_stacks(stacks)
+def _add(*stacks: Stack) -> Stack:
+    return add_stacks(stacks)

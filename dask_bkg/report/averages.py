@@ -8,8 +8,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.kernels import evenly
-
 COUNT_SHARES = (0.25, 0.9, 0.99)
 """Shares of the expected counts below the three energies that are shown."""
 
@@ -121,3 +119,14 @@ def relative_to_circle(planes: NDArray, center: NDArray) -> NDArray:
 def pixel_width(center: NDArray) -> float:
     """Width of the pixels [deg]; of a single one it does not matter."""
     return float(center[1] - center[0]) if center.size > 1 else 1.0
+
+
+def evenly(n: int, most: int) -> NDArray:
+    """At most so many of the indices up to n, evenly spread.
+
+    Examples
+    --------
+    >>> evenly(9, 3).tolist(), evenly(2, 3).tolist()
+    ([0, 4, 8], [0, 1])
+    """
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int))

@@ -12,9 +12,9 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from dask_bkg.kernels import evenly
 from dask_bkg.report.averages import (
     circle_means,
+    evenly,
     mean_of_known,
     percentiles,
     positive,

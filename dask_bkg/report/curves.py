@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
-from dask_bkg.exclusion import SkyRegions
-from dask_bkg.fov import to_fov
+from dask_bkg.sky.exclusion import SkyRegions
+from dask_bkg.sky.fov import to_fov
 
 TRUTH, OWN, STACKED = "#222222", "#d95f02", "#1b75bc"
 

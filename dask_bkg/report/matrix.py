@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from dask_bkg.kernels import evenly
+from dask_bkg.report.averages import evenly
 from dask_bkg.report.curves import TRUTH
 
 MATRIX_RUNS = 2000
@@ -150,3 +151,14 @@ def _draw_strips(figure: Figure, axes, zenith: NDArray) -> None:
     bar = figure.colorbar(strip, cax=figure.add_axes((0.9, 0.643, 0.018, 0.23)))
     bar.set_label("zenith angle [deg]", fontsize=10)
     bar.outline.set_visible(False)
+
+
+PICTURE_RUNS = 2000
+"""Most runs of a picture: a screen has no more lines."""
+
+
+def sample(path: Path, most: int = PICTURE_RUNS) -> xr.DataArray:
+    """The matrix of a file, of evenly spread runs where there are more than a picture can show; in memory."""
+    kl = xr.open_zarr(path)["kl"]
+    chosen = evenly(kl.sizes["obs_id"], most)
+    return kl.isel(obs_id=chosen, obs_id_ref=chosen).load(scheduler="threads")

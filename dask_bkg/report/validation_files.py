@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from dask_bkg.dl3.atomic import atomic_path
+from dask_bkg.files import atomic_path
 from dask_bkg.report.tables import format_table
 from dask_bkg.report.validation_page import make_page
 from dask_bkg.validation.flags import WRONG, flag_words, run_columns, worst_first

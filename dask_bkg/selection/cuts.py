@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg import fov
 from dask_bkg.errors import ConfigError
 from dask_bkg.selection.ranking import Table, airmass, column, ranking_of
+from dask_bkg.sky import fov
 
 NEEDS = {
     "el_min": ("zenith", "ALT_PNT or ZEN_PNT"),
@@ -207,7 +207,7 @@ PAIRS: dict[str, Pair] = {
     "time_max": lambda targets, runs, s: _gap(targets, runs, "time") <= s.time_max,
     "same_szn": _same_season,
     "exclude_same_target": _another_target,
-    # no option of a job: a validation leaves out whole folds (`dask_bkg.held_out`)
+    # no option of a job: a validation leaves out whole folds (`dask_bkg.validation.run`)
     "folds": lambda targets, runs, s: np.not_equal.outer(column(targets, "fold"), column(runs, "fold")),
 }
 

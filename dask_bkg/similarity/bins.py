@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.schema import Edges
+from dask_bkg.binning import Edges
 from dask_bkg.similarity.settings import ShapeSettings
 
 BINS_PER_DECADE, RING_WIDTH = 5.0, 0.5

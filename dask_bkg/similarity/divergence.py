@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.kernels import FLOOR
+from dask_bkg.binning import FLOOR
 from dask_bkg.similarity.family import Prior, family_shapes, open_events
 from dask_bkg.similarity.settings import METHODS, ShapeSettings
 
@@ -167,3 +167,31 @@ def _floored(counts: NDArray, exposure: NDArray) -> tuple[NDArray, NDArray]:
     total = rates.sum(axis=1)
     p = np.divide(rates, total[:, None], out=np.zeros_like(rates), where=total[:, None] > 0) + FLOOR
     return p / p.sum(axis=1, keepdims=True), total
+
+
+def kl_divergence(data1: ArrayLike, data2: ArrayLike) -> float:
+    """Kullback-Leibler divergence ``sum(p log(p / q))``, as the procedure writes it.
+
+    The arrays are taken as they are: normalise them first, and make sure that ``data2`` has no zeros where
+    ``data1`` has none (the result is infinite there).  A bin in which ``data1`` is zero adds nothing.
+
+    Parameters
+    ----------
+    data1
+        The distribution P to compare against, any shape.
+    data2
+        The distribution Q, of the same shape.
+
+    Examples
+    --------
+    >>> round(kl_divergence([0.5, 0.5], [0.9, 0.1]), 6)
+    0.510826
+    >>> bool(kl_divergence([0.0, 1.0], [0.5, 0.5]) == np.log(2))
+    True
+    """
+    p, q = np.asarray(data1, dtype=float), np.asarray(data2, dtype=float)
+    if p.shape != q.shape:
+        raise ValueError(f"kl_divergence: the shapes differ, {p.shape} and {q.shape}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = p * np.log(p / q)
+    return float(np.where(p == 0, 0.0, terms).sum())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.kernels import FLOOR
+from dask_bkg.binning import FLOOR
 from dask_bkg.similarity.settings import ShapeSettings
 
 SPARSE = 1e-4

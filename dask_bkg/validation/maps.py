@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dask_bkg.exclusion import SkyRegions, excluded_positions
+from dask_bkg.sky.exclusion import SkyRegions, excluded_positions
 
 
 class Comparison(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dask_bkg.fov import separation
+from dask_bkg.sky.fov import separation
 from dask_bkg.validation.bins import Bins
 from dask_bkg.validation.expectation import S_EDGES, expected_histogram
 from dask_bkg.validation.score import AXES, FORMS, SUMS, FieldSums, RunScore

@@ -1,0 +1,276 @@
+"""All steps from the histograms of rings and pixels to a rate over the field."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from dask_bkg.background import estimate as rates
+from dask_bkg.background.estimate import Histogram, Rate, RateSettings
+from dask_bkg.background.field_geometry import Geometry, flat, geometry_of, members
+from dask_bkg.background.field_shapes import fit_tilt, free_modulation, upwards
+from dask_bkg.background.fill import FLAGS
+from dask_bkg.background.variance import Weights, column
+
+SHAPES = ("gradient", "free", "both", "plain")
+
+BLIND_SHARE = 0.01
+"""Exposure, in units of that of the mean pixel, that a pixel without exposure counts for in the mean of its ring."""
+
+PRIOR = {"free": 100.0, "both": 300.0}
+"""What the expectation of no difference counts for, in events: behind a gradient there is less to be found."""
+
+BENT = 1.25
+"""Largest factor between the mean of a pixel and its centre: pixels of 1 deg at the edge of a field of 2.5 deg."""
+
+ROUNDS = 6
+"""Rounds in which the rings get back their counts; a pixel lies in two or three of them."""
+
+FIELD_POOLED, PIXEL_UNSEEN = 16, 32
+FIELD_FLAGS = {
+    **FLAGS,
+    FIELD_POOLED: "shape over the field pooled over energies",
+    PIXEL_UNSEEN: "pixel without exposure",
+}
+
+
+class FieldSettings(NamedTuple):
+    """How a rate differs from its mean over angle.
+
+    Attributes
+    ----------
+    shape
+        ``gradient`` towards the zenith; ``free``, smoothed ratio to the radial rate; ``both``, the second on what
+        the first leaves; ``plain``, counts / exposure of each pixel.
+    smooth_sigma
+        Width of the Gaussian of ``free`` [deg].
+    min_counts
+        Events that a pool of energies needs for a ``free`` shape of its own.
+    prior
+        Events under the Gaussian that the expectation of no difference counts for in ``free``; None is `PRIOR`.
+    """
+
+    shape: str = "gradient"
+    smooth_sigma: float = 0.5
+    min_counts: float = 2000
+    prior: float | None = None
+
+    @property
+    def tilts(self) -> bool:
+        """Whether a gradient towards the zenith is fitted, and zenith angles are needed."""
+        return self.shape in ("gradient", "both")
+
+
+def estimate_field(
+    rings: Histogram,
+    field: Histogram,
+    edges: tuple[NDArray, NDArray, NDArray],
+    sin_zenith: tuple[float, float] = (1.0, 1.0),
+    settings: RateSettings | None = None,
+    field_settings: FieldSettings | None = None,
+    zenith: tuple[float, float] = (0.0, 1.0),
+    shape: Histogram | None = None,
+    weights: Weights | None = None,
+) -> Rate:
+    """Rate over the field from the histograms of rings and pixels of the same runs.
+
+    Each pixel has the mean of the radial rate of `dask_bkg.background.estimate.estimate_rate`, whose rings are
+    continued by pixels to the corners of the square, times a modulation.  That leaves the expected counts of each
+    ring as they are, and one factor an energy makes gammapy's interpolation between the centres of the pixels return
+    them.
+
+    Parameters
+    ----------
+    rings, field
+        Histograms of the rings, and of square pixels of the field.
+    edges
+        Bin edges of energy [TeV], offset [deg] and pixels [deg] (the same along both sides of the field).
+    sin_zenith
+        Sine of the zenith angle: mean of the runs behind the histograms, and of the run that gets the rate.
+    settings, field_settings
+        How the radial rate is made, and what is made of it.  ``smooth_method: to_3d`` is here what it is for the
+        procedure's 3D backgrounds: a plain Gaussian over each plane at the end, of ``smooth_bins`` pixels.
+    zenith
+        Direction of the zenith in the field, a unit vector ``(fov_lon, fov_lat)``; the default is that of ALTAZ.
+    shape
+        Rings of the runs behind ``field``, where these are not those behind ``rings``: then the spectrum is that of
+        ``rings``, and the shape, over the rings too, that of the others.
+    weights
+        Mean weight of the events, which their errors need to know; None: 1.
+
+    Returns
+    -------
+    rate
+        Values at the centres of the pixels, flags (`FIELD_FLAGS`) and relative errors (of the radial rate, and of
+        what is put upon it), shape ``(energy, fov_lat, fov_lon)``; and the ``mean`` of the radial rate, shape
+        ``(energy, ring)``, with rings out to the corners of the square.
+
+    Raises
+    ------
+    ValueError
+        If there are no counts, or the settings do not go together.
+
+    Examples
+    --------
+    >>> edges = np.geomspace(0.5, 10, 5), np.linspace(0, 2, 3), np.linspace(-2, 2, 9)
+    >>> rings = Histogram(np.full((4, 2), 100.0), np.full((4, 2), 50.0))
+    >>> field = Histogram(np.full((4, 8, 8), 4.0), np.full((4, 8, 8), 2.0))
+    >>> rate = estimate_field(rings, field, edges)
+    >>> rate.value.shape, bool((rate.value > 0).all())
+    ((4, 8, 8), True)
+    """
+    settings, field_settings = settings or RateSettings(), field_settings or FieldSettings()
+    _check(settings, field_settings, sin_zenith)
+    unseen = np.where(field.exposure > 0, 0, PIXEL_UNSEEN)
+    if field_settings.shape == "plain":
+        value = _plain(field, edges[2], settings)
+        seen = np.divide(1.0, field.counts, out=np.full(value.shape, np.inf), where=field.counts > 0)
+        return Rate(value, unseen, error=np.sqrt(seen * _pixel_weight(weights)))
+    place = geometry_of(*edges[1:])
+    if shape is None:
+        rings = _continue(rings, field, place)
+    else:
+        shape = _continue(shape, field, place)
+    radial = rates.estimate_rate(*rings, (edges[0], place.edges), settings, shape, weights)
+    base = place.radial_means(radial.value)
+    stacked, target, pooled, error = _modulations(field, base, edges, sin_zenith, field_settings, zenith)
+    value = base * _on_rings(stacked, target, base, field.exposure, place.share)
+    if settings.node_values == "conserving":
+        value = _node_values(value, base, field.exposure, place)
+    flag = radial.flag[:, place.ring] | np.where(pooled, FIELD_POOLED, 0)[:, None, None] | unseen
+    # what is known of a stack of weighted runs is told by fewer events than it has
+    error = np.sqrt(_of_pixels(radial.error, place) ** 2 + error**2 * _pixel_weight(weights))
+    width = _of_pixels(radial.resolution, place)
+    return Rate(_blurred(value, settings), flag, radial.average, error, radial.level_error, width)
+
+
+def _of_pixels(rings: NDArray | None, place: Geometry) -> NDArray:
+    """Of each pixel what its ring has."""
+    return np.zeros((1, 1, 1)) if rings is None else rings[:, place.ring]
+
+
+def _pixel_weight(weights: Weights | None) -> NDArray:
+    """Mean weight of the events in pixels, which are those of the shape, beside an array of pixels."""
+    return column(1.0 if weights is None else weights.shape)[:, :, None]
+
+
+def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float, float]) -> None:
+    if field.shape not in SHAPES:
+        raise ValueError(f"shape {field.shape!r} over the field: accepted are {', '.join(SHAPES)}")
+    if field.shape != "plain" and not settings.fill:
+        raise ValueError(f"shape {field.shape!r} needs a radial rate without holes: set fill, or take shape 'plain'")
+    if not (field.smooth_sigma >= 0 and (field.prior is None or field.prior >= 0)):
+        raise ValueError(f"smooth_sigma and prior are not negative, got {field.smooth_sigma} and {field.prior}")
+    if field.tilts and not np.isfinite(sin_zenith).all():
+        raise ValueError(
+            f"shape {field.shape!r} needs the zenith angles of runs and target, got sin z of {sin_zenith}: "
+            "take shape 'free' where the files do not say"
+        )
+
+
+def _continue(rings: Histogram, field: Histogram, place: Geometry) -> Histogram:
+    """The rings, and behind them those of the pixels whose centres lie beyond the last one."""
+    member = members(place.ring, np.arange(rings.counts.shape[1], place.edges.size - 1))
+    return Histogram(*(np.concatenate([a, flat(b) @ member], axis=1) for a, b in zip(rings, field, strict=True)))
+
+
+def _modulations(
+    field: Histogram,
+    base: NDArray,
+    edges: tuple[NDArray, NDArray, NDArray],
+    sin_zenith: tuple[float, float],
+    settings: FieldSettings,
+    zenith: tuple[float, float],
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Modulation of the stack and of the target, not yet scaled; which energies share theirs; its relative error."""
+    expected = base * field.exposure
+    stacked = target = np.ones(base.shape)
+    variance = np.zeros(base.shape)
+    pooled = np.zeros(base.shape[0], dtype=bool)
+    if settings.tilts:
+        up = upwards(edges[2], zenith)
+        tilt = fit_tilt(field.counts, expected, edges, sin_zenith[0], up)
+        stacked, target = (np.exp(sin_z * tilt.value[:, None, None] * up) for sin_z in sin_zenith)
+        variance = (sin_zenith[1] * tilt.error[:, None, None] * up) ** 2
+    if settings.shape != "gradient":
+        prior = PRIOR[settings.shape] if settings.prior is None else settings.prior
+        how = settings.smooth_sigma, settings.min_counts, prior
+        free, pooled, error = free_modulation(field.counts, expected * stacked, edges[0], edges[2], *how)
+        stacked, target, variance = stacked * free, target * free, variance + error**2
+    return stacked, target, pooled, np.sqrt(variance)
+
+
+# -- what is conserved ---------------------------------------------------------------------------------------------
+
+
+def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: csr_array) -> NDArray:
+    """The target's modulation, such that the counts of the stack in each ring stay what they are.
+
+    What the stack saw of a ring may be its darker part, the brighter one being excluded: the mean over its exposure
+    is 1, that over the angle is not, and it is this one that the target shares.
+    """
+    seen = np.maximum(exposure, BLIND_SHARE * exposure.mean(axis=(1, 2), keepdims=True))
+    # an energy that no run exposes
+    weight = flat(base * np.where(seen > 0, seen, 1.0))
+    mine = _with_sums(flat(stacked), weight, weight @ share.T, share)
+    if not np.array_equal(target, stacked):
+        weight = flat(base)
+        mine = _with_sums(flat(target), weight, (mine * weight) @ share.T, share)
+    return mine.reshape(base.shape)
+
+
+def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: csr_array) -> NDArray:
+    """A modulation, shape ``(energy, pixel)``, scaled to the wanted sums over rings of it times the weight."""
+    for _ in range(ROUNDS):
+        sums = (modulation * weight) @ share.T
+        factor = np.divide(wanted, sums, out=np.ones_like(sums), where=sums > 0)
+        modulation = modulation * (factor @ share)
+    return modulation
+
+
+def _node_values(value: NDArray, base: NDArray, exposure: NDArray, place: Geometry) -> NDArray:
+    """Values at the centres of pixels with these means: those of the radial rate, and a factor an energy.
+
+    Not a factor a pixel, which would follow the noise; nor do the steps of a sparse radial rate need to be undone.
+    """
+    nodes = value * np.clip(base / place.interpolated_means(base), 1 / BENT, BENT)
+    return nodes * _ratio(value, place.interpolated_means(nodes), exposure)
+
+
+def _ratio(wanted: NDArray, value: NDArray, exposure: NDArray) -> NDArray:
+    """Counts over counts of each energy, 1 where there are none."""
+    above, below = ((rate * exposure).sum(axis=(1, 2), keepdims=True) for rate in (wanted, value))
+    return np.divide(above, below, out=np.ones_like(above), where=below > 0)
+
+
+# -- the procedure's own way ---------------------------------------------------------------------------------------
+
+
+def _plain(field: Histogram, pixel_edges: NDArray, settings: RateSettings) -> NDArray:
+    """Counts / exposure of each pixel, zero where nothing fell; smoothed as the settings say."""
+    from scipy.ndimage import gaussian_filter
+
+    rate = _divide(*field)
+    if settings.smooth_method == "field" and settings.smooth_sigma > 0:
+        width = settings.smooth_sigma / (pixel_edges[1] - pixel_edges[0])
+        # both by the same Gaussian: no pixel darkens for lying at the edge
+        spread = (gaussian_filter(np.asarray(a, dtype=float), (0, width, width), mode="constant") for a in field)
+        smooth = _divide(*spread)
+        rate = smooth * _ratio(rate, smooth, field.exposure)
+    return _blurred(rate, settings)
+
+
+def _divide(counts: NDArray, exposure: NDArray) -> NDArray:
+    return np.nan_to_num(rates.plain_rate(counts, exposure), posinf=0.0)
+
+
+def _blurred(value: NDArray, settings: RateSettings) -> NDArray:
+    """A plain Gaussian over each plane if the settings say ``to_3d``."""
+    from scipy.ndimage import gaussian_filter
+
+    if not settings.through_gammapy:
+        return value
+    return gaussian_filter(value, (0, settings.smooth_bins, settings.smooth_bins))

@@ -1,0 +1,161 @@
+"""Shapes of the modulation over the field: a gradient towards the zenith, and whatever the counts say.
+
+Both compare the counts of the pixels with those that the radial rate expects there.  How wide they smooth, and what
+their priors are, was measured on the 72 runs of H.E.S.S. DL3 DR1, each predicted by the others (and by a part of its
+own events); all of it lies on broad plateaus.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+from dask_bkg.background.field_geometry import continued, flat, members, middle, pixel_offsets, ring_of
+from dask_bkg.background.fill import pooling_weights
+
+TILT_PRIOR = 0.2
+"""Width of the prior of the gradient [1 / deg], of its mean over the energies; its mean is no gradient."""
+
+TILT_WALK = (0.4, 0.1)
+"""By how much the gradient is thought to change over one unit of ln E [1 / deg], at the threshold and above it.
+
+Where the spectrum turns on, the gradient falls from +0.6 to -0.25 within a factor of two in energy: with the altitude
+the threshold changes, within the field of view.  From there it rises to +0.15 over two decades.
+"""
+
+THRESHOLD_REACH = 1.3
+"""The threshold ends at this energy in units of that of the most counts."""
+
+MAX_ITERATIONS = 30
+
+
+class Tilt(NamedTuple):
+    """Gradient of ln(rate) towards the zenith over sin z, and its error [1 / deg], shape ``(energy,)``."""
+
+    value: NDArray
+    error: NDArray
+
+
+def upwards(pixel_edges: NDArray, zenith: tuple[float, float] = (0.0, 1.0)) -> NDArray:
+    """Component of the places of pixels towards the zenith [deg], shape ``(fov_lat, fov_lon)``.
+
+    Parameters
+    ----------
+    pixel_edges
+        Edges of the pixels [deg].
+    zenith
+        Direction of the zenith, a unit vector ``(fov_lon, fov_lat)``.
+    """
+    center = middle(pixel_edges)
+    return zenith[1] * center[:, None] + zenith[0] * center[None, :]
+
+
+def fit_tilt(
+    counts: NDArray, expected: NDArray, edges: tuple[NDArray, NDArray, NDArray], sin_zenith: float, up: NDArray
+) -> Tilt:
+    """Gradient towards the zenith, by Poisson likelihood conditional on the counts of each energy and ring.
+
+    The rate is the radial one times exp(sin z b(E) t), t the component towards the zenith (step 7 of the recipe of
+    ``science.md``).  There b is linear in ln E through three energies, fitted above each run's threshold; in a stack
+    that holds what is below it as well, b must be free to turn there: it is a random walk from energy to energy.
+    Given the counts of a ring it matters neither how the mean over angle of that factor differs from 1, nor what is
+    wrong with the radial rate.
+
+    Parameters
+    ----------
+    counts, expected
+        Counts, and what the radial rate expects up to a factor for each energy and ring, shape
+        ``(energy, fov_lat, fov_lon)``; a pixel where nothing is expected is left out.
+    edges
+        Bin edges of energy [TeV], offset [deg] and pixels [deg].
+    sin_zenith
+        Sine of the zenith angle of the runs.
+    up
+        Component of the pixels towards the zenith [deg] (`upwards`).
+    """
+    counts, expected, up = flat(np.where(expected > 0, counts, 0.0)), flat(expected), up.ravel()
+    ring = ring_of(pixel_offsets(edges[2]), continued(*edges[1:]))
+    member = members(ring, np.unique(ring))
+    per_ring, moment, prior = counts @ member, (counts * up).sum(axis=1), _tilt_prior(counts.sum(axis=1), edges[0])
+    b = np.zeros(counts.shape[0])
+    for _ in range(MAX_ITERATIONS):
+        mean, variance = _moments(expected * np.exp(sin_zenith * b[:, None] * up), up, member)
+        gradient = sin_zenith * (moment - (per_ring * mean).sum(axis=1)) - prior @ b
+        fisher = sin_zenith**2 * np.diag((per_ring * variance).sum(axis=1)) + prior
+        # a step of Newton's from far away overshoots
+        step = np.clip(np.linalg.solve(fisher, gradient), -0.5, 0.5)
+        b = b + step
+        if np.abs(step).max() < 1e-6:
+            break
+    return Tilt(b, np.sqrt(np.diag(np.linalg.inv(fisher))))
+
+
+def _moments(weight: NDArray, up: NDArray, member: csr_array) -> tuple[NDArray, NDArray]:
+    """Mean and variance of the component towards the zenith within each ring, shape ``(energy, ring)``."""
+    total = np.maximum(weight @ member, np.finfo(float).tiny)
+    mean = (weight * up) @ member / total
+    return mean, (weight * up**2) @ member / total - mean**2
+
+
+def _tilt_prior(per_energy: NDArray, energy_edges: NDArray) -> NDArray:
+    """Inverse covariance of the gradient's prior, shape ``(energy, energy)``."""
+    center, n = np.sqrt(energy_edges[1:] * energy_edges[:-1]), per_energy.size
+    step = np.sqrt(center[1:] * center[:-1])
+    # the step up from the most counts is a part of the threshold, however wide the bins are
+    low = np.minimum(center[: n - 1], step / THRESHOLD_REACH) <= center[per_energy.argmax()] * (1 + 1e-9)
+    variance = np.where(low, *TILT_WALK) ** 2 * np.diff(np.log(center))
+    change = np.diff(np.eye(n), axis=0)
+    return np.eye(n) / (n * TILT_PRIOR**2) + change.T @ (change / variance[:, None])
+
+
+def free_modulation(
+    counts: NDArray,
+    expected: NDArray,
+    energy_edges: ArrayLike,
+    pixel_edges: NDArray,
+    sigma: float,
+    min_counts: float,
+    prior: float,
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Ratio of smoothed counts to smoothed expectation, whatever its form.
+
+    Both are spread by the same Gaussian, so that the edge of the field and what is excluded there count as what they
+    are.  Energies are pooled with their neighbours as for the radial shape, just wide enough for ``min_counts``.
+
+    Parameters
+    ----------
+    counts, expected
+        Counts, and what is expected up to a factor for each energy, shape ``(energy, fov_lat, fov_lon)``.
+    energy_edges, pixel_edges
+        Bin edges [TeV], [deg].
+    sigma
+        Width of the Gaussian [deg].
+    min_counts
+        Events that a pool of energies needs.
+    prior
+        Events that the expectation of no difference counts for, under the Gaussian (4 pi sigma^2).
+
+    Returns
+    -------
+    modulation, pooled, error
+        Shape ``(energy, fov_lat, fov_lon)``; whether an energy is pooled with others, shape ``(energy,)``; and the
+        relative error of the modulation, by the counts under the Gaussian and those of the prior.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    counts = np.where(expected > 0, counts, 0.0)
+    seen, hoped = counts.sum(axis=(1, 2)), expected.sum(axis=(1, 2))
+    level = np.divide(seen, hoped, out=np.zeros_like(hoped), where=hoped > 0)[:, None, None]
+    g, width = pooling_weights(seen, energy_edges, min_counts), sigma / (pixel_edges[1] - pixel_edges[0])
+    above, below = (
+        gaussian_filter(np.einsum("ij,jkl->ikl", g, array), (0, width, width), mode="constant")
+        for array in (counts, level * expected)
+    )
+    # where nothing is expected, nothing is known
+    pixels = max(1.0, 4 * np.pi * width**2)
+    density = max(prior, 1e-6) / pixels
+    error = np.sqrt(above / pixels) / (above + density)
+    return (above + density) / (below + density), (g > 0).sum(axis=1) > 1, error

@@ -1,0 +1,116 @@
+"""Stacks of run histograms: what one task adds up, and how two sums become one.
+
+Eager and picklable; `dask_bkg.lazy` builds the tree of them.  Who contributes to whom is sparse
+(`dask_bkg.selection.Selections`), and so is the matrix that multiplies the histograms here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from dask_bkg.selection import Selections
+
+
+class Stack(NamedTuple):
+    """Weighted sums over runs for a block of targets.
+
+    Attributes
+    ----------
+    counts, exposure
+        Events and exposure, as of the runs but for the first axis, shape ``(targets, ...)``.
+    livetime
+        Livetime of the contributing runs, not weighted [s], shape ``(targets,)``.
+    squares
+        Events, weighted by the square of their run's weight: their variance, shape ``(targets, energy)``.
+    """
+
+    counts: NDArray
+    exposure: NDArray
+    livetime: NDArray
+    squares: NDArray
+
+
+def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDArray, exposure: NDArray) -> Stack:
+    """Sum over one block of runs.
+
+    Parameters
+    ----------
+    selected
+        Which runs contribute to which target, and their weights.
+    first
+        Index of the block's first run among all.
+    livetime
+        Livetime of the runs of the block [s], shape ``(runs,)``.
+    counts, exposure
+        Their histograms, shape ``(runs, ...)``: rings [s TeV sr], or pixels of the field [s sr].
+    """
+    here = (selected.run >= first) & (selected.run < first + len(livetime))
+    target = np.repeat(np.arange(selected.start.size - 1), np.diff(selected.start))[here]
+    run, shape = selected.run[here] - first, (selected.start.size - 1, len(livetime))
+    weighted = sparse(target, run, selected.weight[here], shape)
+    used = sparse(target, run, np.ones(run.size), shape)
+    squared = sparse(target, run, selected.weight[here] ** 2, shape)
+    per_energy = np.asarray(counts, dtype=float).sum(axis=tuple(range(2, np.ndim(counts))))
+    return Stack(
+        stack(weighted, counts),
+        stack(weighted, exposure),
+        stack(used, np.asarray(livetime)),
+        stack(squared, per_energy),
+    )
+
+
+def add_stacks(stacks: Sequence[Stack]) -> Stack:
+    """Sum of stacks for the same targets, in their order."""
+    first, *others = stacks
+    total = Stack(*(np.array(part) for part in first))
+    for other in others:
+        for mine, theirs in zip(total, other, strict=True):
+            mine += theirs
+    return total
+
+
+def sparse(row: NDArray, column: NDArray, value: NDArray, shape: tuple[int, int]) -> csr_array:
+    """Sparse matrix of its entries, each row in the order of the columns: sums over it have one order.
+
+    Parameters
+    ----------
+    row, column, value
+        Place and value of the entries, shape ``(entries,)``; a place that is given twice is added up.
+    shape
+        Rows and columns.
+    """
+    matrix = csr_array((value, (row, column)), shape=shape)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def stack(weights: csr_array, histograms: NDArray) -> NDArray:
+    """Weighted sums over runs.
+
+    Parameters
+    ----------
+    weights
+        Weight of each run for each target, sparse, shape ``(targets, runs)``.
+    histograms
+        Counts or exposure, shape ``(runs, ...)``.
+
+    Returns
+    -------
+    stacked
+        Shape ``(targets, ...)``.  Runs are added one after the other in their order: the sum does not depend on the
+        number of targets, nor on the machine, and holds the runs with an entry alone (another one may be NaN).
+
+    Examples
+    --------
+    >>> weights = sparse(np.array([0, 1, 1]), np.array([0, 0, 1]), np.ones(3), (2, 2))
+    >>> stack(weights, np.array([3.0, 4.0])).tolist()
+    [3.0, 7.0]
+    """
+    flat = np.asarray(histograms, dtype=float).reshape(len(histograms), math.prod(histograms.shape[1:]))
+    return (weights @ flat).reshape(weights.shape[0], *histograms.shape[1:])

@@ -1,0 +1,173 @@
+"""Divergences as files: the matrix of a whole archive (``dask-bkg kl``), a table for each target (``store_KL``)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
+from distributed import Client
+
+from dask_bkg import schema, selection, similarity
+from dask_bkg.cluster import job_client
+from dask_bkg.config import BackgroundSelection, Config
+from dask_bkg.dl3.kl_table import write_kl_table
+from dask_bkg.errors import ArchiveError
+from dask_bkg.lazy.execute import compute_each
+from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
+from dask_bkg.lazy.layers import Layers, literal
+from dask_bkg.lazy.runs import load_runs
+from dask_bkg.output.index import check_writable
+from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.update import update_store
+from dask_bkg.plan import plan_archive
+from dask_bkg.settings import shape_settings
+from dask_bkg.similarity import ShapeSettings
+from dask_bkg.store import layout
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that was written: where it is, and the runs that are not in it, ``{obs_id: reason}``."""
+
+    path: Path
+    failed: dict[int, str]
+
+
+def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
+    """Write the divergence of every run of ``search_datastore`` from every other to ``results_dir/kl.zarr``.
+
+    A block at a time, beside and then renamed; the matrix is never whole in memory.
+
+    Raises
+    ------
+    ArchiveError
+        If fewer than two runs of the archive can be used.
+    """
+    # a worker may have another working directory
+    target = Path(os.path.abspath(config.directory("results_dir") / "kl.zarr"))
+    with job_client(config, progress=progress) as client:
+        plan = plan_archive(config)
+        plan.field = None  # runs are compared by their rings
+        check_writable(config)
+        stored = update_store(plan, client, config.store_path, progress=progress)
+        roster = call_the_roll(plan, stored)
+        if roster.run_rows.size < 2:
+            raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
+        runs = load_runs(
+            str(stored.store.path),
+            stored.view,
+            roster.run_rows,
+            roster.runs,
+            plan.edges,
+            keys=roster.run_keys,
+            block=config.config.block,
+        )
+        kl = kl_matrix(runs, settings=shape_settings(config))
+        kl = kl.assign_coords(zenith=("obs_id", roster.runs["zenith"]))
+        _write(kl.to_dataset(), target, client, config.config.n_workers)
+    return Matrix(target, stored.failed)
+
+
+def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int) -> None:
+    _remove_leftovers(target)
+    beside = target.with_name(f".dask_bkg-{os.getpid()}-{uuid.uuid4().hex[:16]}-{target.name}")
+    try:
+        lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
+        compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
+        layout.consolidate(beside)
+        old = beside.with_suffix(".old")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Clear away what killed jobs left, gigabytes perhaps; what was begun today may be another job's at work."""
+    for left in target.parent.glob(f".dask_bkg-*-{target.name}*"):
+        if left.stat().st_mtime < time.time() - DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _raise(done: object) -> None:
+    if isinstance(done, BaseException):
+        raise done
+
+
+# -- tables of single targets ----------------------------------------------------------------------------------
+
+
+def kl_tables(
+    targets: xr.Dataset,
+    runs: xr.Dataset,
+    selected: Sequence[Delayed],
+    cuts: BackgroundSelection,
+    settings: ShapeSettings,
+    directory: str,
+) -> list[Delayed]:
+    """Tasks that write, for each target, the divergences of its candidates as a FITS table; one a block of targets.
+
+    Candidates are the runs that pass the cuts, and those of a list by hand; the run itself is beside them, as
+    gammapy-tools has it.
+    """
+    layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS), *selected)
+    # a target block's divergences are made by its own task: as tasks of their own all would be held at once
+    shapes = add_shapes(layers, targets, runs, settings)
+    wanted = (*selection.columns_for(cuts), "livetime", "zenith")
+    table, of_targets = (
+        {name: part[name].values for name in wanted if name in part.coords} for part in (runs, targets)
+    )
+    shared = layers.add("candidates", lambda name: {name: literal(table)})
+
+    def tasks(name: str) -> dict:
+        return {
+            (name, i): (
+                partial(
+                    _write_tables,
+                    targets={name: column[a:b] for name, column in of_targets.items()},
+                    cuts=cuts,
+                    directory=directory,
+                ),
+                selected[i].key,
+                shared,
+                (shapes.targets, i),
+                *((shapes.runs, j) for j in range(len(shapes.columns))),
+            )
+            for i, (a, b) in enumerate(bounds(targets))
+        }
+
+    name = layers.add("write-kl", tasks, shapes.targets, shapes.runs, shared, selected[0].key[0])
+    return layers.delayed(name, len(selected))
+
+
+def _write_tables(selected, runs, p, *q, targets, cuts: BackgroundSelection, directory: str) -> int | ArchiveError:
+    """Write the tables of a block of targets; returns their number, or why they cannot be written."""
+    kl = np.concatenate([similarity.kl_block(p, block) for block in q], axis=1)
+    passes = selection.passing(targets, runs, cuts) | (targets["obs_id"][:, None] == runs["obs_id"])
+    for row, obs_id in enumerate(targets["obs_id"].tolist()):
+        columns = {
+            "OBS_ID": runs["obs_id"],
+            "KL_DIV": kl[row],
+            "LIVETIME": runs["livetime"],
+            "ZENITH": runs["zenith"],
+            "SELECTED": np.isin(runs["obs_id"], selected.of(row).obs_id),
+        }
+        listed = passes[row] | columns["SELECTED"]
+        try:
+            write_kl_table(directory, obs_id, {name: column[listed] for name, column in columns.items()})
+        except ArchiveError as error:  # raised, it would be the end of the whole job on threads
+            return error
+    return len(passes)

@@ -1,0 +1,212 @@
+"""A job from its configuration to its files: the steps of `dask_bkg.lazy` put together, and `run_job` that does them.
+
+First the run store is brought up to date (`dask_bkg.pipeline.update`), then one graph leads from the store to the
+files (`dask_bkg.pipeline.graph.build`): divergences, selection, stacks, rates.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from dask_bkg.background.target import Target
+from dask_bkg.cluster import job_client
+from dask_bkg.config import Config
+from dask_bkg.errors import ArchiveError, BackgroundError
+from dask_bkg.lazy.execute import compute_each
+from dask_bkg.output.index import check_writable, retire_backgrounds, write_indexes
+from dask_bkg.output.journal import Journal
+from dask_bkg.output.provenance import made_before, told, write_results
+from dask_bkg.output.write import Made, Result
+from dask_bkg.pipeline.graph import Graph, build
+from dask_bkg.pipeline.memory import tell_memory
+from dask_bkg.pipeline.tables import Roster, call_the_roll
+from dask_bkg.pipeline.update import Stored, died, progress_bar, update_store
+from dask_bkg.plan import Plan, plan_job
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY = 5.0
+"""Seconds after which the run store is told of the files that were written."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a job.
+
+    Attributes
+    ----------
+    results
+        One `Result` a target, by run number.
+    results_dir
+        Where provenance, effective configuration and the summary table are.
+    unusable
+        Runs of the archive that cannot be used, ``{obs_id: reason}``.
+    missing
+        Runs of the runlist that ``in_dir`` does not have.
+    runs_opened, runs_read
+        Number of event files that were opened, and of those whose events were counted: runs that the run store did
+        not have as they are.
+    config
+        The configuration, in which what it left open is decided.
+    """
+
+    results: list[Result]
+    results_dir: Path
+    unusable: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    runs_opened: int = 0
+    runs_read: int = 0
+    config: Config | None = None
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Targets and contributing runs that could not be used, with their reasons."""
+        reasons = dict(self.unusable)
+        for result in self.results:
+            reasons.update(result.failed_runs)
+            if result.status == "failed":
+                reasons[result.obs_id] = result.reason
+        return dict(sorted(reasons.items()))
+
+
+def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> Summary:
+    """Do a job: plan, reduce, select, stack, write, index.
+
+    Parameters
+    ----------
+    config
+        A configuration whose ``in_dir`` is prepared (see `dask_bkg.prepare_dataset`).
+    progress
+        Whether bars are shown.
+    refresh
+        Whether backgrounds that would come out as they are there already are written all the same.
+
+    Raises
+    ------
+    BackgroundError
+        If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
+    """
+    with job_client(config, progress=progress) as client:
+        plan = plan_job(config)
+        check_writable(config)
+        tell_memory(plan, client)
+        stored = update_store(plan, client, config.store_path, progress=progress)
+        roster = call_the_roll(plan, stored)
+        results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
+        made = {} if refresh else made_before(plan)
+        retired = retire_backgrounds(plan)
+        job = _Job(plan, stored, roster, made, results)
+        try:
+            if plan.targets:
+                _compute(build(plan, roster, stored, made), client, config, progress, job)
+        except BaseException:
+            # a task may have written files and not said so yet: only what is known to be done gets its row back
+            write_indexes(plan, results)
+            raise
+    refused = write_indexes(plan, results, retired)
+    results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
+    results.sort(key=lambda r: r.obs_id)
+    results_dir = write_results(plan, results)
+    job.close()
+    if not any(result.done for result in results):
+        raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
+    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read, plan.config)
+
+
+class _Job:
+    """Takes the results of a job as they come, and sees to it that they are known if it is killed.
+
+    Parameters
+    ----------
+    results
+        Where the results are added.
+    """
+
+    def __init__(
+        self, plan: Plan, stored: Stored, roster: Roster, made: Mapping[int, Made], results: list[Result]
+    ) -> None:
+        self.results, self._made, self._roster, self._store = results, made, roster, stored.store
+        self._noted = dict(zip(roster.runs["obs_id"].tolist(), roster.runs["note"].tolist(), strict=True))
+        self._journal = Journal(plan.config.directory("results_dir"))
+        fingerprints = dict(
+            zip(roster.targets["obs_id"].tolist(), roster.targets["fingerprint"].tolist(), strict=True)
+        )
+        sources = {run.obs_id: run.path for run in plan.runs}
+        # the output holds the events of its source: known only where that is the file that the store read
+        self._known = {
+            t.obs_id: str(fingerprints[t.obs_id])
+            for t in plan.targets
+            if plan.attach_copy and sources.get(t.obs_id) == t.source
+        }
+        self._saved = time.monotonic()
+
+    def take(self, results: list[Result]) -> None:
+        """Add results of a task."""
+        complete = [
+            replace(self._made[r.obs_id].result, status=r.status)
+            if r.status == "unchanged"
+            else with_runs(r, self._noted, self._roster.absent.get(r.obs_id, {}))
+            for r in results
+        ]
+        self.results.extend(complete)
+        written = [result for result in complete if result.status == "done"]
+        self._journal.add({str(result.obs_id): told(result) for result in written})
+        for result in written:
+            if result.obs_id in self._known:
+                self._store.saw(result.output, self._known[result.obs_id])
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self._save()
+
+    def close(self) -> None:
+        """All is written: what was kept for the case of a kill is no more needed."""
+        self._save()
+        self._journal.close()
+
+    def _save(self) -> None:
+        try:
+            self._store.flush()
+        except ArchiveError as error:
+            # the next job opens the files that were written, to see that their events are what they were
+            log.warning("%s", error)
+        self._saved = time.monotonic()
+
+
+def with_runs(result: Result, noted: Mapping[int, str], failed: Mapping[int, str]) -> Result:
+    """A result with what is known of its contributing runs: those that could not be used, and remarkable ones."""
+    notes = {run: str(noted[run]) for run in result.contributing if noted.get(run)}
+    remarks = [result.reason] if result.reason else []
+    if result.done:
+        told = notes.items()
+        remarks += [note if run == result.obs_id else f"contributing run {run}: {note}" for run, note in told]
+        remarks += [f"{len(failed)} contributing runs could not be used"] if failed else []
+    return replace(result, notes=notes, failed_runs=dict(failed), reason="; ".join(remarks))
+
+
+def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, job: _Job) -> None:
+    """Compute the graph; the job takes results as they are written."""
+    with progress_bar("backgrounds", sum(len(part) for part in graph.parts), progress) as bar:
+
+        def take(i: int, done: Any) -> None:
+            if i >= len(graph.writes):
+                if isinstance(done, BaseException):
+                    log.warning("a table of divergences could not be written: %s", done)
+                return
+            if isinstance(done, ArchiveError):
+                # the run store is damaged or another job changes it: as on threads, that is the end of all
+                raise done
+            bar.update(len(graph.parts[i]))
+            job.take(_failed(done, graph.parts[i]) if isinstance(done, BaseException) else done)
+
+        compute_each([*graph.writes, *graph.tables], client, config.config.n_workers, take)
+
+
+def _failed(error: BaseException, targets: list[Target]) -> list[Result]:
+    """A failure for each target of a task that died with its worker (memory, walltime)."""
+    return [Result(t.obs_id, "failed", f"run {t.obs_id}: its task failed ({died(error)}") for t in targets]

@@ -1,0 +1,83 @@
+"""The background of a single run, in this thread: for notebooks, and for `client.submit`."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import dask
+from gammapy.irf import Background2D, Background3D
+
+from dask_bkg.background.irf import background_2d, background_3d
+from dask_bkg.background.model import Stacks, stacked_rate
+from dask_bkg.errors import RunError, StoreBusyError
+from dask_bkg.lazy.execute import one_blas_thread
+from dask_bkg.pipeline.graph import build, known_of, model_of
+from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.update import Stored, update_store
+from dask_bkg.plan import Plan
+from dask_bkg.selection import Contributing
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0
+"""Seconds that a task waits for another one which writes to the run store."""
+
+IN_THIS_THREAD = "synchronous"
+"""Scheduler; named in each call, as Dask's configuration is one for all threads of a worker."""
+
+MANY = 200
+"""Runs that are read for a single background without a word."""
+
+
+def make_one(plan: Plan) -> Background2D | Background3D:
+    """Background of the one target of a plan, in this thread; writes no DL3 file.
+
+    Contributing runs come from the run store of the configuration, or else are read for this one background.
+
+    Raises
+    ------
+    RunError
+        If the run cannot be used.
+    """
+    for reason in plan.failed.values():
+        raise RunError(reason)
+    target = plan.targets[0].obs_id
+    path = plan.config.store_path
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = not plan.config.io.from_run and (path / "zarr.json").exists()
+        if not kept and len(plan.runs) > MANY:
+            log.warning(
+                "run %d: all %d runs of the archive are read, and not kept: `dask-bkg reduce` keeps them in a store",
+                target,
+                len(plan.runs),
+            )
+        stored = _update_patiently(plan, path if kept else Path(scratch) / "runs.zarr")
+        roster = call_the_roll(plan, stored)
+        for reason in plan.failed.values():
+            raise RunError(reason)
+        graph = build(plan, roster, stored)
+        selected = {role: blocks[0] for role, blocks in graph.selected.items()}
+        selected, arrays = dask.compute(selected, graph.arrays, scheduler=IN_THIS_THREAD)
+    chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
+    if chosen.spectrum.reason:
+        raise RunError(chosen.spectrum.reason)
+    with one_blas_thread():
+        rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model_of(plan)).rate
+    if plan.field is None:
+        return background_2d(rate.value, plan.edges)
+    return background_3d(rate.value, plan.field.edges, plan.field.written)
+
+
+def _update_patiently(plan: Plan, path: Path) -> Stored:
+    """`update_store`, after another task that is bringing the store up to date: many are submitted at once."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return update_store(plan, None, path, progress=False)
+        except StoreBusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)

@@ -1,0 +1,60 @@
+"""The field of view of a run, aligned with the horizon: where its events lie in it, and where the zenith is.
+
+astropy's way through AltAz takes 50 ms for a pointing alone.  Here ERFA's parameters are made for the beginning and
+the end of a run; what changes between is linear to 1e-7 deg, but for the rotation of the Earth, which each event has
+of its own.  Nothing is downloaded: UT1 - UTC and polar motion are those that come with astropy, and beyond their last
+day stay what they were then.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dask_bkg.dl3.headers import SITE_CARDS
+from dask_bkg.dl3.read import RunEvents
+from dask_bkg.errors import RunError
+from dask_bkg.sky.horizon import HorizonField
+
+ZENITH_TOLERANCE = 10.0
+"""Difference of the zenith angle from the one in the header [deg] from which time and site are not believed; a header
+may have that of the beginning or the end of a run."""
+
+OTHERWISE = ", or set binning.mode: 2d, or binning.alignment: radec with io.from_run"
+"""What can be done about a run of which nobody knows where the horizon was."""
+
+
+def horizon_of(events: RunEvents) -> HorizonField:
+    """The field of view of a run that was read, aligned with the horizon.
+
+    Raises
+    ------
+    RunError
+        Naming what EVENTS does not say, or says in two ways, of all that tells where its events came from; it does
+        not name the run.
+
+    Examples
+    --------
+    >>> numbers = {"site_lat": 30.0, "site_height": 1000.0}
+    >>> horizon_of(RunEvents(np.zeros(1), np.zeros(1), np.ones(1), numbers, "", ""))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    dask_bkg.errors.RunError: ... EVENTS does not have GEOLON (or OBSGEO-L) and MJDREFI and the column TIME: ...
+    """
+    numbers, times = events.numbers, events.times
+    missing = [cards for name, cards in SITE_CARDS.items() if not np.isfinite(numbers.get(name, np.nan))]
+    if times is None or not np.isfinite(times.reference).all():
+        missing.append("MJDREFI")
+    if times is None or times.events is None:
+        missing.append("the column TIME")
+    if times is None or missing:
+        raise RunError(
+            f"no field aligned with the horizon, as EVENTS does not have {' and '.join(missing)}: add what is missing"
+            + OTHERWISE
+        )
+    field, told = HorizonField(numbers, times), numbers.get("zenith", np.nan)
+    found = float(field.zenith_angle([(times.start[0] + times.stop[-1]) / 2])[0])
+    if abs(found - told) > ZENITH_TOLERANCE:
+        raise RunError(
+            f"no field aligned with the horizon, as by its times and site it was {found:.0f} deg from the zenith, "
+            f"but {told:.0f} deg by ALT_PNT: correct what is wrong (is GEOLON positive to the east?){OTHERWISE}"
+        )
+    return field

@@ -1,0 +1,19 @@
+"""Lists of contributing runs that a configuration gives: which of them the user wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+
+def own_lists(settings) -> dict[int, list[int]]:
+    """The lists of ``bkg_runlist`` that the user wrote or changed: those that no job has marked as its own."""
+    marks = settings.bkg_runlist_digest or {}
+    lists = settings.bkg_runlist or {}
+    return {run: runs for run, runs in lists.items() if marks.get(str(run)) != list_digest(runs)}
+
+
+def list_digest(runs: Iterable[int]) -> str:
+    """Mark of a list of runs: equal for equal lists."""
+    return hashlib.sha256(json.dumps([int(run) for run in runs]).encode()).hexdigest()[:12]

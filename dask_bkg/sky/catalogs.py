@@ -1,0 +1,295 @@
+"""The catalogues of sources and stars and the user's region files, read into one `SkyRegions` table.
+
+``$GAMMAPY_DATA`` is where ``gammapy download datasets`` puts GammaCat, 3HWC and the Hipparcos star table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from dask_bkg.errors import ConfigError
+from dask_bkg.sky.exclusion import SkyRegions, center_of, concat_regions, make_regions
+
+log = logging.getLogger(__name__)
+
+CATALOG_FILES = {
+    "gammacat": "catalogs/gammacat/gammacat.fits.gz",
+    "3hwc": "catalogs/3HWC.ecsv",
+}
+STAR_FILE = "veritas/crab-point-like-ED/Hipparcos_MAG8_1997.dat"
+GET_DATA = "get it with `gammapy download datasets` and set $GAMMAPY_DATA to its directory"
+
+
+def data_file(relative: str) -> Path | None:
+    """A file below ``$GAMMAPY_DATA``, or None where the variable or the file is missing."""
+    base = os.environ.get("GAMMAPY_DATA")
+    path = Path(base, relative) if base else None
+    return path if path is not None and path.is_file() else None
+
+
+def read_gammacat(
+    path: str | Path, default_radius: float = 0.35, max_radius: float = 1.2, rule: str = "max"
+) -> SkyRegions:
+    """Discs around the sources of GammaCat.
+
+    Parameters
+    ----------
+    path
+        ``gammacat.fits.gz``.
+    default_radius
+        Radius of a point source [deg], and of a source without a size.
+    max_radius
+        Largest radius [deg]; a larger one is cut, with a note.
+    rule
+        ``max``: an extended source (morphology gauss or shell) gets the larger of the default and 3 sigma;
+        ``document``: 3 sigma even where that is smaller, and no largest radius.
+    """
+    table = Table.read(path)
+    extended = np.isin(np.char.strip(np.asarray(table["morph_type"], dtype=str)), ["gauss", "shell"])
+    size: NDArray = 3 * np.ma.filled(np.ma.asarray(table["morph_sigma"], dtype=float), np.nan)
+    known = extended & np.isfinite(size)
+    notes = np.where(extended & ~known, "extended, but without a size in the catalogue", "")
+    if rule == "document":
+        radius = np.where(known, size, default_radius)
+    else:
+        radius = np.where(known, np.fmax(size, default_radius), default_radius)
+        radius, notes = _cap(radius, notes, max_radius)
+    return make_regions(
+        table["ra"], table["dec"], radius, np.char.strip(np.asarray(table["common_name"], dtype=str)),
+        "gammacat", notes,
+    )  # fmt: skip
+
+
+def read_3hwc(
+    path: str | Path, default_radius: float = 0.35, max_radius: float = 1.2, rule: str = "max"
+) -> SkyRegions:
+    """Discs around the sources of 3HWC.
+
+    The catalogue's ``search_radius`` is the radius of a disc already: the larger of it and the default is
+    taken (``rule="max"``), or always the default (``rule="document"``).  Arguments as in `read_gammacat`.
+    """
+    table = Table.read(path, format="ascii.ecsv")
+    notes = np.full(len(table), "", dtype="U60")
+    radius = np.full(len(table), default_radius)
+    if rule != "document":
+        radius = np.fmax(np.asarray(table["search_radius"], dtype=float), default_radius)
+        radius, notes = _cap(radius, notes, max_radius)
+    return make_regions(table["ra"], table["dec"], radius, np.asarray(table["source_name"], dtype=str), "3hwc", notes)
+
+
+def _cap(radius: NDArray, notes: NDArray, max_radius: float) -> tuple[NDArray, NDArray]:
+    cut = radius > max_radius
+    text = [f"radius cut from {r:.2f} to {max_radius:.2f} deg (exclusion.max_radius)" for r in radius]
+    return np.minimum(radius, max_radius), np.where(cut, text, notes)
+
+
+def read_stars(path: str | Path, mag_max: float = 5.0, radius: float = 0.3) -> SkyRegions:
+    """Discs around the bright stars of a table.
+
+    Parameters
+    ----------
+    path
+        Text table with columns RA [deg], Dec [deg], Hipparcos number, V magnitude and B-V (``#`` comments).
+    mag_max
+        Stars with a V magnitude below this are excluded.
+    radius
+        Radius of the discs [deg].
+    """
+    try:
+        ra, dec, number, mag = np.loadtxt(path, usecols=(0, 1, 2, 3), unpack=True, ndmin=2, comments="#")
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"exclusion.star_cat: {path} is not a table of RA, Dec [deg], number, V magnitude ({error})"
+        ) from error
+    if ra.size == 0:
+        raise ConfigError(f"exclusion.star_cat: {path} has no stars: get it again, or leave star_cat out")
+    bright = mag < mag_max
+    names = [f"HIP {n:.0f} (V={m:.1f})" for n, m in zip(number[bright], mag[bright], strict=True)]
+    return make_regions(ra[bright], dec[bright], radius, names, "star")
+
+
+# -- region files --------------------------------------------------------------------------------------------
+
+
+def read_region_file(path: str | Path) -> SkyRegions:
+    """Regions of a ds9, CRTF or FITS region file in sky coordinates (what the ``regions`` package reads).
+
+    Circles become plain discs; ellipses, rectangles, polygons and annuli keep their shape.
+    """
+    from regions import Regions
+
+    kind = {".crtf": "crtf", ".fits": "fits"}.get(Path(path).suffix.lower(), "ds9")
+    try:
+        found = list(Regions.read(path, format=kind))
+    except Exception as error:  # the package raises many kinds
+        raise ConfigError(f"exclusion.exclude_region_files: cannot read {path}: {error}") from error
+    if not found:
+        raise ConfigError(f"exclusion.exclude_region_files: {path} has no regions that could be read")
+    return concat_regions(_region(region, i, Path(path)) for i, region in enumerate(found, 1))
+
+
+def _region(region, number: int, path: Path) -> SkyRegions:
+    from regions import CircleSkyRegion, Regions
+
+    where = f"exclusion.exclude_region_files: region {number} of {path}"
+    if region.meta.get("include") in (False, "-"):
+        raise ConfigError(f"{where} is a negative region (a '-' before it): not supported, take it out")
+    try:
+        center, radius = center_of(region), _bounding_radius(region)
+    except AttributeError:
+        raise ConfigError(
+            f"{where} is a {type(region).__name__}; accepted are circle, ellipse, box, polygon and annulus "
+            "in sky coordinates (fk5, icrs, galactic)"
+        ) from None
+    name = region.meta.get("text") or region.meta.get("label") or f"{path.name} #{number}"
+    plain = isinstance(region, CircleSkyRegion)
+    shape = "" if plain else Regions([region]).serialize(format="ds9", precision=10)
+    return make_regions([center.ra.deg], [center.dec.deg], [radius], [name], "file", shape=[shape])
+
+
+def _bounding_radius(region) -> float:
+    """Radius [deg] of a disc around the centre that holds the region."""
+    if hasattr(region, "vertices"):
+        return float(region.vertices.icrs.separation(center_of(region)).deg.max())
+    if hasattr(region, "outer_radius"):
+        return float(region.outer_radius.to_value("deg"))
+    if hasattr(region, "radius"):
+        return float(region.radius.to_value("deg"))
+    width = getattr(region, "outer_width", None) or region.width
+    height = getattr(region, "outer_height", None) or region.height
+    return float(np.hypot(width.to_value("deg"), height.to_value("deg")) / 2)
+
+
+# -- all of it -----------------------------------------------------------------------------------------------
+
+
+def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path | None:
+    """Where the star table is: the path as given, beside the YAML, then the one of ``$GAMMAPY_DATA``.
+
+    Returns None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If an absolute path was named, and there is no file.
+    """
+    named = Path(star_cat).expanduser() if star_cat else None
+    if named is not None and named.is_absolute():
+        if not named.is_file():
+            raise ConfigError(
+                f"exclusion.star_cat: there is no file {named}: correct the path, or leave star_cat out"
+            )
+        return named
+    if named is not None:
+        for path in (base_dir / named if base_dir else named, named):
+            if path.is_file():
+                return path
+    return data_file(STAR_FILE)
+
+
+def sky_regions(settings, base_dir: Path | None = None) -> SkyRegions:
+    """Everything that a configuration excludes, over the whole sky.
+
+    Parameters
+    ----------
+    settings
+        The ``exclusion`` section of a `dask_bkg.config.Config`.
+    base_dir
+        Directory of the YAML file, where relative paths are sought first.
+
+    Raises
+    ------
+    ConfigError
+        If a catalogue, a file or a named source is missing (unless ``allow_missing_catalogs``).
+    """
+    catalogs = [_read_catalog(name, settings) for name in settings.catalogs]
+    parts = [c for c in catalogs if c is not None]
+    stars = _read_star_table(settings, base_dir)
+    ra, dec, radius = np.array(settings.exclude_regions, dtype=float).reshape(-1, 3).T
+    own = make_regions(ra, dec, radius, [f"own circle {i + 1}" for i in range(ra.size)], "own")
+    named = [_named_source(name, radius, parts) for name, radius in settings.exclude_source_name]
+    files = [read_region_file(beside(path, base_dir)) for path in settings.exclude_region_files]
+    return concat_regions([*parts, *([stars] if stars is not None else []), own, *named, *files])
+
+
+def beside(path: str, base_dir: Path | None) -> Path:
+    """A file beside the configuration if it is there, else the path as it stands."""
+    near = (base_dir or Path()) / Path(path).expanduser()
+    return near if near.is_file() else Path(path).expanduser()
+
+
+def _read_catalog(name: str, settings) -> SkyRegions | None:
+    path = data_file(CATALOG_FILES[name])
+    if path is None:
+        _missing(settings, f"exclusion.catalogs: no {name} at $GAMMAPY_DATA/{CATALOG_FILES[name]}")
+        return None
+    read = {"gammacat": read_gammacat, "3hwc": read_3hwc}[name]
+    try:
+        return read(path, settings.default_radius, settings.max_radius, settings.extension_rule)
+    except Exception as error:  # astropy's readers raise many kinds
+        raise ConfigError(f"exclusion.catalogs: {path} cannot be read as {name} ({error}): {GET_DATA}") from error
+
+
+def _read_star_table(settings, base_dir: Path | None) -> SkyRegions | None:
+    path = find_star_table(settings.star_cat, base_dir)
+    named = settings.star_cat
+    if path is None:
+        where = f"no file {named} (beside the configuration, or from here), and " if named else ""
+        _missing(settings, f"exclusion.star_cat: {where}no star table at $GAMMAPY_DATA/{STAR_FILE}")
+        return None
+    if named and path == data_file(STAR_FILE):
+        log.warning("exclusion.star_cat: no file %s, stars from %s", named, path)
+    else:
+        log.info("stars from %s", path)
+    return read_stars(path, settings.star_mag, settings.star_radius)
+
+
+def _missing(settings, what: str) -> None:
+    if not settings.allow_missing_catalogs:
+        raise ConfigError(f"{what}: {GET_DATA}, or set exclusion.allow_missing_catalogs: true to do without it")
+    log.warning("%s: done without it (exclusion.allow_missing_catalogs)", what)
+
+
+def _named_source(name: str, radius: float, catalogs: list[SkyRegions]) -> SkyRegions:
+    """A disc around a source that a catalogue knows; upper and lower case and blanks do not matter."""
+    import difflib
+
+    known = concat_regions(catalogs)
+    if len(known) == 0:
+        raise ConfigError(
+            f"exclusion.exclude_source_name: {name!r} is sought in the catalogues, but exclusion.catalogs names none "
+            "that is there; exclusion.exclude_regions takes [ra, dec, radius] instead"
+        )
+    keys = np.char.lower(np.char.replace(known.name, " ", ""))
+    found = np.flatnonzero(keys == name.lower().replace(" ", ""))
+    if found.size == 0:
+        lower = {str(known_name).lower(): str(known_name) for known_name in known.name}
+        near = [lower[key] for key in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.5)]
+        raise ConfigError(
+            f"exclusion.exclude_source_name: no source {name!r} in GammaCat (common names) or 3HWC"
+            + (f"; the nearest names are {', '.join(near)}" if near else "")
+            + "; exclusion.exclude_regions takes [ra, dec, radius] instead"
+        )
+    one = known[found[:1]]
+    return replace(one, radius=np.array([radius]), kind=np.array(["own"], dtype="U8"), note=np.array([""]))
+
+
+def catalog_files(settings, base_dir: Path | None = None) -> dict[str, dict[str, str]]:
+    """Name, path and SHA-256 of each file that the exclusion was made of."""
+    files: dict[str, Path | None] = {name: data_file(CATALOG_FILES[name]) for name in settings.catalogs}
+    files["stars"] = find_star_table(settings.star_cat, base_dir)
+    for path in settings.exclude_region_files:
+        files[path] = beside(path, base_dir)
+    return {
+        name: {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for name, path in files.items()
+        if path is not None and path.is_file()
+    }

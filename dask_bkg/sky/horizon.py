@@ -1,0 +1,275 @@
+"""Where the zenith is in a field of view: sidereal time and precession by plain formulas, to 0.02 deg.
+
+astropy's transformation to AltAz takes 50 ms a run, and its tables of the Earth's rotation; neither is needed here.
+Nutation, aberration, refraction and UT1 - UTC are left out: together less than 0.02 deg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import atan2, cos, degrees, radians, sin
+from typing import NamedTuple
+
+import numpy as np
+from astropy.utils import iers
+from erfa import DJM0, atciqz, pdp, pn, pxp, s2c
+from erfa import ufunc as erfa
+from numpy.typing import ArrayLike, NDArray
+
+from dask_bkg.errors import RunError
+from dask_bkg.sky import fov
+
+SECONDS_PER_DAY = 86400.0
+
+LEAP_SECONDS = ((0, 32), (53736, 33), (54832, 34), (56109, 35), (57204, 36), (57754, 37))
+"""First day [MJD] and TAI - UTC [s] from then on; before 1999 a second or two less, 0.01 deg."""
+
+TAI_FROM = {"TT": 32.184, "TDB": 32.184, "TDT": 32.184, "ET": 32.184, "TAI": 0.0, "GPS": -19.0}
+"""What a time system is ahead of TAI [s]; those that are not here are UTC."""
+
+
+def to_utc(mjd: float, system: str) -> float:
+    """A time [MJD] in one of the systems of FITS (TIMESYS) as UTC.
+
+    Examples
+    --------
+    >>> round((to_utc(53090.0, "TT") - 53090.0) * 86400, 3)
+    -64.184
+    """
+    if system not in TAI_FROM:
+        return mjd
+    leap = [seconds for day, seconds in LEAP_SECONDS if mjd >= day][-1]
+    return mjd - (TAI_FROM[system] + leap) / 86400.0
+
+
+def zenith_position(mjd: float, lon: float, lat: float) -> tuple[float, float]:
+    """ICRS position [deg] of the zenith of a site.
+
+    Mean sidereal time and the precession angles of IAU 1976 (Meeus, Astronomical Algorithms, 12.4 and 21.3).
+
+    Parameters
+    ----------
+    mjd
+        Time, UTC.
+    lon, lat
+        The site [deg], longitude positive east.
+
+    Examples
+    --------
+    >>> ra, dec = zenith_position(51544.5, 0.0, 50.0)
+    >>> round(ra, 2), round(dec, 2)
+    (280.46, 50.0)
+    """
+    days = mjd - 51544.5
+    t = days / 36525.0
+    sidereal = 280.46061837 + 360.98564736629 * days + 0.000387933 * t * t + lon
+    zeta = radians((2306.2181 * t + 0.30188 * t * t) / 3600)
+    z = radians((2306.2181 * t + 1.09468 * t * t) / 3600)
+    theta = radians((2004.3109 * t - 0.42665 * t * t) / 3600)
+    ra, dec = radians(sidereal) - z, radians(lat)
+    x, up = (
+        cos(theta) * cos(dec) * cos(ra) + sin(theta) * sin(dec),
+        cos(theta) * sin(dec) - sin(theta) * cos(dec) * cos(ra),
+    )
+    y = cos(dec) * sin(ra)
+    return degrees(atan2(y, x) - zeta) % 360.0, degrees(atan2(up, np.hypot(x, y)))
+
+
+def position_angle(ra: float, dec: float, ra_to: float, dec_to: float) -> float:
+    """Direction from one sky position to another [deg], from north through east, in (-180, 180].
+
+    Examples
+    --------
+    >>> round(position_angle(10.0, 0.0, 11.0, 0.0), 6)
+    90.0
+    """
+    turn, lat, to = radians(ra_to - ra), radians(dec), radians(dec_to)
+    return degrees(atan2(sin(turn) * cos(to), sin(to) * cos(lat) - cos(to) * sin(lat) * cos(turn)))
+
+
+def parallactic_angle(zenith: float, azimuth: float, lat: float) -> float:
+    """Direction of the zenith seen from a place above the horizon [deg], from the pole of date through east.
+
+    Parameters
+    ----------
+    zenith, azimuth
+        The place [deg], azimuth from north through east.
+    lat
+        Latitude of the site [deg].
+
+    Examples
+    --------
+    >>> round(parallactic_angle(30.0, 270.0, 0.0), 6)   # on the equator, in the west: the zenith is to the east
+    90.0
+    """
+    alt, az, lat = radians(90.0 - zenith), radians(azimuth), radians(lat)
+    return degrees(atan2(-sin(az) * cos(lat), sin(lat) * cos(alt) - cos(lat) * sin(alt) * cos(az)))
+
+
+EARTH_RATE = 2 * np.pi * 1.00273781191135448 / SECONDS_PER_DAY
+"""Rotation of the Earth [rad s-1]."""
+
+
+class Times(NamedTuple):
+    """When the events of a run came, and its good time; mission times, all from one reference.
+
+    Attributes
+    ----------
+    events
+        Times of the events [s], shape ``(events,)``; None where the file has no column TIME.
+    start, stop
+        Good time intervals [s], ascending and apart, shape ``(intervals,)``.
+    reference
+        MJDREFI and MJDREFF [d]; NaN where no header has them.
+    system
+        Time system of the reference (TIMESYS) in capitals; where no header says, TT, as gammapy reads it.
+    """
+
+    events: NDArray | None
+    start: NDArray
+    stop: NDArray
+    reference: tuple[float, float]
+    system: str
+
+
+class HorizonField:
+    """The field of view of a run with a fixed pointing: ``fov_lat`` to the zenith, ``fov_lon`` to smaller azimuths.
+
+    It is gammapy's `FoVAltAzFrame` about the pointing in AltAz at the time of each event, without refraction.
+
+    Parameters
+    ----------
+    numbers
+        Pointing (``ra_pnt``, ``dec_pnt``) [deg] and site (``site_lon``, ``site_lat`` [deg], ``site_height`` [m]).
+    times
+        Good time intervals, and what they count from.
+
+    Raises
+    ------
+    RunError
+        If the times are no dates.
+
+    Examples
+    --------
+    A run of half an hour in the south of a northern site: north is up, and fov_lon grows to the east.
+
+    >>> numbers = dict(ra_pnt=130.0, dec_pnt=0.0, site_lon=0.0, site_lat=45.0, site_height=0.0)
+    >>> times = Times(None, np.array([0.0]), np.array([1800.0]), (60000.0, 0.93), "UTC")
+    >>> field = HorizonField(numbers, times)
+    >>> lon, lat = field.place([130.5], [1.0], [900.0])
+    >>> bool(lon[0] > 0), bool(lat[0] > 0.9), bool(abs(field.parallactic([900.0])[0]) < 10)
+    (True, True, True)
+    """
+
+    def __init__(self, numbers: Mapping[str, float], times: Times) -> None:
+        self.times = times
+        self.pointing = np.deg2rad([numbers["ra_pnt"], numbers["dec_pnt"]])
+        self.begin = float(times.start[0])
+        self.length = max(float(times.stop[-1]) - self.begin, 1.0)
+        utc = _utc(times, np.array([self.begin, self.begin + self.length]))
+        self._sky = _stars(*utc)
+        self._site = _site(numbers, utc[0][0], utc[1][0])
+        self._zenith = _zenith(self._site)
+
+    def place(self, ra: ArrayLike, dec: ArrayLike, time: ArrayLike) -> tuple[NDArray, NDArray]:
+        """Field coordinates of sky positions, each at its own time.
+
+        Parameters
+        ----------
+        ra, dec
+            ICRS positions [deg], shape ``(n,)`` or ``(1,)``.
+        time
+            Mission time [s], shape ``(n,)``.
+
+        Returns
+        -------
+        fov_lon, fov_lat
+            Field coordinates [deg], shape ``(n,)``.
+        """
+        time = np.asarray(time, dtype=float)
+        zenith, drift = self._turned(time)
+        _, forward = pn(self._direction(self.pointing[0], self.pointing[1], time) + drift)
+        # to smaller azimuths, and from there to the zenith
+        _, aside = pn(pxp(zenith, forward))
+        up = pxp(forward, aside)
+        position = self._direction(np.deg2rad(ra), np.deg2rad(dec), time) + drift
+        x, y, z = pdp(position, forward), pdp(position, aside), pdp(position, up)
+        return np.rad2deg(np.arctan2(y, x)), np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+
+    def parallactic(self, time: ArrayLike) -> NDArray:
+        """Direction of the zenith seen from the pointing [deg], from north through east, in (-180, 180].
+
+        Parameters
+        ----------
+        time
+            Mission time [s], shape ``(n,)``.
+        """
+        # how a point to the north of the pointing lies: so the angle has all that the events have
+        ra, dec = fov.from_fov([0.0], [1.0], *np.rad2deg(self.pointing).tolist())
+        lon, lat = self.place(ra, dec, time)
+        return np.rad2deg(np.arctan2(-lon, lat))
+
+    def zenith_angle(self, time: ArrayLike) -> NDArray:
+        """Distance of the pointing from the zenith at mission times [s], deg."""
+        time = np.asarray(time, dtype=float)
+        zenith, drift = self._turned(time)
+        forward = self._direction(self.pointing[0], self.pointing[1], time) + drift
+        return np.rad2deg(np.arccos(np.clip(pdp(zenith, forward), -1, 1)))
+
+    def _direction(self, ra: ArrayLike, dec: ArrayLike, time: NDArray) -> NDArray:
+        """Where positions [rad] are seen from the centre of the Earth between the stars of the day, shape (n, 3)."""
+        first, last = (s2c(*atciqz(ra, dec, sky)) for sky in self._sky)
+        return first + ((time - self.begin) / self.length)[:, None] * (last - first)
+
+    def _turned(self, time: NDArray) -> tuple[NDArray, NDArray]:
+        """The zenith between the stars of the day, and what the site's way around the pole adds to all directions."""
+        angle = self._site["eral"] + EARTH_RATE * (time - self.begin)
+        sin, cos = np.sin(angle), np.cos(angle)
+        x, y, z = self._zenith
+        zenith = np.stack([x * cos - y * sin, x * sin + y * cos, np.full_like(angle, z)], axis=-1)
+        return zenith, self._site["diurab"] * np.stack([-sin, cos, np.zeros_like(angle)], axis=-1)
+
+
+def _stars(utc1: NDArray, utc2: NDArray) -> NDArray:
+    """ERFA's parameters of the stars of a day (CIRS): precession, nutation, aberration of the Earth's orbit."""
+    # TDB is TT to 2 ms, in which the Earth has not gone far
+    return erfa.apci13(*erfa.taitt(*erfa.utctai(utc1, utc2)[:2])[:2])[0]
+
+
+def _site(numbers: Mapping[str, float], utc1: float, utc2: float) -> NDArray:
+    """ERFA's parameters of a site at a time; without weather there is no refraction."""
+    ut1_utc, pole_x, pole_y = _earth_orientation(utc1, utc2)
+    lon, lat = np.deg2rad([numbers["site_lon"], numbers["site_lat"]])
+    pressure, temperature, humidity, wavelength = 0.0, 0.0, 0.0, 0.5
+    place = lon, lat, numbers["site_height"], pole_x, pole_y
+    return erfa.apio13(utc1, utc2, ut1_utc, *place, pressure, temperature, humidity, wavelength)[0]
+
+
+def _utc(times: Times, seconds: NDArray) -> tuple[NDArray, NDArray]:
+    """Mission times [s] as UTC, a Julian date in two parts; the bare functions of ERFA warn of no date."""
+    day, fraction = times.reference
+    if times.system in TAI_FROM:
+        first, second, status = DJM0 + day, fraction - TAI_FROM[times.system] / SECONDS_PER_DAY, 0
+    else:
+        first, second, status = erfa.utctai(DJM0 + day, fraction)
+    # seconds of atomic clocks have gone by since the reference, whatever its system, as gammapy takes them
+    utc1, utc2, late = erfa.taiutc(first, second + seconds / SECONDS_PER_DAY)
+    if status < 0 or (late < 0).any():
+        raise RunError(f"the mission time {seconds[0]:g} s after MJDREFI {day:g} is no date")
+    return utc1, utc2
+
+
+def _earth_orientation(utc1: float, utc2: float) -> tuple[float, float, float]:
+    """UT1 - UTC [s] and the place of the pole [rad] at a date; those of the first or last day beyond the table."""
+    # this table, unlike astropy's automatic one, is never refreshed from the network
+    table = iers.IERS_A.open()
+    ut1_utc, _ = table.ut1_utc(utc1, utc2, return_status=True)
+    x, y, _ = table.pm_xy(utc1, utc2, return_status=True)
+    return float(ut1_utc.to_value("s")), float(x.to_value("rad")), float(y.to_value("rad"))
+
+
+def _zenith(sky: NDArray) -> NDArray:
+    """The zenith of a site in the equatorial frame of its meridian, x to the meridian, z to the pole, shape (3,)."""
+    sin_x, cos_x, sin_y, cos_y = np.sin(sky["xpl"]), np.cos(sky["xpl"]), np.sin(sky["ypl"]), np.cos(sky["ypl"])
+    x, z = sky["cphi"], sky["sphi"]
+    return np.array([cos_x * x - sin_x * cos_y * z, sin_y * z, sin_x * x + cos_x * cos_y * z])

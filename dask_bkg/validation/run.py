@@ -1,0 +1,313 @@
+"""Validation of a configuration: its job as it stands, with a score where the job writes a file.
+
+A run never contributes to a background made of other runs, so the ordinary job is leave-one-out: plan, run store,
+selections and stacks are those of `dask_bkg.pipeline.run`, and the last layer of the graph compares what would be
+written with the counts of each target (`dask_bkg.validation.task`).  More is left out by cuts: every run of a fold,
+or of a target.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dask.delayed import Delayed
+from distributed import Client
+
+from dask_bkg.background.model import Stacks
+from dask_bkg.background.target import Target
+from dask_bkg.cluster import job_client
+from dask_bkg.config import BackgroundSelection, Config, parse_config
+from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
+from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
+from dask_bkg.lazy.execute import compute_each
+from dask_bkg.lazy.layers import Layers, batches, literal
+from dask_bkg.pipeline.graph import WRITE_BATCH, Last, build, model_of
+from dask_bkg.pipeline.tables import Roster
+from dask_bkg.pipeline.update import died, progress_bar
+from dask_bkg.selection import Contributing
+from dask_bkg.validation.counts import Counts, Prepared, counts_of, frames_of, prepare
+from dask_bkg.validation.results import Validation, gather
+from dask_bkg.validation.score import FieldSums
+from dask_bkg.validation.task import BlockScore, Scored, Subject, Verdict, score_block, score_given
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("object", "ra_pnt", "dec_pnt", "zenith", "azimuth", "time", "ontime", "livetime")
+"""What is told of each run beside its score."""
+
+
+class _Folded(BackgroundSelection):
+    """A ``background_selection`` with the cut of a validation."""
+
+    folds: int | None = None
+
+
+def validate(
+    config: Config | Mapping[str, Any],
+    against: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    *,
+    folds: int | None = None,
+    same_target_out: bool = False,
+    progress: bool = True,
+) -> Validation:
+    """How well the backgrounds of a configuration predict the counts of runs that have not contributed to them.
+
+    The targets are the runs of ``run_selection.runlist`` in ``io.in_dir``, or in ``io.search_datastore`` if there is
+    no such datastore.  No file of theirs is written; event files are read only if the run store lacks them.
+
+    Parameters
+    ----------
+    config
+        The configuration, whose ``validation`` section says in which bins is compared.
+    against
+        Other backgrounds for the same runs, compared in the same bins: another configuration, or the directory of a
+        datastore whose files have backgrounds already.  The result is in ``against`` of the validation.
+    folds
+        Leave out every n-th run at a time, not one; by default ``validation.folds``.
+    same_target_out
+        Leave out all runs of the target of a run.
+    progress
+        Whether bars are shown.
+
+    Returns
+    -------
+    validation
+        See `dask_bkg.validation.Validation`; `dask_bkg.validation.summarise` and ``compare`` make numbers of it.
+
+    Raises
+    ------
+    BackgroundError
+        If no run could be validated.
+    """
+    first = _as_config(config)
+    models: dict[str, Any] = {_name(first): first}
+    if against is not None:
+        other = _name(_as_config(against)) if isinstance(against, (Config, Mapping)) else Path(against).resolve().name
+        models[f"against {other}" if other in models else other] = against
+    done, *others = validate_models(models, folds=folds, same_target_out=same_target_out, progress=progress).values()
+    done.against = others[0] if others else None
+    return done
+
+
+def validate_models(
+    models: Mapping[str, Config | Mapping[str, Any] | str | os.PathLike[str]],
+    *,
+    folds: int | None = None,
+    same_target_out: bool = False,
+    progress: bool = True,
+) -> dict[str, Validation]:
+    """Several backgrounds against the same counts, in the same bins: what `dask_bkg.validation.compare` compares.
+
+    Parameters
+    ----------
+    models
+        By name: configurations, or directories of datastores whose files have backgrounds.  The first one must be a
+        configuration: its targets, its run store and its ``validation`` section are those of all.
+    folds, same_target_out, progress
+        As for `validate`.
+
+    Raises
+    ------
+    BackgroundError
+        If of one of them no run could be validated.
+    """
+    first = _as_config(next(iter(models.values())))
+    folds = folds or first.validation.folds
+    chosen = {
+        name: _for_trial(_as_config(model), folds, same_target_out)
+        if isinstance(model, (Config, Mapping))
+        else read_datastore(model, first.io.data_dirs)
+        for name, model in models.items()
+    }
+    frames, done = frames_of(chosen.values()), dict[str, Validation]()
+    with job_client(first, progress=progress) as client:
+        job, counts = None, None
+        for name, model in chosen.items():
+            if isinstance(model, Config):
+                prepared = prepare(model, client, progress, () if job else frames)
+                counts = counts or counts_of(prepared, client, progress, frames)
+                job = job or prepared
+                done[name] = trial(name, prepared, counts, client, progress)
+            else:
+                assert job is not None
+                assert counts is not None  # the first one is a configuration
+                done[name] = _trial_of_given(name, model, job, counts, client, progress)
+    return done
+
+
+def _as_config(config: Any) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return parse_config(config)
+    raise ConfigError(f"a configuration is wanted, a `Config` or a dictionary, got {config!r:.80}")
+
+
+def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Config:
+    """A configuration whose job leaves out what is to be left out, and writes nothing."""
+    folds = folds or config.validation.folds
+    if folds is not None and folds < 2:
+        raise ConfigError(f"folds must be 2 or more, got {folds}")
+    io = config.io.model_copy(update=_places(config))
+    selection = config.background_selection
+    lists = {target: [run for run in runs if run != target] for target, runs in (selection.bkg_runlist or {}).items()}
+    if lists and (folds or same_target_out):
+        log.warning("background_selection.bkg_runlist has no effect where folds or targets are left out")
+        lists = {}
+    changes = {"store_KL": False, "bkg_runlist": lists or None}
+    if same_target_out:
+        changes["exclude_same_target"] = True
+    values = {name: getattr(selection, name) for name in BackgroundSelection.model_fields}
+    folded = _Folded.model_construct(**{**values, **changes}, folds=None if io.from_run else folds)
+    return config.model_copy(update={"io": io, "background_selection": folded})
+
+
+def _places(config: Config) -> dict[str, str]:
+    """Where the targets are, and a place for files that are never written."""
+    archive = config.directory("search_datastore")
+    in_dir = config.io.in_dir
+    targets = in_dir if in_dir is not None and existing_store(in_dir) is not None else str(archive)
+    return {"in_dir": targets, "out_dir": config.io.out_dir or str(Path(config.store_path).parent)}
+
+
+# -- the graph -------------------------------------------------------------------------------------------------
+
+
+class _Score:
+    """A task of the layer ``validate``; its runs are inside of it, where dask does not look for keys."""
+
+    def __init__(self, subjects: list[Subject | None], first: int) -> None:
+        self.subjects, self.first = subjects, first
+
+    def __call__(self, known, shared, selected: Contributing, stacks: Stacks) -> BlockScore:
+        return score_block(self.subjects, self.first, selected, stacks, known, *shared)
+
+
+class _ScoreGiven:
+    """A task of the layer ``validate-given``."""
+
+    def __init__(self, subjects: list[Subject]) -> None:
+        self.subjects = subjects
+
+    def __call__(self, archive: Datastore, scored: Scored) -> BlockScore:
+        return score_given(self.subjects, archive, scored)
+
+
+def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
+    """Validation of the backgrounds that a job would write."""
+    plan, config = job.plan, job.plan.config
+    graph = build(plan, job.roster, job.stored, last=last_layer(job, counts)) if plan.targets else None
+    tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
+    left_out = _left_out(config)
+    if left_out == "nothing":
+        log.warning("io.from_run or model.own: the counts of each run are in its background, which is no validation")
+    numbers = [[target.obs_id for target in part] for part in parts]
+    done = _compute(tasks, numbers, client, config, progress)
+    return _validation(name, done, dict(plan.failed), job.roster, counts[0], left_out)
+
+
+def last_layer(job: Prepared, counts: Counts) -> Last:
+    """The layer ``validate`` of the graph of a job."""
+    scored, subjects = counts
+
+    def task(part: list[Target], first: int) -> _Score:
+        return _Score([_as_planned(subjects.get(target.obs_id), target) for target in part], first)
+
+    return Last("validate", (model_of(job.plan), scored), task)
+
+
+def _as_planned(subject: Subject | None, target: Target) -> Subject | None:
+    """A run with what the job whose background is scored knows of it."""
+    return None if subject is None else subject._replace(target=target)
+
+
+def _trial_of_given(
+    name: str, archive: Datastore, job: Prepared, counts: Counts, client: Client | None, progress: bool
+) -> Validation:
+    """Validation of the backgrounds that runs have already."""
+    scored, subjects = counts
+    layers, parts = Layers(), batches(list(subjects.values()), WRITE_BATCH)
+    place = layers.add("archive", lambda name: {name: literal(archive)})
+    shared = layers.add("counts", lambda name: {name: literal(scored)})
+    work = layers.add(
+        "validate-given",
+        lambda name: {(name, i): (_ScoreGiven(part), place, shared) for i, part in enumerate(parts)},
+        place,
+        shared,
+    )
+    numbers = [[subject.target.obs_id for subject in part] for part in parts]
+    tasks = layers.delayed(work, len(parts)) if subjects else []
+    done = _compute(tasks, numbers, client, job.plan.config, progress)
+    return _validation(name, done, {}, job.roster, scored, "unknown")
+
+
+def _left_out(config: Config) -> str:
+    """What does not contribute to the background of a run, in words."""
+    selection = config.background_selection
+    if config.io.from_run or config.model.own != "off":
+        return "nothing"
+    folds = getattr(selection, "folds", None)
+    parts = [f"its fold ({folds})"] if folds else []
+    parts += ["its target"] if selection.exclude_same_target else []
+    return " and ".join(parts) or "the run"
+
+
+def _name(config: Config) -> str:
+    """A short name of a configuration."""
+    selection = config.background_selection
+    return f"{config.binning.mode or 'default'}, {selection.ranking}, {config.model.exposure}"
+
+
+def _compute(
+    tasks: list[Delayed], numbers: list[list[int]], client: Client | None, config: Config, progress: bool
+) -> tuple[list[Verdict], FieldSums | None]:
+    """The verdicts of all runs, and the sums over them in the order of the tasks."""
+    verdicts: list[Verdict] = []
+    fields: dict[int, FieldSums] = {}
+    with progress_bar("runs validated", sum(map(len, numbers)), progress) as bar:
+
+        def take(i: int, done: Any) -> None:
+            if isinstance(done, ArchiveError):
+                raise done
+            bar.update(len(numbers[i]))
+            if isinstance(done, BaseException):
+                verdicts.extend(Verdict(n, f"run {n}: its task failed ({died(done)}") for n in numbers[i])
+                return
+            verdicts.extend(done.verdicts)
+            if done.field is not None:
+                fields[i] = done.field
+
+        compute_each(tasks, client, config.config.n_workers, take)
+    total: FieldSums | None = None
+    for i in sorted(fields):
+        total = fields[i] if total is None else total + fields[i]
+    return sorted(verdicts, key=lambda verdict: verdict.obs_id), total
+
+
+def _validation(
+    name: str,
+    done: tuple[list[Verdict], FieldSums | None],
+    failed: dict[int, str],
+    roster: Roster,
+    scored: Scored,
+    left_out: str,
+) -> Validation:
+    """The result, from what became of each run."""
+    verdicts, total = done
+    failed |= {verdict.obs_id: verdict.reason for verdict in verdicts if verdict.reason}
+    scores = {verdict.obs_id: verdict.score for verdict in verdicts if verdict.score is not None}
+    kept = [verdict for verdict in verdicts if verdict.obs_id in scores]
+    if not kept or total is None:
+        reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
+        raise BackgroundError(f"no run could be validated ({name}):\n{reasons}")
+    place = {number: i for i, number in enumerate(roster.targets["obs_id"].tolist())}
+    rows = [place[verdict.obs_id] for verdict in kept]
+    columns = {column: roster.targets[column][rows] for column in COLUMNS}
+    columns |= {key: np.array([getattr(v, key) for v in kept]) for key in ("threshold", "n_runs", "hours")}
+    datasets = gather(scores, total, scored.bins, columns)
+    return Validation(name, *datasets, dict(sorted(failed.items())), left_out, scored.alignment)

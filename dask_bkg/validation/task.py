@@ -1,0 +1,254 @@
+"""From a stack to a score: the background as it would be written, against the counts of the run. Eager; on workers.
+
+The rate is made by the function that writing uses (`dask_bkg.background.model.stacked_rate`); the counts come from
+the run store.  Nothing is written and no event is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_bkg.background.field_rotation import turn_to_radec
+from dask_bkg.background.model import Known, Model, Stacks, parallactic_angles, stacked_rate
+from dask_bkg.background.target import Sight, Target
+from dask_bkg.binning import FieldEdges
+from dask_bkg.dl3.given import read_given
+from dask_bkg.dl3.index import Datastore
+from dask_bkg.errors import ArchiveError, BackgroundError, RunError
+from dask_bkg.selection import Contributing
+from dask_bkg.store.load import load_field
+from dask_bkg.validation.bins import Bins, Settings, make_bins
+from dask_bkg.validation.prediction import Nodes, predict
+from dask_bkg.validation.score import FieldSums, RunScore, score_run
+
+
+class Scored(NamedTuple):
+    """The counts that backgrounds are compared with.
+
+    Attributes
+    ----------
+    path, view
+        The run store and which of its views.
+    alignment
+        Frame of its field pixels, ``radec`` or ``altaz``.
+    energy, pixels
+        Edges of the energies [TeV] and field pixels [deg].
+    settings
+        How they are compared.
+    """
+
+    path: str
+    view: str
+    alignment: str
+    energy: tuple[float, ...]
+    pixels: tuple[float, ...]
+    settings: Settings
+
+    @property
+    def bins(self) -> Bins:
+        """The bins of the comparison."""
+        return make_bins(self.energy, self.pixels, self.settings)
+
+
+class Subject(NamedTuple):
+    """A run whose background is scored.
+
+    Attributes
+    ----------
+    target
+        The run.
+    row, key
+        Where its counts are in the run store, and what it must hold (`dask_bkg.store.store.RunStore.keys`).
+    threshold
+        Its energy threshold [TeV]; NaN: unknown, and the energy of the most counts takes its place.
+    sight
+        Where it looked; NaN where nobody knows.
+    """
+
+    target: Target
+    row: int
+    key: int
+    threshold: float
+    sight: Sight
+
+
+class Verdict(NamedTuple):
+    """What became of one run.
+
+    Attributes
+    ----------
+    obs_id
+        Run number.
+    reason
+        Why it could not be scored; empty if it was.
+    score
+        What it scored.
+    threshold
+        Lowest energy that was compared [TeV].
+    n_runs, hours
+        Number of contributing runs, and their livetime [h].
+    """
+
+    obs_id: int
+    reason: str = ""
+    score: RunScore | None = None
+    threshold: float = float("nan")
+    n_runs: int = 0
+    hours: float = 0.0
+
+
+class BlockScore(NamedTuple):
+    """What became of some runs, and the sums over them."""
+
+    verdicts: list[Verdict]
+    field: FieldSums | None
+
+
+class Judged(NamedTuple):
+    """A background in the axes that it is written in, and what it is made of.
+
+    Attributes
+    ----------
+    nodes
+        Node values.
+    alignment
+        Frame of a field; empty for rings.
+    n_runs, hours
+        Number of contributing runs, and their livetime [h].
+    """
+
+    nodes: Nodes
+    alignment: str = ""
+    n_runs: int = 0
+    hours: float = 0.0
+
+
+def score_block(
+    subjects: Sequence[Subject | None],
+    first: int,
+    selected: Contributing,
+    stacks: Stacks,
+    known: Known,
+    model: Model,
+    scored: Scored,
+) -> BlockScore:
+    """Make the backgrounds of some targets, as `dask_bkg.output.write.write_block` does, and score them.
+
+    Parameters
+    ----------
+    subjects
+        The runs; None for one without counts to compare with, which is left out.
+    first
+        Row of the first of them in the stacks.
+    selected, stacks, known, model
+        As for `dask_bkg.output.write.write_block`.
+    scored
+        The counts that they are compared with.
+    """
+    there = [(first + i, subject) for i, subject in enumerate(subjects) if subject is not None]
+
+    def make(i: int) -> Judged:
+        row, subject = there[i]
+        contributors, stack = selected.of(row), stacks.of(row)
+        chosen = contributors.spectrum
+        if chosen.reason:
+            raise RunError(chosen.reason)
+        rate = stacked_rate(subject.target, contributors, stack, known, model).rate
+        livetime = float(stack.livetime)
+        if model.field is None:
+            return Judged(Nodes(rate.value, model.edges), "", chosen.run.size, livetime / 3600)
+        energy, fov = model.field.edges
+        return Judged(Nodes(rate.value, (energy, fov, fov)), model.field.written, chosen.run.size, livetime / 3600)
+
+    return _score([subject for _, subject in there], scored, make)
+
+
+def score_given(subjects: Sequence[Subject], archive: Datastore, scored: Scored) -> BlockScore:
+    """Score the backgrounds that runs of an archive have already."""
+
+    def make(i: int) -> Judged:
+        target = subjects[i].target
+        given = read_given(archive, target.obs_id)
+        return Judged(Nodes(given.rate, given.axes, given.tiny), given.alignment if len(given.axes) == 3 else "")
+
+    return _score(subjects, scored, make)
+
+
+def _score(subjects: Sequence[Subject], scored: Scored, make: Any) -> BlockScore:
+    """Score the backgrounds that a function makes; one that fails does not take the others with it."""
+    bins = scored.bins
+    if not subjects:
+        return BlockScore([], None)
+    rows, keys = np.array([s.row for s in subjects]), np.array([s.key for s in subjects], dtype=np.uint64)
+    edges = FieldEdges(np.array(scored.energy), np.array(scored.pixels))
+    counts, exposure = load_field(scored.path, scored.view, rows, edges, keys)
+    counts, exposure = (array.reshape(*array.shape[:-2], -1)[..., bins.pixel] for array in (counts, exposure))
+    verdicts, total = [], None
+    for i, subject in enumerate(subjects):
+        obs_id = subject.target.obs_id
+        try:
+            judged = make(i)
+            mu = predict(_in_frame(judged, subject, scored), bins.places) * exposure[i]
+            verdict, field = _judge(subject, judged, counts[i], mu, exposure[i], scored)
+            total = field if total is None else total + field
+        except ArchiveError:
+            raise
+        except BackgroundError as error:
+            verdict = Verdict(obs_id, str(error))
+        except Exception as error:  # whatever it is, the other runs go on
+            verdict = Verdict(obs_id, f"run {obs_id}: unexpected {type(error).__name__}: {error}")
+        verdicts.append(verdict)
+    return BlockScore(verdicts, total)
+
+
+def _judge(
+    subject: Subject, judged: Judged, counts: NDArray, mu: NDArray, exposure: NDArray, scored: Scored
+) -> tuple[Verdict, FieldSums]:
+    """Score of one run above its threshold."""
+    obs_id, bins, open_ = subject.target.obs_id, scored.bins, exposure > 0
+    low = np.array(scored.energy[:-1])
+    lowest = subject.threshold * scored.settings.threshold
+    if not np.isfinite(lowest):
+        lowest = float(low[counts[:, open_].sum(axis=1).argmax()])
+    first = int(np.searchsorted(low, lowest * (1 - 1e-9)))
+    if first >= low.size:
+        raise RunError(
+            f"run {obs_id}: its threshold, {lowest:g} TeV, is above all energies that are compared "
+            f"({low[0]:g}-{scored.energy[-1]:g} TeV): look at binning.e_max and validation.threshold"
+        )
+    if not np.isfinite(mu).all():
+        raise RunError(f"run {obs_id}: its background predicts counts that are no numbers")
+    if not counts[first:][:, open_].any():
+        raise RunError(f"run {obs_id}: no counts outside of the exclusion above {low[first]:g} TeV")
+    score, field = score_run(counts, mu, exposure, first, bins, _upwards(subject.sight, scored.alignment))
+    return Verdict(obs_id, "", score, float(low[first]), judged.n_runs, judged.hours), field
+
+
+def _upwards(sight: Sight, alignment: str) -> tuple[float, float]:
+    """Direction of the zenith in the pixels; to the north where nobody knows it."""
+    if alignment == "altaz" or not np.isfinite(sight).all():
+        return 0.0, 1.0
+    angle = np.deg2rad(parallactic_angles(sight))
+    lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
+    return float(lon / np.hypot(lon, lat)), float(lat / np.hypot(lon, lat))
+
+
+def _in_frame(judged: Judged, subject: Subject, scored: Scored) -> Nodes:
+    """A background in the frame of the counts."""
+    nodes, obs_id = judged.nodes, subject.target.obs_id
+    if judged.alignment in ("", scored.alignment):
+        return nodes
+    _, lat, lon = nodes.axes
+    if scored.alignment == "altaz":
+        raise RunError(f"run {obs_id}: a background aligned with north cannot be compared in pixels aligned with the "
+                       "horizon")  # fmt: skip
+    if not np.array_equal(lat, lon) or not np.isfinite(subject.sight).all():
+        raise RunError(
+            f"run {obs_id}: its background is aligned with the horizon and cannot be turned to the sky: it has other "
+            "bins along fov_lon than along fov_lat, or nobody knows when and where the run was taken"
+        )
+    return nodes._replace(value=turn_to_radec(nodes.value, lat, parallactic_angles(subject.sight)))
