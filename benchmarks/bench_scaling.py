@@ -47,7 +47,7 @@ from dask_bkg.background.target import Target
 from dask_bkg.config import parse_config
 from dask_bkg.pipeline import graph as wiring
 from dask_bkg.pipeline.run import run_job
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import Stored
 from dask_bkg.plan import Plan
 from dask_bkg.report import format_table
@@ -116,10 +116,10 @@ def job_graph(store: RunStore, hours: float, out_dir: Path) -> dict:
     numbers = np.sort(store.table()["obs_id"]).tolist()
     targets = [Target(obs_id, "", "") for obs_id in numbers]
     nowhere: Any = None
-    plan = Plan(config, bench_kl.EDGES, concat_regions([]), rate_settings(config), nowhere, targets)
-    plan.candidates = set(numbers)
+    settings = bench_kl.EDGES, concat_regions([]), rate_settings(config)
+    plan = Plan(config, *settings, nowhere, targets, candidates=frozenset(numbers))
     stored = Stored(store, "")
-    graph = wiring.build(plan, call_the_roll(plan, stored), stored)
+    graph = wiring.build(plan, make_tables(plan, stored), stored)
     return dict(HighLevelGraph.merge(*(task.__dask_graph__() for task in graph.writes)))
 
 

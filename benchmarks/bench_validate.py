@@ -28,7 +28,7 @@ from dask_bkg.binning import Edges, FieldEdges, fine_view
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.pipeline.graph import build
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import Stored
 from dask_bkg.plan import Plan
 from dask_bkg.report import format_table
@@ -109,14 +109,16 @@ def prepare(path: Path, n: int, mode: str, hours: float) -> tuple[Config, Any]:
     targets = [Target(i, f"/archive/dl3/run_{i}.fits.gz", f"/scratch/out/run_{i}.fits.gz") for i in obs_ids]
     edges = Edges(config.binning.energy_edges, config.binning.offset_edges)
     empty = Datastore(Path("/archive/dl3"), _no_rows(), _no_rows())
-    plan = Plan(config, edges, concat_regions([]), rate_settings(config), empty, targets, archive=empty)
-    plan.field, plan.candidates = field_plan(config), set(obs_ids)
+    about = {"candidates": frozenset(obs_ids), "field_plan": field_plan(config), "archive": empty}
+    plan = Plan(config, edges, concat_regions([]), rate_settings(config), empty, targets, **about)
     store = RunStore.open(path)
     field = None
-    if plan.field is not None:
-        field = store.field_view_for(FieldEdges(plan.field.edges.energy, plan.field.edges.fov), "altaz", "disc").name
+    if plan.field_plan is not None:
+        field = store.field_view_for(
+            FieldEdges(plan.field_plan.edges.energy, plan.field_plan.edges.fov), "altaz", "disc"
+        ).name
     stored = Stored(store, "", field, fields={"altaz": ""})
-    return config, scored.Prepared(plan, stored, call_the_roll(plan, stored), {})
+    return config, scored.Prepared(plan, stored, make_tables(plan, stored), {})
 
 
 def _no_rows() -> Any:
@@ -138,7 +140,7 @@ def measure(path: Path, n: int, mode: str, options: argparse.Namespace, scratch:
     start = time.perf_counter()
     write_validation(done, scratch / f"{mode}-{n}")
     summary = time.perf_counter() - start
-    graph = build(job.plan, job.roster, job.stored, last=held_out.last_layer(job, counts))
+    graph = build(job.plan, job.tables, job.stored, last=held_out.last_layer(job, counts))
     size = graph_size(HighLevelGraph.merge(*(task.dask for task in graph.writes)))
     return {
         "runs": n, "mode": mode, "seconds": seconds, "summary": summary, "peak_gb": memory, **size,

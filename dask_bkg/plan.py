@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,22 +35,20 @@ BACKGROUND_DIR = "backgrounds"
 """Directory below ``out_dir`` of the background files of ``attach: index``."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a job needs to know; see the module.
+    """Everything that a job needs to know before it opens an event file; complete when made, never changed after.
 
     Attributes
     ----------
     config
-        The configuration.
+        The configuration, in which what it left open (2D or 3D) is decided.
     edges, regions, rate
         Energies and rings, what is excluded, how a rate is made.
-    field
-        In a job of 3D backgrounds what there is beside the rings, see `FieldPlan`.
-    store, archive
-        Datastores of the targets (``io.in_dir``) and of the runs that may contribute (``io.search_datastore``).
+    store
+        Datastore of the targets (``io.in_dir``).
     targets
-        The runs that will receive a background, by run number.
+        The runs that are to receive a background, by run number.
     runs
         The runs whose histograms are needed, each once: the archive's, and the targets that are not among them.
     candidates
@@ -60,6 +59,10 @@ class Plan:
         Runs of the archive that cannot contribute, ``{obs_id: reason}``.
     missing
         Runs of the runlist that ``in_dir`` does not have.
+    field_plan
+        In a job of 3D backgrounds what there is beyond the rings, see `FieldPlan`; None for 2D.
+    archive
+        Datastore of the runs that may contribute (``io.search_datastore``); None: each target is its own.
     """
 
     config: Config
@@ -69,11 +72,11 @@ class Plan:
     store: Datastore
     targets: list[Target] = field(default_factory=list)
     runs: list[RunFile] = field(default_factory=list)
-    candidates: set[int] = field(default_factory=set)
+    candidates: frozenset[int] = frozenset()
     failed: dict[int, str] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
-    field: FieldPlan | None = None
+    field_plan: FieldPlan | None = None
     archive: Datastore | None = None
 
     @property
@@ -92,23 +95,25 @@ def plan_job(config: Config) -> Plan:
     """
     store = read_datastore(config.directory("in_dir"), config.io.data_dirs)
     config = with_mode(config, store)
-    plan = Plan(
-        config,
-        Edges(config.binning.energy_edges, config.binning.offset_edges),
-        catalogs.sky_regions(config.exclusion, config.base_dir),
-        rate_settings(config),
-        store,
-        field=field_plan(config),
-    )
-    chosen, plan.missing = _chosen_runs(config, store)
-    _add_targets(plan, chosen)
-    if not config.io.from_run:
-        _add_candidates(plan)
-    present = {run.obs_id for run in plan.runs}
-    plan.runs += [run_file(store, t.obs_id) for t in plan.targets if t.obs_id not in present]
-    _warn_of_notes(plan)
-    if not plan.targets and not plan.failed:
+    chosen, missing = _chosen_runs(config, store)
+    targets, failed = _find_targets(config, store, chosen)
+    if not targets and not failed:
         raise ArchiveError(f"{store.directory} holds none of the runs of run_selection.runlist: nothing to do")
+    archive, runs, unusable = (None, [], {}) if config.io.from_run else _find_candidates(config)
+    present = {run.obs_id for run in runs}
+    more = [run_file(store, target.obs_id) for target in targets if target.obs_id not in present]
+    plan = Plan(
+        **_settings(config),
+        store=store,
+        targets=targets,
+        runs=[*runs, *more],
+        candidates=frozenset(present),
+        failed=failed,
+        unusable=unusable,
+        missing=missing,
+        archive=archive,
+    )
+    _warn_of_notes(plan)
     return plan
 
 
@@ -123,18 +128,21 @@ def plan_archive(config: Config) -> Plan:
     directory = config.io.search_datastore or config.io.in_dir
     places = config.io.model_copy(update={"search_datastore": directory, "in_dir": directory, "from_run": False})
     config = config.model_copy(update={"io": places})
-    store = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
-    config = with_mode(config, store)
-    plan = Plan(
-        config,
-        Edges(config.binning.energy_edges, config.binning.offset_edges),
-        catalogs.sky_regions(config.exclusion, config.base_dir),
-        rate_settings(config),
-        store,
-        field=field_plan(config),
-    )
-    _add_candidates(plan)
-    return plan
+    config = with_mode(config, read_datastore(config.directory("search_datastore"), config.io.data_dirs))
+    archive, runs, unusable = _find_candidates(config)
+    numbers = frozenset(run.obs_id for run in runs)
+    return Plan(**_settings(config), store=archive, runs=runs, candidates=numbers, unusable=unusable, archive=archive)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What a plan takes from the configuration alone."""
+    return {
+        "config": config,
+        "edges": Edges(config.binning.energy_edges, config.binning.offset_edges),
+        "regions": catalogs.sky_regions(config.exclusion, config.base_dir),
+        "rate": rate_settings(config),
+        "field_plan": field_plan(config),
+    }
 
 
 def _warn_of_notes(plan: Plan) -> None:
@@ -170,23 +178,24 @@ def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]
     return [run for run in dict.fromkeys(wanted) if run in present], absent
 
 
-def _add_targets(plan: Plan, obs_ids: Iterable[int]) -> None:
-    out_dir = plan.config.directory("out_dir")
+def _find_targets(config: Config, store: Datastore, obs_ids: Iterable[int]) -> tuple[list[Target], dict[int, str]]:
+    """The runs that are to receive a background, by run number; and those that cannot, with the reason."""
+    targets, failed = list[Target](), dict[int, str]()
     taken: dict[str, int] = {}
-    thresholds = _index_thresholds(plan.store)
+    thresholds = _index_thresholds(store)
     for obs_id in obs_ids:
         try:
-            events = run_file(plan.store, obs_id)
+            events = run_file(store, obs_id)
         except RunError as error:
-            plan.failed[obs_id] = str(error)
+            failed[obs_id] = str(error)
             continue
-        name = _output_name(plan, obs_id, events.path)
+        name = _output_name(config, store, obs_id, events.path)
         # two runs with the same file name in different directories must not overwrite each other
         if taken.setdefault(name, obs_id) != obs_id:
             name = str(Path(name).with_name(f"{obs_id}_{Path(name).name}"))
-        output = str(inside(out_dir, name))
-        plan.targets.append(Target(obs_id, events.path, output, thresholds.get(obs_id, float("nan"))))
-    plan.targets.sort(key=lambda target: target.obs_id)
+        output = str(inside(config.directory("out_dir"), name))
+        targets.append(Target(obs_id, events.path, output, thresholds.get(obs_id, float("nan"))))
+    return sorted(targets, key=lambda target: target.obs_id), failed
 
 
 def _index_thresholds(store: Datastore) -> dict[int, float]:
@@ -197,21 +206,22 @@ def _index_thresholds(store: Datastore) -> dict[int, float]:
     return dict(zip(store.obs["OBS_ID"].tolist(), values.tolist(), strict=True))
 
 
-def _output_name(plan: Plan, obs_id: int, source: str) -> str:
+def _output_name(config: Config, store: Datastore, obs_id: int, source: str) -> str:
     """Place of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
-    if not plan.attach_copy:
+    if config.io.attach == "index":
         return f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz"
-    return place_below(plan.store, source)
+    return place_below(store, source)
 
 
-def _add_candidates(plan: Plan) -> None:
-    """The runs of ``search_datastore``: any of them may contribute."""
-    archive = plan.archive = read_datastore(plan.config.directory("search_datastore"), plan.config.io.data_dirs)
+def _find_candidates(config: Config) -> tuple[Datastore, list[RunFile], dict[int, str]]:
+    """The archive, its runs, any of which may contribute, and those that cannot, with the reason."""
+    archive = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
+    runs, unusable = list[RunFile](), dict[int, str]()
     for obs_id in archive.obs_ids.tolist():
         try:
-            plan.runs.append(run_file(archive, obs_id))
+            runs.append(run_file(archive, obs_id))
         except RunError as error:
-            plan.unusable[obs_id] = str(error)
-    if not plan.runs:
+            unusable[obs_id] = str(error)
+    if not runs:
         raise ArchiveError(f"io.search_datastore: no run of {archive.directory} has events")
-    plan.candidates = {run.obs_id for run in plan.runs}
+    return archive, runs, unusable

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table, vstack
 
+from dask_bkg.background.target import Target
 from dask_bkg.config import Config
 from dask_bkg.dl3.attach import HDU_NAME
 from dask_bkg.dl3.copies import copy_file
@@ -38,10 +39,10 @@ def check_writable(config: Config) -> None:
 
 def bkg_class(plan: Plan) -> str:
     """HDU_CLASS of the backgrounds of a job in the index."""
-    return "bkg_2d" if plan.field is None else "bkg_3d"
+    return "bkg_2d" if plan.field_plan is None else "bkg_3d"
 
 
-def retire_backgrounds(plan: Plan) -> Table | None:
+def retire_backgrounds(plan: Plan, targets: Iterable[Target]) -> Table | None:
     """Take rows out of the output's index that the job will make wrong, before it starts; return those rows.
 
     A background that replaces one of another name or kind in the same file would leave the index naming an HDU that
@@ -61,7 +62,7 @@ def retire_backgrounds(plan: Plan) -> Table | None:
         check_fit(store.hdu, plan.store.hdu)
         check_fit(store.obs, plan.store.obs)
         rows = store.hdu
-        mine = np.isin(rows["OBS_ID"], [t.obs_id for t in plan.targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
+        mine = np.isin(rows["OBS_ID"], [t.obs_id for t in targets]) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
         kept = np.char.upper(np.asarray(rows["HDU_NAME"], dtype=str)) == HDU_NAME
         wrong = mine & ~(kept & (np.asarray(rows["HDU_CLASS"]) == bkg_class(plan)))
         if wrong.any():

@@ -78,13 +78,13 @@ def _drop_side_files(directory: Path, backgrounds: Mapping[str, Mapping]) -> Non
             side_path(directory, int(run)).unlink(missing_ok=True)
 
 
-def write_results(plan: Plan, results: list[Result]) -> Path:
+def write_results(plan: Plan, results: list[Result], unusable: Mapping[int, str]) -> Path:
     """Provenance, effective configuration and summary table below ``results_dir``; returns that directory.
 
     What earlier jobs wrote there of other runs is kept.
     """
     directory = Path(plan.config.directory("results_dir"))
-    told, summary = provenance(plan, results), summary_table(results)
+    told, summary = provenance(plan, results, unusable), summary_table(results)
     with locked(directory):
         told = _merged(directory / "provenance.json", lambda p: merge_provenance(_with_journals(p), told), told)
         # a line a number makes a file of 20,000 runs twice as long
@@ -139,7 +139,7 @@ def _write_text(target: Path, text: str) -> None:
         path.write_text(text + "\n")
 
 
-def provenance(plan: Plan, results: Iterable[Result]) -> dict:
+def provenance(plan: Plan, results: Iterable[Result], unusable: Mapping[int, str]) -> dict:
     """What the backgrounds were made of and with, for the side file.
 
     Versions, configuration, exclusion and the runs of the archive that cannot be used are those of the latest job;
@@ -160,7 +160,7 @@ def provenance(plan: Plan, results: Iterable[Result]) -> dict:
     made_by = {"job": job_id, "config_hash": job["config_hash"]}
     return {
         **job,
-        "unusable_runs": {str(run): reason for run, reason in plan.unusable.items()},
+        "unusable_runs": {str(run): reason for run, reason in unusable.items()},
         "jobs": {job_id: job},
         "backgrounds": {str(r.obs_id): {**made_by, **told(r)} for r in results},
     }

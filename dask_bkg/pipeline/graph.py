@@ -29,7 +29,7 @@ from dask_bkg.output.provenance import common_cards, config_hash, side_directory
 from dask_bkg.output.write import Block, Made, Mark, Result, write_block
 from dask_bkg.pipeline.kl import kl_tables
 from dask_bkg.pipeline.memory import runs_wanted
-from dask_bkg.pipeline.tables import Roster
+from dask_bkg.pipeline.tables import Tables
 from dask_bkg.pipeline.update import Stored
 from dask_bkg.plan import Plan
 from dask_bkg.settings import shape_settings
@@ -91,31 +91,31 @@ class Graph:
         return found
 
 
-def histograms(plan: Plan, roster: Roster, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
+def histograms(plan: Plan, tables: Tables, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
     """Run histograms of targets and of candidates, in the rings of the job, lazily."""
     place, block = (str(stored.store.path), stored.view), plan.config.config.block
-    runs = load_runs(*place, roster.run_rows, roster.runs, plan.edges, keys=roster.run_keys, block=block)
-    few = _targets_at_once(plan, roster.run_rows.size, max((b - a for a, b in bounds(runs)), default=1))
-    if roster.targets is roster.runs and few is None:
+    runs = load_runs(*place, tables.run_rows, tables.runs, plan.edges, keys=tables.run_keys, block=block)
+    few = _targets_at_once(plan, tables.run_rows.size, max((b - a for a, b in bounds(runs)), default=1))
+    if tables.targets is tables.runs and few is None:
         return runs, runs
-    keys = roster.target_keys
-    return load_runs(*place, roster.target_rows, roster.targets, plan.edges, keys=keys, block=few or block), runs
+    keys = tables.target_keys
+    return load_runs(*place, tables.target_rows, tables.targets, plan.edges, keys=keys, block=few or block), runs
 
 
-def field_histograms(plan: Plan, roster: Roster, stored: Stored) -> xr.Dataset | None:
+def field_histograms(plan: Plan, tables: Tables, stored: Stored) -> xr.Dataset | None:
     """Run histograms of candidates in the pixels of the field, lazily; None in a job of 2D backgrounds."""
-    if plan.field is None or stored.field_view is None:
+    if plan.field_plan is None or stored.field_view is None:
         return None
-    block = min(plan.config.config.block or block_size(roster.run_rows.size), FIELD_BLOCK)
+    block = min(plan.config.config.block or block_size(tables.run_rows.size), FIELD_BLOCK)
     place = str(stored.store.path), stored.field_view
-    keys = roster.field_keys
-    return load_runs(*place, roster.run_rows, roster.runs, plan.field.edges, keys=keys, block=block)
+    keys = tables.field_keys
+    return load_runs(*place, tables.run_rows, tables.runs, plan.field_plan.edges, keys=keys, block=block)
 
 
 def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
     """Targets a block where selections would be too long, as far as the matrix itself; None: as many as runs."""
     settings = plan.config.background_selection
-    if plan.field is not None and block > FIELD_BLOCK:
+    if plan.field_plan is not None and block > FIELD_BLOCK:
         return FIELD_BLOCK
     if plan.config.io.from_run:
         return None
@@ -145,7 +145,7 @@ class Last(NamedTuple):
 
 def build(
     plan: Plan,
-    roster: Roster,
+    tables: Tables,
     stored: Stored,
     made: Mapping[int, Made] | None = None,
     last: Last | None = None,
@@ -154,16 +154,16 @@ def build(
 
     Parameters
     ----------
-    plan, roster, stored
+    plan, tables, stored
         The job, who takes part, and the run store.
     made
         What earlier jobs have made: backgrounds that would come out the same are not written again.
     last
         What is done with the stacks; by default backgrounds are made of them and written.
     """
-    graph = _stacked(plan, roster, stored)
+    graph = _stacked(plan, tables, stored)
     last = last or _writing(plan, made_by(plan, stored), made or {})
-    graph.writes, graph.parts = _writes(plan, roster, graph, last)
+    graph.writes, graph.parts = _writes(plan, tables, graph, last)
     settings = plan.config.background_selection
     if settings.store_KL:
         # a worker may have another working directory
@@ -175,17 +175,17 @@ def build(
     return graph
 
 
-def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
+def _stacked(plan: Plan, tables: Tables, stored: Stored) -> Graph:
     """The graph of a job up to the stacks of its targets."""
-    targets, runs = histograms(plan, roster, stored)
-    numbers = [roster.targets["obs_id"][a:b] for a, b in bounds(targets)]
+    targets, runs = histograms(plan, tables, stored)
+    numbers = [tables.targets["obs_id"][a:b] for a, b in bounds(targets)]
     split_every, shapes = plan.config.config.split_every, shape_settings(plan.config)
     selected = {
         role: select_runs(targets, runs, settings, shapes=shapes, given=given, split_every=split_every)
-        for role, (settings, given) in _roles(plan, roster).items()
+        for role, (settings, given) in _roles(plan, tables).items()
     }
     stacks = {role: stack_runs(runs, numbers, chosen, split_every=split_every) for role, chosen in selected.items()}
-    if (pixels := field_histograms(plan, roster, stored)) is not None:
+    if (pixels := field_histograms(plan, tables, stored)) is not None:
         chosen = selected.get("shape", selected["spectrum"])
         stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
     if plan.rate.own != "off":
@@ -193,24 +193,24 @@ def _stacked(plan: Plan, roster: Roster, stored: Stored) -> Graph:
     return Graph(targets, runs, selected, stacks)
 
 
-def _roles(plan: Plan, roster: Roster) -> dict[str, tuple[Any, Mapping[int, selection.Selection]]]:
+def _roles(plan: Plan, tables: Tables) -> dict[str, tuple[Any, Mapping[int, selection.Selection]]]:
     """What runs contribute to: of each role how they are selected, and the selections that are given.
 
     Whose runs are given by hand has the shape of these, and no level but theirs.
     """
     settings = plan.config.background_selection
     if plan.config.io.from_run:
-        return {"spectrum": (settings, roster.given)}
-    nobody = {run: selection.by_hand(run, [], roster.runs) for run in roster.given}
+        return {"spectrum": (settings, tables.given)}
+    nobody = {run: selection.by_hand(run, [], tables.runs) for run in tables.given}
     return {
-        role: (section, nobody if role == "night" else roster.given)
+        role: (section, nobody if role == "night" else tables.given)
         for role, section in selection.settings_of_roles(settings).items()
     }
 
 
 def model_of(plan: Plan) -> Model:
     """How a job makes its backgrounds of stacks."""
-    return Model(plan.edges, plan.rate, plan.field)
+    return Model(plan.edges, plan.rate, plan.field_plan)
 
 
 def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
@@ -227,12 +227,12 @@ def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
     return Last("write-files", Block(model_of(plan), plan.attach_copy, cards, made_by, side), task)
 
 
-def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
+def _writes(plan: Plan, tables: Tables, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
     """Tasks that make something of stacks, some of a block of targets each."""
     arrays = graph.arrays
     layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
     shared = layers.add("settings", lambda name: {name: literal(last.shared)})
-    state = layers.add("state-of-runs", lambda name: {name: literal(known_of(roster))})
+    state = layers.add("state-of-runs", lambda name: {name: literal(known_of(tables))})
     unpack = _Unpack(tuple(graph.selected), tuple(arrays))
     tasks: dict = {}
     parts: list[list[Target]] = []
@@ -242,7 +242,7 @@ def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[
             inputs = [chosen[i].key for chosen in graph.selected.values()]
             inputs += [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays.values()]
             for first in range(a, b, WRITE_BATCH):
-                part = plan.targets[first : min(first + WRITE_BATCH, b)]
+                part = tables.ready[first : min(first + WRITE_BATCH, b)]
                 work = partial(unpack, last.task(part, first - a))
                 tasks[name, len(parts)] = (work, state, shared, *inputs)
                 parts.append(part)
@@ -253,10 +253,10 @@ def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[
     return layers.delayed(name, len(parts)), parts
 
 
-def known_of(roster: Roster) -> Known:
+def known_of(tables: Tables) -> Known:
     """What is known of the runs that may contribute beside their histograms."""
-    held = roster.run_keys if roster.field_keys is None else roster.field_keys
-    return Known(held, roster.runs["zenith"], roster.runs["n_events"])
+    held = tables.run_keys if tables.field_keys is None else tables.field_keys
+    return Known(held, tables.runs["zenith"], tables.runs["n_events"])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
 from dask_bkg.lazy.layers import Layers, literal
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.output.index import check_writable
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import update_store
 from dask_bkg.plan import plan_archive
 from dask_bkg.settings import shape_settings
@@ -57,24 +57,23 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     # a worker may have another working directory
     target = Path(os.path.abspath(config.directory("results_dir") / "kl.zarr"))
     with job_client(config, progress=progress) as client:
-        plan = plan_archive(config)
-        plan.field = None  # runs are compared by their rings
+        plan = replace(plan_archive(config), field_plan=None)  # runs are compared by their rings
         check_writable(config)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored)
-        if roster.run_rows.size < 2:
+        tables = make_tables(plan, stored)
+        if tables.run_rows.size < 2:
             raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
         runs = load_runs(
             str(stored.store.path),
             stored.view,
-            roster.run_rows,
-            roster.runs,
+            tables.run_rows,
+            tables.runs,
             plan.edges,
-            keys=roster.run_keys,
+            keys=tables.run_keys,
             block=config.config.block,
         )
         kl = kl_matrix(runs, settings=shape_settings(config))
-        kl = kl.assign_coords(zenith=("obs_id", roster.runs["zenith"]))
+        kl = kl.assign_coords(zenith=("obs_id", tables.runs["zenith"]))
         _write(kl.to_dataset(), target, client, config.config.n_workers)
     return Matrix(target, stored.failed)
 

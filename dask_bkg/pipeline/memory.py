@@ -53,13 +53,13 @@ def estimate_memory(plan: Plan) -> int:
     roles = 1 if config.io.from_run else len(settings_of_roles(config.background_selection))
     # counts and exposure of a ring; the exposure of pixels is one for all energies
     bins = 2 * math.prod(plan.edges.shape) * (1 + roles) / 2
-    if plan.field is not None:
-        bins += math.prod(plan.field.edges.shape)
+    if plan.field_plan is not None:
+        bins += math.prod(plan.field_plan.edges.shape)
     held = HELD * 8 * bins * (n_runs + n_targets)
     sought = 0.0
     if not config.io.from_run:
         sought = CANDIDATE * n_targets * runs_wanted(config.background_selection, n_runs) * min(roles, 2)
-    return int(BASE["2d" if plan.field is None else "3d"] + held + sought)
+    return int(BASE["2d" if plan.field_plan is None else "3d"] + held + sought)
 
 
 def tell_memory(plan: Plan, client: Client | None) -> None:

@@ -26,7 +26,7 @@ from dask_bkg.output.provenance import made_before, told, write_results
 from dask_bkg.output.write import Made, Result
 from dask_bkg.pipeline.graph import Graph, build
 from dask_bkg.pipeline.memory import tell_memory
-from dask_bkg.pipeline.tables import Roster, call_the_roll
+from dask_bkg.pipeline.tables import Tables, make_tables
 from dask_bkg.pipeline.update import Stored, died, progress_bar, update_store
 from dask_bkg.plan import Plan, plan_job
 
@@ -98,14 +98,14 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
         check_writable(config)
         tell_memory(plan, client)
         stored = update_store(plan, client, config.store_path, progress=progress)
-        roster = call_the_roll(plan, stored)
-        results = [Result(obs_id, "failed", reason) for obs_id, reason in plan.failed.items()]
+        tables = make_tables(plan, stored)
+        results = [Result(obs_id, "failed", reason) for obs_id, reason in tables.failed.items()]
         made = {} if refresh else made_before(plan)
-        retired = retire_backgrounds(plan)
-        job = _Job(plan, stored, roster, made, results)
+        retired = retire_backgrounds(plan, tables.ready)
+        job = _Job(plan, stored, tables, made, results)
         try:
-            if plan.targets:
-                _compute(build(plan, roster, stored, made), client, config, progress, job)
+            if tables.ready:
+                _compute(build(plan, tables, stored, made), client, config, progress, job)
         except BaseException:
             # a task may have written files and not said so yet: only what is known to be done gets its row back
             write_indexes(plan, results)
@@ -113,11 +113,11 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     refused = write_indexes(plan, results, retired)
     results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
     results.sort(key=lambda r: r.obs_id)
-    results_dir = write_results(plan, results)
+    results_dir = write_results(plan, results, tables.unusable)
     job.close()
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
-    return Summary(results, results_dir, plan.unusable, plan.missing, stored.opened, stored.read, plan.config)
+    return Summary(results, results_dir, tables.unusable, plan.missing, stored.opened, stored.read, plan.config)
 
 
 class _Job:
@@ -130,19 +130,19 @@ class _Job:
     """
 
     def __init__(
-        self, plan: Plan, stored: Stored, roster: Roster, made: Mapping[int, Made], results: list[Result]
+        self, plan: Plan, stored: Stored, tables: Tables, made: Mapping[int, Made], results: list[Result]
     ) -> None:
-        self.results, self._made, self._roster, self._store = results, made, roster, stored.store
-        self._noted = dict(zip(roster.runs["obs_id"].tolist(), roster.runs["note"].tolist(), strict=True))
+        self.results, self._made, self._tables, self._store = results, made, tables, stored.store
+        self._noted = dict(zip(tables.runs["obs_id"].tolist(), tables.runs["note"].tolist(), strict=True))
         self._journal = Journal(plan.config.directory("results_dir"))
         fingerprints = dict(
-            zip(roster.targets["obs_id"].tolist(), roster.targets["fingerprint"].tolist(), strict=True)
+            zip(tables.targets["obs_id"].tolist(), tables.targets["fingerprint"].tolist(), strict=True)
         )
         sources = {run.obs_id: run.path for run in plan.runs}
         # the output holds the events of its source: known only where that is the file that the store read
         self._known = {
             t.obs_id: str(fingerprints[t.obs_id])
-            for t in plan.targets
+            for t in tables.ready
             if plan.attach_copy and sources.get(t.obs_id) == t.source
         }
         self._saved = time.monotonic()
@@ -152,7 +152,7 @@ class _Job:
         complete = [
             replace(self._made[r.obs_id].result, status=r.status)
             if r.status == "unchanged"
-            else with_runs(r, self._noted, self._roster.absent.get(r.obs_id, {}))
+            else with_runs(r, self._noted, self._tables.absent.get(r.obs_id, {}))
             for r in results
         ]
         self.results.extend(complete)

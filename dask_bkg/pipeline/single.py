@@ -15,7 +15,7 @@ from dask_bkg.background.model import Stacks, stacked_rate
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.lazy.execute import one_blas_thread
 from dask_bkg.pipeline.graph import build, known_of, model_of
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import Stored, update_store
 from dask_bkg.plan import Plan
 from dask_bkg.selection import Contributing
@@ -55,20 +55,20 @@ def make_one(plan: Plan) -> Background2D | Background3D:
                 len(plan.runs),
             )
         stored = _update_patiently(plan, path if kept else Path(scratch) / "runs.zarr")
-        roster = call_the_roll(plan, stored)
-        for reason in plan.failed.values():
+        tables = make_tables(plan, stored)
+        for reason in tables.failed.values():
             raise RunError(reason)
-        graph = build(plan, roster, stored)
+        graph = build(plan, tables, stored)
         selected = {role: blocks[0] for role, blocks in graph.selected.items()}
         selected, arrays = dask.compute(selected, graph.arrays, scheduler=IN_THIS_THREAD)
     chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
     if chosen.spectrum.reason:
         raise RunError(chosen.spectrum.reason)
     with one_blas_thread():
-        rate = stacked_rate(plan.targets[0], chosen, stacks, known_of(roster), model_of(plan)).rate
-    if plan.field is None:
+        rate = stacked_rate(tables.ready[0], chosen, stacks, known_of(tables), model_of(plan)).rate
+    if plan.field_plan is None:
         return background_2d(rate.value, plan.edges)
-    return background_3d(rate.value, plan.field.edges, plan.field.written)
+    return background_3d(rate.value, plan.field_plan.edges, plan.field_plan.written)
 
 
 def _update_patiently(plan: Plan, path: Path) -> Stored:

@@ -1,4 +1,4 @@
-"""Who takes part in a job, once the run store is up to date.
+"""Tables of the runs that take part in a job, once the run store is up to date.
 
 The tables of its targets and of the runs that may contribute to them, and the lists that somebody wrote by hand.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg import selection
-from dask_bkg.background.target import Sight
+from dask_bkg.background.target import Sight, Target
 from dask_bkg.dl3.headers import SITE_CARDS
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError
@@ -45,12 +46,15 @@ HORIZON = {**SITE_CARDS, "time": "TSTART and MJDREFI"}
 """Per-run numbers that tell where the horizon is, and the cards that they come from."""
 
 
-@dataclass
-class Roster:
+@dataclass(frozen=True)
+class Tables:
     """Targets and candidates of a job, in the order of their run numbers.
 
     Attributes
     ----------
+    ready
+        The targets that can be done, with their threshold and, in a job of 3D backgrounds, their sight; in the order
+        of ``targets``.
     targets, runs
         Per-run numbers and texts, arrays of shape ``(targets,)`` and ``(runs,)``; the same object where every run is
         both.
@@ -61,11 +65,16 @@ class Roster:
     field_keys
         In a job of 3D backgrounds such numbers of the runs' field pixels.
     given
-        Selections that were not made but given, ``{obs_id of the target: ...}``.
+        Selections that the configuration gives, ``{obs_id of the target: ...}``.
     absent
         Runs of such lists that cannot contribute, ``{obs_id of the target: {run: reason}}``.
+    failed
+        Targets that cannot be done, ``{obs_id: reason}``.
+    unusable
+        Runs of the archive that cannot contribute, ``{obs_id: reason}``.
     """
 
+    ready: list[Target]
     targets: Table
     runs: Table
     target_rows: NDArray
@@ -75,10 +84,12 @@ class Roster:
     field_keys: NDArray | None = None
     given: dict[int, selection.Selection] = field(default_factory=dict)
     absent: dict[int, dict[int, str]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    unusable: dict[int, str] = field(default_factory=dict)
 
 
-def call_the_roll(plan: Plan, stored: Stored) -> Roster:
-    """The roster of a job; targets that cannot be done go from ``plan.targets`` to ``plan.failed``, with the reason.
+def make_tables(plan: Plan, stored: Stored) -> Tables:
+    """Tables of a job whose run store is up to date.
 
     Parameters
     ----------
@@ -97,35 +108,38 @@ def call_the_roll(plan: Plan, stored: Stored) -> Roster:
     store, views = stored.store, [name for name in (stored.view, stored.field_view) if name is not None]
     blind = _without_horizon(plan, store)
     errors = {**stored.failed, **store.errors([run.obs_id for run in plan.runs]), **blind}
+    unusable = plan.unusable | {run: reason for run, reason in errors.items() if run in plan.candidates}
     numbers = sorted(plan.candidates)
-    plan.unusable |= {run: reason for run, reason in errors.items() if run in plan.candidates}
     rows = dict(zip(numbers, _find(store, numbers, views, blind).tolist(), strict=True))
-    usable = {run for run, row in rows.items() if row >= 0}
-    settings = plan.config.background_selection
-    given, absent = _take_lists({} if plan.config.io.from_run else lists_by_hand(plan.config), usable, plan)
-    target_rows = _target_rows(plan, store, views, blind, errors)
-    run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
+    given, absent, emptied = _take_lists(plan, {run for run, row in rows.items() if row >= 0}, unusable)
+    found = _find(store, [target.obs_id for target in plan.targets], views, blind)
+    failed = {**_without_rows(plan, store, found, errors), **emptied, **plan.failed}
+    kept = np.array([target.obs_id not in failed for target in plan.targets], dtype=bool)
+    target_rows = found[kept]
     table = store.table()
-    targets = _told_by_index(_table(table, target_rows), plan.store)
-    plan.targets = [
-        t._replace(threshold=_threshold(t.threshold, targets, i), sight=_sight(plan, targets, i))
-        for i, t in enumerate(plan.targets)
-    ]
+    targets = _completed_by_index(_table(table, target_rows), plan.store)
+    ready = _completed(plan, [target for target, keep in zip(plan.targets, kept, strict=True) if keep], targets)
+    target_keys, field_keys = _keys(store, target_rows, views)
+    same = {"ready": ready, "targets": targets, "target_rows": target_rows, "target_keys": target_keys}
+    about: dict[str, Any] = {**same, "failed": failed, "unusable": unusable}
     if plan.config.io.from_run:
-        itself = {obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}
-        keys, of_field = _keys(store, target_rows, views)
-        given_runs = selection.given(itself, targets)
-        return Roster(targets, targets, target_rows, target_rows, keys, keys, of_field, given_runs)
+        itself = selection.given({obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}, targets)
+        return Tables(
+            **about, runs=targets, run_rows=target_rows, run_keys=target_keys, field_keys=field_keys, given=itself
+        )
+    run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
     if not run_rows.size:
-        reasons = "\n".join(f"  {reason}" for reason in list(plan.unusable.values())[:20])
+        reasons = "\n".join(f"  {reason}" for reason in list(unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
     runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
-    runs = _told_by_index(runs, plan.archive)
+    runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
-    selection.check_conditions(runs, settings)
-    target_keys, (run_keys, field_keys) = store.keys(target_rows, views[0]), _keys(store, run_rows, views)
+    selection.check_conditions(runs, plan.config.background_selection)
+    run_keys, field_keys = _keys(store, run_rows, views)
     chosen = selection.given(given, runs)
-    return Roster(targets, runs, target_rows, run_rows, target_keys, run_keys, field_keys, chosen, absent)
+    return Tables(
+        **about, runs=runs, run_rows=run_rows, run_keys=run_keys, field_keys=field_keys, given=chosen, absent=absent
+    )
 
 
 def _find(store: RunStore, obs_ids: list[int], views: list[str], blind: Mapping[int, str]) -> NDArray:
@@ -142,7 +156,7 @@ def _keys(store: RunStore, rows: NDArray, views: list[str]) -> tuple[NDArray, ND
 
 def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
     """Runs of which nobody knows where the horizon was, and why, if the job needs it."""
-    if plan.field is None or "altaz" not in (plan.field.counted, plan.field.written):
+    if plan.field_plan is None or "altaz" not in (plan.field_plan.counted, plan.field_plan.written):
         return {}
     table = store.table()
     unknown = {name: ~np.isfinite(table[name]) for name in HORIZON}
@@ -156,23 +170,25 @@ def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
     }
 
 
-def _target_rows(
-    plan: Plan, store: RunStore, views: list[str], blind: Mapping[int, str], errors: Mapping[int, str]
-) -> NDArray:
-    """Rows of the targets that have histograms; the others leave the plan."""
-    rows = _find(store, [t.obs_id for t in plan.targets], views, blind)
-    for target, row in zip(plan.targets, rows.tolist(), strict=True):
-        if row < 0:
-            missing = f"run {target.obs_id}: its histograms are not in the run store {store.path}: run the job again"
-            plan.failed.setdefault(target.obs_id, errors.get(target.obs_id, missing))
-    kept = [target.obs_id not in plan.failed for target in plan.targets]
-    plan.targets = [target for target, keep in zip(plan.targets, kept, strict=True) if keep]
-    return np.asarray(rows, dtype=np.int64)[np.array(kept, dtype=bool)]
+def _without_rows(plan: Plan, store: RunStore, rows: NDArray, errors: Mapping[int, str]) -> dict[int, str]:
+    """Targets without histograms, with the reason."""
+    missing = f"its histograms are not in the run store {store.path}: run the job again"
+    return {
+        target.obs_id: errors.get(target.obs_id, f"run {target.obs_id}: {missing}")
+        for target, row in zip(plan.targets, rows.tolist(), strict=True)
+        if row < 0
+    }
 
 
-def _sight(plan: Plan, targets: Table, row: int) -> Sight | None:
-    """Where a target looked, which 3D backgrounds need to know."""
-    return None if plan.field is None else Sight(*(float(targets[name][row]) for name in SIGHT))
+def _completed(plan: Plan, targets: list[Target], table: Table) -> list[Target]:
+    """Targets with what the run store knows of them: the threshold, and for 3D backgrounds the sight."""
+    return [
+        target._replace(
+            threshold=_threshold(target.threshold, table, i),
+            sight=None if plan.field_plan is None else Sight(*(float(table[name][i]) for name in SIGHT)),
+        )
+        for i, target in enumerate(targets)
+    ]
 
 
 def _threshold(of_index: float, targets: Table, row: int) -> float:
@@ -191,8 +207,8 @@ def _table(table: Mapping[str, NDArray], rows: NDArray) -> Table:
     return chosen
 
 
-def _told_by_index(runs: Table, store: Datastore | None) -> Table:
-    """The table itself, in which conditions that the files do not tell are those of an obs-index."""
+def _completed_by_index(runs: Table, store: Datastore | None) -> Table:
+    """The table itself, with conditions of the obs-index where the files have none."""
     if store is None or not len(store.obs):
         return runs
     known = np.asarray(store.obs["OBS_ID"], dtype=np.int64)
@@ -218,13 +234,14 @@ def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray
 
 
 def _take_lists(
-    lists: Mapping[int, list[int]], usable: set[int], plan: Plan
-) -> tuple[dict[int, list[int]], dict[int, dict[int, str]]]:
-    """Given lists without what cannot contribute, and what that is; a target whose list has no run left fails.
+    plan: Plan, usable: set[int], unusable: Mapping[int, str]
+) -> tuple[dict[int, list[int]], dict[int, dict[int, str]], dict[int, str]]:
+    """Given lists without the runs that cannot contribute; those runs; and the targets whose list has no run left.
 
     Where a run is gone of a list that a job has selected, the selection is made anew.
     """
-    given, absent = dict[int, list[int]](), dict[int, dict[int, str]]()
+    given, absent, failed = dict[int, list[int]](), dict[int, dict[int, str]](), dict[int, str]()
+    lists = {} if plan.config.io.from_run else lists_by_hand(plan.config)
     own = own_lists(plan.config.background_selection)
     for target in [t.obs_id for t in plan.targets if t.obs_id in lists]:
         wanted = list(dict.fromkeys(lists[target]))
@@ -234,11 +251,11 @@ def _take_lists(
         if gone:
             log.warning("run %d: left out of its bkg_runlist, as they cannot contribute: %s", target, gone)
             unknown = "is not in io.search_datastore"
-            absent[target] = {run: plan.unusable.get(run, f"run {run}: {unknown}") for run in gone}
+            absent[target] = {run: unusable.get(run, f"run {run}: {unknown}") for run in gone}
         if len(gone) == len(wanted):
-            plan.failed[target] = (
+            failed[target] = (
                 f"run {target}: none of the runs of its background_selection.bkg_runlist is in the archive: "
                 + ("; ".join(absent.get(target, {}).values()) or "the list is empty")
             )
         given[target] = [run for run in wanted if run in usable]
-    return given, absent
+    return given, absent, failed

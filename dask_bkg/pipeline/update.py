@@ -87,8 +87,8 @@ def update_store(
         log.warning("the run store %s has other fine axes than run_store asks for, and keeps them", store.path)
     view = store.view_for(plan.edges, config.model.exposure, config.exclusion.reach)
     views, done = [store.fine, view], Stored(store, view.name)
-    if plan.field is not None:
-        views.append(store.field_view_for(plan.field.edges, plan.field.counted, config.exclusion.reach))
+    if plan.field_plan is not None:
+        views.append(store.field_view_for(plan.field_plan.edges, plan.field_plan.counted, config.exclusion.reach))
         done.field_view = views[-1].name
     for frame in frames:
         pixels = FieldEdges(store.fine.edges.energy, np.asarray(store.fine.pixels))

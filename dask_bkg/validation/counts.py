@@ -19,7 +19,7 @@ from dask_bkg.config import Config
 from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
-from dask_bkg.pipeline.tables import HORIZON, SIGHT, Roster, call_the_roll
+from dask_bkg.pipeline.tables import HORIZON, SIGHT, Tables, make_tables
 from dask_bkg.pipeline.update import Stored, update_store
 from dask_bkg.plan import Plan, plan_job
 from dask_bkg.sky import catalogs
@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
 
     Attributes
     ----------
-    plan, stored, roster
+    plan, stored, tables
         See `dask_bkg.pipeline.run`.
     thresholds
         What the obs-index says of the targets [TeV].
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 
     plan: Plan
     stored: Stored
-    roster: Roster
+    tables: Tables
     thresholds: dict[int, float]
 
 
@@ -79,17 +79,17 @@ def prepare(config: Config, client: Client | None, progress: bool, frames: Seque
     thresholds = {target.obs_id: target.threshold for target in plan.targets}
     own_counts = config.validation.exclusion is None
     stored = update_store(plan, client, config.store_path, progress=progress, frames=frames if own_counts else ())
-    roster = call_the_roll(plan, stored)
+    tables = make_tables(plan, stored)
     folds = getattr(config.background_selection, "folds", None)
     if folds is not None:
-        _add_folds(roster, folds)
-    return Prepared(plan, stored, roster, thresholds)
+        _add_folds(tables, folds)
+    return Prepared(plan, stored, tables, thresholds)
 
 
-def _add_folds(roster: Roster, folds: int) -> None:
+def _add_folds(tables: Tables, folds: int) -> None:
     """Every n-th run into the same fold, by run number, targets and candidates alike."""
-    numbers = np.union1d(roster.targets["obs_id"], roster.runs["obs_id"])
-    for table in (roster.targets, roster.runs):
+    numbers = np.union1d(tables.targets["obs_id"], tables.runs["obs_id"])
+    for table in (tables.targets, tables.runs):
         table["fold"] = np.searchsorted(numbers, table["obs_id"]) % folds
 
 
@@ -98,7 +98,7 @@ def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequ
     config = job.plan.config
     stored = job.stored if config.validation.exclusion is None else _own_counts(job.plan, client, progress, frames)
     store, options = stored.store, config.validation
-    frame = next((f for f in frames if f == "radec" or not _blind(job.roster).any()), "radec")
+    frame = next((f for f in frames if f == "radec" or not _blind(job.tables).any()), "radec")
     view, energy = stored.fields[frame], store.fine.edges.energy
     within = (energy >= config.binning.e_min * (1 - 1e-9)) & (energy <= config.binning.e_max * (1 + 1e-9))
     if within.sum() < 2:
@@ -122,7 +122,7 @@ def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Seque
     runs = [run for run in plan.runs if run.obs_id in targets]
     regions = catalogs.sky_regions(own.exclusion, own.base_dir)
     return update_store(
-        replace(plan, config=own, regions=regions, runs=runs, field=None),
+        replace(plan, config=own, regions=regions, runs=runs, field_plan=None),
         client,
         path,
         progress=progress,
@@ -130,17 +130,17 @@ def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Seque
     )
 
 
-def _blind(roster: Roster) -> NDArray:
+def _blind(tables: Tables) -> NDArray:
     """Targets of which nobody knows where the horizon was."""
-    return ~np.all([np.isfinite(roster.targets[name]) for name in HORIZON], axis=0)
+    return ~np.all([np.isfinite(tables.targets[name]) for name in HORIZON], axis=0)
 
 
 def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:
     """The targets with the place of their counts; those without counts are none."""
-    targets = job.plan.targets
+    targets = job.tables.ready
     rows = stored.store.find([target.obs_id for target in targets], view)
     keys = stored.store.keys(np.maximum(rows, 0), view) if len(rows) else rows
-    table = job.roster.targets
+    table = job.tables.targets
     return {
         target.obs_id: Subject(
             target,

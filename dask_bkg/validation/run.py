@@ -27,7 +27,7 @@ from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.layers import Layers, batches, literal
 from dask_bkg.pipeline.graph import WRITE_BATCH, Last, build, model_of
-from dask_bkg.pipeline.tables import Roster
+from dask_bkg.pipeline.tables import Tables
 from dask_bkg.pipeline.update import died, progress_bar
 from dask_bkg.selection import Contributing
 from dask_bkg.validation.counts import Counts, Prepared, counts_of, frames_of, prepare
@@ -201,14 +201,14 @@ class _ScoreGiven:
 def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
     """Validation of the backgrounds that a job would write."""
     plan, config = job.plan, job.plan.config
-    graph = build(plan, job.roster, job.stored, last=last_layer(job, counts)) if plan.targets else None
+    graph = build(plan, job.tables, job.stored, last=last_layer(job, counts)) if job.tables.ready else None
     tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
         log.warning("io.from_run or model.own: the counts of each run are in its background, which is no validation")
     numbers = [[target.obs_id for target in part] for part in parts]
     done = _compute(tasks, numbers, client, config, progress)
-    return _validation(name, done, dict(plan.failed), job.roster, counts[0], left_out)
+    return _validation(name, done, dict(job.tables.failed), job.tables, counts[0], left_out)
 
 
 def last_layer(job: Prepared, counts: Counts) -> Last:
@@ -243,7 +243,7 @@ def _trial_of_given(
     numbers = [[subject.target.obs_id for subject in part] for part in parts]
     tasks = layers.delayed(work, len(parts)) if subjects else []
     done = _compute(tasks, numbers, client, job.plan.config, progress)
-    return _validation(name, done, {}, job.roster, scored, "unknown")
+    return _validation(name, done, {}, job.tables, scored, "unknown")
 
 
 def _left_out(config: Config) -> str:
@@ -293,7 +293,7 @@ def _validation(
     name: str,
     done: tuple[list[Verdict], FieldSums | None],
     failed: dict[int, str],
-    roster: Roster,
+    tables: Tables,
     scored: Scored,
     left_out: str,
 ) -> Validation:
@@ -305,9 +305,9 @@ def _validation(
     if not kept or total is None:
         reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
         raise BackgroundError(f"no run could be validated ({name}):\n{reasons}")
-    place = {number: i for i, number in enumerate(roster.targets["obs_id"].tolist())}
+    place = {number: i for i, number in enumerate(tables.targets["obs_id"].tolist())}
     rows = [place[verdict.obs_id] for verdict in kept]
-    columns = {column: roster.targets[column][rows] for column in COLUMNS}
+    columns = {column: tables.targets[column][rows] for column in COLUMNS}
     columns |= {key: np.array([getattr(v, key) for v in kept]) for key in ("threshold", "n_runs", "hours")}
     datasets = gather(scores, total, scored.bins, columns)
     return Validation(name, *datasets, dict(sorted(failed.items())), left_out, scored.alignment)

@@ -16,7 +16,7 @@ from dask_bkg import schema
 from dask_bkg.background.target import Target
 from dask_bkg.binning import AXES, Edges, fine_view
 from dask_bkg.config import parse_config
-from dask_bkg.pipeline.tables import Roster
+from dask_bkg.pipeline.tables import Tables
 from dask_bkg.plan import Plan
 from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.settings import rate_settings
@@ -75,8 +75,8 @@ def dataset(histograms: dict, columns: dict, edges: Edges, block: int | None) ->
     return schema.with_units(xr.Dataset(variables, coords={**coords, **schema.axis_coords(edges)}))
 
 
-def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
-    """Plan, roster and run store of a job on an archive of ``n`` runs that is nowhere."""
+def make_job(n: int, **sections) -> tuple[Plan, Tables, SimpleNamespace]:
+    """Plan, tables and run store of a job on an archive of ``n`` runs that is nowhere."""
     archive, out = "/archive/of/a/telescope/dl3", "/scratch/of/somebody/backgrounds"
     places = {"search_datastore": archive, "in_dir": archive, "out_dir": out}
     config = parse_config({"io": places, "exclusion": {"catalogs": []}, **sections})
@@ -100,7 +100,7 @@ def make_job(n: int, **sections) -> tuple[Plan, Roster, SimpleNamespace]:
         store=SimpleNamespace(path=f"{out}/runs.zarr", views={"": fine_view()}), view="", field_view=None
     )
     rows, keys = np.arange(n), rng.integers(1, 2**63, n).astype(np.uint64)
-    return plan, Roster(table, table, rows, rows, keys, keys), store
+    return plan, Tables(targets, table, table, rows, rows, keys, keys), store
 
 
 def lazy_array(name: str, array: np.ndarray, block: int) -> da.Array:

@@ -23,7 +23,7 @@ from dask_bkg.dl3.background import read_rate
 from dask_bkg.errors import ConfigError
 from dask_bkg.pipeline import graph as wiring
 from dask_bkg.pipeline import run as pipeline
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import reduce_archive, update_store
 from dask_bkg.plan import plan_job
 from dask_bkg.simulate import simulate_archive
@@ -127,11 +127,11 @@ def test_the_stack_of_fields_is_the_sum_of_its_runs(job, four_runs, rank):
     sections = {**STACKED, "background_selection": {"rank": rank}}
     plan = plan_job(parse_config(job(four_runs, binning=FIELD, config={"block": 2}, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
-    roster = call_the_roll(plan, stored)
-    graph = wiring.build(plan, roster, stored)
+    tables = make_tables(plan, stored)
+    graph = wiring.build(plan, tables, stored)
     chosen = [part.compute() for part in graph.selected["shape" if rank == "conditions" else "spectrum"]]
     fields = graph.stacks["field"].compute()
-    runs = wiring.field_histograms(plan, roster, stored).compute()
+    runs = wiring.field_histograms(plan, tables, stored).compute()
     assert fields.counts.dims == ("obs_id", "energy", "fov_lat", "fov_lon")
     assert fields.exposure.dims == ("obs_id", "fov_lat", "fov_lon")
     assert fields.exposure.attrs["units"] == "s sr"

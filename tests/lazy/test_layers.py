@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
 
 import dask
 import numpy as np
@@ -138,16 +139,16 @@ def test_ten_times_the_runs_are_not_a_hundred_times_the_tasks():
 
 def test_the_graph_of_twenty_thousand_runs_is_none_that_dask_warns_of():
     """Below 10 MB on the wire, also with all that earlier jobs have told of their backgrounds."""
-    plan, roster, store = make_job(20_000, background_selection={"rank": "kl"})
+    plan, tables, store = make_job(20_000, background_selection={"rank": "kl"})
     many = tuple(range(120))
     made = {
         t.obs_id: Made("0" * 16, ((10**6, 10**18),) * 2, Result(t.obs_id, "done", contributing=many, scores=many))
         for t in plan.targets
     }
-    assert len(pickle.dumps(wiring.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
-    itself = {obs_id: [obs_id] for obs_id in roster.targets["obs_id"].tolist()}
-    roster.given = selection.given(itself, roster.targets)
-    assert len(pickle.dumps(wiring.build(plan, roster, store, made).writes[0].__dask_graph__())) < 10e6
+    assert len(pickle.dumps(wiring.build(plan, tables, store, made).writes[0].__dask_graph__())) < 10e6
+    itself = {obs_id: [obs_id] for obs_id in tables.targets["obs_id"].tolist()}
+    tables = replace(tables, given=selection.given(itself, tables.targets))
+    assert len(pickle.dumps(wiring.build(plan, tables, store, made).writes[0].__dask_graph__())) < 10e6
 
 
 def test_building_computes_nothing():
@@ -174,12 +175,12 @@ def test_blocks_of_the_configuration():
 
 def test_nothing_is_selected_where_everything_is_given():
     """Each run from itself: no pair of blocks, whatever the ranking."""
-    plan, roster, store = make_job(200, background_selection={"rank": "kl"})
+    plan, tables, store = make_job(200, background_selection={"rank": "kl"})
     lists = {FIRST + i: [FIRST + i] for i in range(200)}
-    roster.given = selection.given(lists, roster.runs)
-    names = {key_split(key) for key in tasks(wiring.build(plan, roster, store))}
+    tables = replace(tables, given=selection.given(lists, tables.runs))
+    names = {key_split(key) for key in tasks(wiring.build(plan, tables, store))}
     assert "stack-runs" in names
     assert not names & {"kl-divergence", "choose-runs", "merge-runs", "shape-of-runs"}
-    del roster.given[FIRST + 70]
-    keys = tasks(wiring.build(plan, roster, store))
+    del tables.given[FIRST + 70]
+    keys = tasks(wiring.build(plan, tables, store))
     assert sum(key_split(key) == "kl-divergence" for key in keys) == 4  # the one block of targets with an open one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ MEASURED = [
 def test_large_archives(job, four_runs, runs, binning, hours, measured):
     config = job(four_runs, io={"from_run": False}, binning=binning)
     plan = plan_job(parse_config({**config, "background_selection": {"rank": "kl", "time_request": hours}}))
-    plan.runs, plan.targets = plan.runs[:1] * runs, plan.targets[:1] * runs
+    plan = replace(plan, runs=plan.runs[:1] * runs, targets=plan.targets[:1] * runs)
     assert 0.5 < estimate_memory(plan) / 1e9 / measured < 2
 
 

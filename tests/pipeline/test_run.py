@@ -25,7 +25,7 @@ from dask_bkg.output import provenance as bookkeeping
 from dask_bkg.output.write import Result
 from dask_bkg.pipeline import graph as wiring
 from dask_bkg.pipeline import run as pipeline
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import update_store
 from dask_bkg.plan import plan_job
 from dask_bkg.reduction import reduce
@@ -62,9 +62,9 @@ def graph(job, four_runs):
     def make(**sections):
         plan = plan_job(parse_config(job(four_runs, **{"io": OTHERS, **sections})))
         stored = update_store(plan, None, plan.config.store_path, progress=False)
-        roster = call_the_roll(plan, stored)
+        tables = make_tables(plan, stored)
         with dask.config.set(scheduler=refuse):
-            return wiring.build(plan, roster, stored), plan
+            return wiring.build(plan, tables, stored), plan
 
     return make
 
@@ -125,7 +125,7 @@ def test_a_job_goes_from_target_to_target(job, archive, tmp_path):
     sections = {"config": {"block": 2, "split_every": 2}, "background_selection": {"rank": "kl", "time_request": 0.8}}
     plan = plan_job(parse_config(job(archive[0], io=OTHERS, **sections)))
     stored = update_store(plan, None, plan.config.store_path, progress=False)
-    built = wiring.build(plan, call_the_roll(plan, stored), stored)
+    built = wiring.build(plan, make_tables(plan, stored), stored)
     with Alive() as alive:
         results = dask.compute(*built.writes, scheduler="synchronous")
     assert [result.status for part in results for result in part] == ["done"] * 12

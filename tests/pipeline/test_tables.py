@@ -14,7 +14,7 @@ from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.pipeline.runlists import lists_by_hand, selection_mark
-from dask_bkg.pipeline.tables import call_the_roll
+from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import update_store
 from dask_bkg.plan import plan_job
 from dask_bkg.selection.lists import list_digest, own_lists
@@ -25,12 +25,12 @@ OTHERS = {"from_run": False}
 
 @pytest.fixture
 def called(job, four_runs):
-    """Plan and roster of a job on the four runs, with the sections given."""
+    """Plan and tables of a job on the four runs, with the sections given."""
 
     def make(archive=four_runs, io=None, **sections):
         plan = plan_job(parse_config(job(archive, io={**OTHERS, **(io or {})}, **sections)))
         stored = update_store(plan, None, plan.config.store_path, progress=False)
-        return plan, call_the_roll(plan, stored)
+        return plan, make_tables(plan, stored)
 
     return make
 
@@ -50,40 +50,40 @@ def edit_obs(archive: Path, change) -> None:
 
 
 def test_every_run_is_target_and_candidate(called, four_runs):
-    plan, roster = called()
-    assert roster.targets is roster.runs
-    assert numbers(roster.runs) == OBS_IDS
-    assert roster.given == roster.absent == plan.failed == {}
+    _, tables = called()
+    assert tables.targets is tables.runs
+    assert numbers(tables.runs) == OBS_IDS
+    assert tables.given == tables.absent == tables.failed == {}
     obs = read_datastore(four_runs).obs
-    assert roster.runs["zenith"] == pytest.approx(90 - np.asarray(obs["ALT_PNT"]), abs=1e-3)
-    assert_array_equal(roster.run_rows, roster.target_rows)
+    assert tables.runs["zenith"] == pytest.approx(90 - np.asarray(obs["ALT_PNT"]), abs=1e-3)
+    assert_array_equal(tables.run_rows, tables.target_rows)
 
 
 def test_in_the_order_of_their_numbers_whatever_the_index_has(called, four_runs):
     store = read_datastore(four_runs)
     write_index(four_runs, store.hdu[::-1], store.obs[::-1])
-    plan, roster = called()
-    assert [target.obs_id for target in plan.targets] == numbers(roster.runs) == OBS_IDS
+    _, tables = called()
+    assert [target.obs_id for target in tables.ready] == numbers(tables.runs) == OBS_IDS
 
 
 def test_targets_are_a_part_of_the_runs(called):
-    _, roster = called(run_selection={"runlist": [64003, 64001]})
-    assert (numbers(roster.targets), numbers(roster.runs)) == ([64001, 64003], OBS_IDS)
+    _, tables = called(run_selection={"runlist": [64003, 64001]})
+    assert (numbers(tables.targets), numbers(tables.runs)) == ([64001, 64003], OBS_IDS)
 
 
 def test_a_target_that_is_not_in_the_archive_is_no_candidate(job, four_runs, tmp_path, called):
     store = read_datastore(four_runs)
     mine = Path(shutil.copytree(four_runs, tmp_path / "mine"))
     write_index(four_runs, store.rows(OBS_IDS[1:]), store.observations(OBS_IDS[1:]))
-    _, roster = called(io={"in_dir": str(mine)}, run_selection={"runlist": [64001]})
-    assert (numbers(roster.targets), numbers(roster.runs)) == ([64001], OBS_IDS[1:])
+    _, tables = called(io={"in_dir": str(mine)}, run_selection={"runlist": [64001]})
+    assert (numbers(tables.targets), numbers(tables.runs)) == ([64001], OBS_IDS[1:])
 
 
 def test_from_run_each_is_its_own_contributor(called):
-    plan, roster = called(io={"from_run": True}, run_selection={"runlist": [64002, 64004]})
-    assert numbers(roster.runs) == numbers(roster.targets) == [64002, 64004]
-    assert {run: one.obs_id.tolist() for run, one in roster.given.items()} == {64002: [64002], 64004: [64004]}
-    assert plan.failed == {}
+    _, tables = called(io={"from_run": True}, run_selection={"runlist": [64002, 64004]})
+    assert numbers(tables.runs) == numbers(tables.targets) == [64002, 64004]
+    assert {run: one.obs_id.tolist() for run, one in tables.given.items()} == {64002: [64002], 64004: [64004]}
+    assert tables.failed == {}
 
 
 def test_runs_that_are_gone_from_the_archive_are_no_candidates(called, four_runs):
@@ -91,16 +91,16 @@ def test_runs_that_are_gone_from_the_archive_are_no_candidates(called, four_runs
     called()
     store = read_datastore(four_runs)
     write_index(four_runs, store.rows(OBS_IDS[:3]), store.observations(OBS_IDS[:3]))
-    _, roster = called()
-    assert numbers(roster.runs) == OBS_IDS[:3]
+    _, tables = called()
+    assert numbers(tables.runs) == OBS_IDS[:3]
 
 
 def test_a_run_that_cannot_be_read_fails_alone_and_says_why(called, four_runs, run_path):
     run_path(four_runs, 64002).write_bytes(b"not FITS")
-    plan, roster = called()
-    assert numbers(roster.targets) == numbers(roster.runs) == [64001, 64003, 64004]
-    assert plan.failed.keys() == plan.unusable.keys() == {64002}
-    assert "run_064002" in plan.failed[64002]
+    _, tables = called()
+    assert numbers(tables.targets) == numbers(tables.runs) == [64001, 64003, 64004]
+    assert tables.failed.keys() == tables.unusable.keys() == {64002}
+    assert "run_064002" in tables.failed[64002]
 
 
 def test_an_archive_of_which_nothing_can_be_used_says_why(called, four_runs, run_path):
@@ -128,24 +128,24 @@ def test_thresholds_of_the_index_then_of_the_file_then_of_its_effective_area(cal
     for obs_id in (64003, 64004):
         edit_run(run_path(four_runs, obs_id), lambda hdus: hdus["EFFECTIVE AREA"].header.pop("LO_THRES"))
     edit_run(run_path(four_runs, 64004), lambda hdus: hdus.pop("EFFECTIVE AREA"))
-    plan, roster = called()
-    found = [target.threshold for target in plan.targets]
-    table = roster.targets
+    _, tables = called()
+    found = [target.threshold for target in tables.ready]
+    table = tables.targets
     assert found == pytest.approx([0.7, table["lo_thres"][1], table["e_thres"][2], np.nan], nan_ok=True)
     assert 0.05 < found[2] < 5
     assert found[1] > 0
 
 
-# -- conditions that the roster adds ---------------------------------------------------------------------------
+# -- conditions that the tables adds ---------------------------------------------------------------------------
 
 
 def test_runs_near_a_position_do_not_contribute(called):
-    _, roster = called()
-    ra, dec = (float(roster.runs[name][1]) for name in ("ra_pnt", "dec_pnt"))
-    assert not roster.runs["excluded"].any()
-    _, roster = called(exclusion={"exclude_source_run": [[ra, dec + 0.09, 0.1], [10.0, -70.0, 1.0]]})
-    assert roster.runs["excluded"].tolist() == [False, True, False, False]
-    assert numbers(roster.targets) == OBS_IDS
+    _, tables = called()
+    ra, dec = (float(tables.runs[name][1]) for name in ("ra_pnt", "dec_pnt"))
+    assert not tables.runs["excluded"].any()
+    _, tables = called(exclusion={"exclude_source_run": [[ra, dec + 0.09, 0.1], [10.0, -70.0, 1.0]]})
+    assert tables.runs["excluded"].tolist() == [False, True, False, False]
+    assert numbers(tables.targets) == OBS_IDS
 
 
 def test_names_of_targets_are_compared_without_case_and_spaces(called, four_runs, run_path, edit_run):
@@ -160,12 +160,12 @@ def test_names_of_targets_are_compared_without_case_and_spaces(called, four_runs
     for obs_id in OBS_IDS:
         edit_run(run_path(four_runs, obs_id), rename(obs_id))
     for runlist in (OBS_IDS, [64002, 64003]):
-        _, roster = called(run_selection={"runlist": runlist})
-        crab, same, other, none = roster.runs["object_code"].tolist()
+        _, tables = called(run_selection={"runlist": runlist})
+        crab, same, other, none = tables.runs["object_code"].tolist()
         assert crab == same != other
         assert none == -1 < min(crab, other)
-        codes = dict(zip(numbers(roster.runs), roster.runs["object_code"].tolist(), strict=True))
-        assert [codes[run] for run in runlist] == roster.targets["object_code"].tolist()
+        codes = dict(zip(numbers(tables.runs), tables.runs["object_code"].tolist(), strict=True))
+        assert [codes[run] for run in runlist] == tables.targets["object_code"].tolist()
 
 
 # -- lists by hand ---------------------------------------------------------------------------------------------
@@ -173,26 +173,26 @@ def test_names_of_targets_are_compared_without_case_and_spaces(called, four_runs
 
 def test_the_users_own_list_wins(called, caplog):
     by_hand = {64001: [64004, 77, 64002, 64004], 64002: [77], 64003: [64003], 99: [64001]}
-    plan, roster = called(background_selection={"el_min": 80, "bkg_runlist": by_hand})
-    given = {run: one.obs_id.tolist() for run, one in roster.given.items() if one.obs_id.size}
+    _, tables = called(background_selection={"el_min": 80, "bkg_runlist": by_hand})
+    given = {run: one.obs_id.tolist() for run, one in tables.given.items() if one.obs_id.size}
     assert given == {64001: [64004, 64002], 64003: [64003]}
-    assert roster.absent[64001] == {77: "run 77: is not in io.search_datastore"}
+    assert tables.absent[64001] == {77: "run 77: is not in io.search_datastore"}
     assert "77" in caplog.text
-    assert "none of the runs of its background_selection.bkg_runlist" in plan.failed[64002]
-    assert numbers(roster.targets) == [64001, 64003, 64004]
+    assert "none of the runs of its background_selection.bkg_runlist" in tables.failed[64002]
+    assert numbers(tables.targets) == [64001, 64003, 64004]
 
 
 def test_runs_of_a_list_that_cannot_be_read_are_told_of(called, four_runs, run_path):
     run_path(four_runs, 64002).write_bytes(b"not FITS")
-    plan, roster = called(background_selection={"bkg_runlist": {64001: [64002, 64003], 64004: [64002]}})
-    assert roster.given[64001].obs_id.tolist() == [64003]
-    assert "run_064002" in roster.absent[64001][64002]
-    assert "run_064002" in plan.failed[64004]
+    _, tables = called(background_selection={"bkg_runlist": {64001: [64002, 64003], 64004: [64002]}})
+    assert tables.given[64001].obs_id.tolist() == [64003]
+    assert "run_064002" in tables.absent[64001][64002]
+    assert "run_064002" in tables.failed[64004]
 
 
 def test_from_run_takes_no_list(called):
-    _, roster = called(io={"from_run": True}, background_selection={"bkg_runlist": {64001: [64002]}})
-    assert roster.given[64001].obs_id.tolist() == [64001]
+    _, tables = called(io={"from_run": True}, background_selection={"bkg_runlist": {64001: [64002]}})
+    assert tables.given[64001].obs_id.tolist() == [64001]
 
 
 def of(lists=None, marks=None, **sections):
@@ -264,20 +264,20 @@ def test_where_runs_are_weighted_the_selection_is_made_again_with_its_weights(ra
 def test_a_list_that_a_job_has_selected_is_made_anew_where_a_run_of_it_is_gone(called):
     """The user's own goes on without it, the job's own would have another run now."""
     lists = {64001: [64002, 77], 64002: [64003]}
-    plan, roster = called(background_selection={"rank": "kl", "bkg_runlist": lists})
-    assert roster.given.keys() == {64001, 64002}
+    plan, tables = called(background_selection={"rank": "kl", "bkg_runlist": lists})
+    assert tables.given.keys() == {64001, 64002}
     marks = {"settings": selection_mark(plan.config), **{str(run): list_digest(r) for run, r in lists.items()}}
     section = {"rank": "kl", "bkg_runlist": lists, "bkg_runlist_digest": marks}
-    plan, roster = called(background_selection=section)
-    assert roster.given.keys() == {64002}
-    assert plan.failed == {}
+    plan, tables = called(background_selection=section)
+    assert tables.given.keys() == {64002}
+    assert tables.failed == {}
 
 
 def test_an_empty_list_fails_alone(called):
-    plan, roster = called(background_selection={"bkg_runlist": {64001: [], 64002: [64003]}})
-    assert plan.failed.keys() == {64001}
-    assert "the list is empty" in plan.failed[64001]
-    assert numbers(roster.targets) == OBS_IDS[1:]
+    _, tables = called(background_selection={"bkg_runlist": {64001: [], 64002: [64003]}})
+    assert tables.failed.keys() == {64001}
+    assert "the list is empty" in tables.failed[64001]
+    assert numbers(tables.targets) == OBS_IDS[1:]
 
 
 def test_marks_of_equal_lists_are_equal_and_the_order_counts():
