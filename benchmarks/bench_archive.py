@@ -38,14 +38,13 @@ from numpy.typing import NDArray
 
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import read_datastore
-from dask_bkg.pipeline.run import Summary, run_job
 from dask_bkg.report import format_table
 from dask_bkg.simulate import simulate_archive
 from dask_bkg.sky.catalogs import read_region_file, read_stars
 from dask_bkg.sky.exclusion import SkyRegions, concat_regions
 
 if TYPE_CHECKING:
-    pass
+    from dask_bkg.pipeline.run import Summary
 
 ENERGY, OFFSET = np.geomspace(0.1, 100, 21), np.linspace(0, 2.5, 6)
 STAR_MAG, STAR_RADIUS = 5.0, 0.3
@@ -208,7 +207,7 @@ def job(archive: Path, out_dir: Path, workers: int, hours: float) -> Config:
 def ours(config: Config) -> Summary:
     """The whole job."""
     # here, so that the processes of the original way need not load it
-    pass
+    from dask_bkg.pipeline.run import run_job
 
     return run_job(config, progress=False)
 
@@ -309,5 +308,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # under its own name, by which the processes of the pool find its functions
+    from bench_archive import main as run
 
-    run_job()
+    run()

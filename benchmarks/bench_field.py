@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from dask_bkg.background.estimate import Histogram, Rate, RateSettings, estimate_rate
 from dask_bkg.background.field import FieldSettings, estimate_field
+from dask_bkg.background.stack import Stack
 from dask_bkg.binning import Edges, FieldEdges, View
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.attach import write_background
 from dask_bkg.dl3.background import background_table
-from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.layers import block_size
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
@@ -102,17 +102,15 @@ def build(store: RunStore, hours: float, field: bool) -> tuple[list, HighLevelGr
     block = min(block_size(len(rows)), FIELD_BLOCK)
     runs = load_runs(*place, rows, table, RINGS, block=block)
     selected = select_runs(runs, runs, settings)
-    numbers = [table["obs_id"][a:b] for a, b in bounds(runs)]
-    stacks = [stack_runs(runs, numbers, selected)]
+    stacks = [stack_runs(runs, selected)]
     if field:
-        stacks.append(stack_runs(load_runs(*place, rows, table, FIELD, block=block), numbers, selected))
-    arrays = [stack[name].data for stack in stacks for name in ("counts", "exposure")]
-    blocks = zip(*(array.to_delayed(optimize_graph=False).ravel() for array in arrays), strict=True)
-    return [delayed(_sums)(*parts) for parts in blocks], HighLevelGraph.merge(*(array.dask for array in arrays))
+        stacks.append(stack_runs(load_runs(*place, rows, table, FIELD, block=block), selected))
+    graph = HighLevelGraph.merge(*(block.dask for blocks in stacks for block in blocks))
+    return [delayed(_sums)(*blocks) for blocks in zip(*stacks, strict=True)], graph
 
 
-def _sums(*parts: NDArray) -> list[float]:
-    return [float(part.sum()) for part in parts]
+def _sums(*stacks: Stack) -> list[float]:
+    return [float(part.sum()) for stack in stacks for part in (stack.counts, stack.exposure)]
 
 
 def measure(n: int, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

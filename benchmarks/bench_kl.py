@@ -38,7 +38,6 @@ from scipy import sparse
 from dask_bkg import similarity
 from dask_bkg.binning import Edges, View
 from dask_bkg.config import parse_config
-from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
@@ -228,11 +227,10 @@ def bare_pool(x: Mapping[str, NDArray], scratch: Path, workers: int) -> Iterator
 
 
 class Lazy(NamedTuple):
-    """The lazy job: selections and the chunks of the stacks, each a list of delayed objects; and its whole graph."""
+    """The lazy job: selections and stacks, each a list of delayed objects, one a block; and its whole graph."""
 
     selected: list
-    counts: list
-    exposure: list
+    stacks: list
     graph: HighLevelGraph
 
 
@@ -242,18 +240,16 @@ def build(store: RunStore, hours: float, shapes: ShapeSettings, block: int | Non
     table = store.table()
     runs = load_runs(str(store.path), "", store.find(table["obs_id"]), table, EDGES, block=block)
     selected = select_runs(runs, runs, settings, shapes=shapes)
-    stacks = stack_runs(runs, [table["obs_id"][a:b] for a, b in bounds(runs)], selected)
-    arrays = [stacks[name].data for name in ("counts", "exposure")]
-    graph = HighLevelGraph.merge(*(array.dask for array in arrays))
-    return Lazy(selected, *(array.to_delayed(optimize_graph=False).ravel().tolist() for array in arrays), graph)
+    stacks = stack_runs(runs, selected)
+    return Lazy(selected, stacks, HighLevelGraph.merge(*(stack.dask for stack in stacks)))
 
 
 def ours(client: Client, lazy: Lazy) -> tuple[Stacks, float]:
     """Compute it, and bring selections and stacks here; and the CPU seconds of the workers."""
     n, before = len(lazy.selected), sum(client.run(time.process_time).values())
-    found = client.gather(client.compute([*lazy.selected, *lazy.counts, *lazy.exposure]))
-    parts = zip(found[:n], found[n : 2 * n], found[2 * n :], strict=True)
-    stacks = joined([Stacks(c.reshape(len(c), -1), e.reshape(len(e), -1), s.start, s.run) for s, c, e in parts])
+    found = client.gather(client.compute([*lazy.selected, *lazy.stacks]))
+    flat = [[part.reshape(len(part), -1) for part in (stack.counts, stack.exposure)] for stack in found[n:]]
+    stacks = joined([Stacks(*pair, chosen.start, chosen.run) for chosen, pair in zip(found[:n], flat, strict=True)])
     return stacks, sum(client.run(time.process_time).values()) - before
 
 

@@ -22,9 +22,8 @@ from common import graph_size, local_cluster, machine_line, peak_memory, write_j
 from dask.highlevelgraph import HighLevelGraph
 
 from dask_bkg.config import parse_config
-from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.runs import load_runs
-from dask_bkg.lazy.select import select_runs
+from dask_bkg.lazy.select import conditions_of, select_runs
 from dask_bkg.lazy.stack import stack_runs
 from dask_bkg.report import format_table
 from dask_bkg.selection import settings_of_roles
@@ -38,17 +37,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def build(store: RunStore, section: dict[str, Any]) -> tuple[list, HighLevelGraph]:
-    """Chunks of all stacks, delayed, and their graph."""
+    """Blocks of all stacks, delayed, and their graph."""
     settings = parse_config({"background_selection": section}).background_selection
     table = store.table()
     runs = load_runs(str(store.path), "", store.find(table["obs_id"]), table, EDGES)
-    numbers = [table["obs_id"][a:b] for a, b in bounds(runs)]
-    arrays = []
-    for role in settings_of_roles(settings).values():
-        stacks = stack_runs(runs, numbers, select_runs(runs, runs, role))
-        arrays += [stacks[name].data for name in ("counts", "exposure")]
-    graph = HighLevelGraph.merge(*(array.dask for array in arrays))
-    return [part for array in arrays for part in array.to_delayed(optimize_graph=False).ravel().tolist()], graph
+    roles = settings_of_roles(settings).values()
+    conditions = conditions_of(runs, runs, roles)
+    selected = [select_runs(runs, runs, role, conditions=conditions) for role in roles]
+    stacks = [part for chosen in selected for part in stack_runs(runs, chosen)]
+    return stacks, HighLevelGraph.merge(*(stack.dask for stack in stacks))
 
 
 def measure(n: int, options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
@@ -65,7 +62,7 @@ def measure(n: int, options: argparse.Namespace, scratch: Path) -> list[dict[str
             found = client.gather(client.compute(parts))
             seconds = time.perf_counter() - start
             cpu = sum(client.run(time.process_time).values()) - before
-            events = float(np.sum([part.sum() for part in found[: len(found) // 2]]))
+            events = float(np.sum([part.counts.sum() for part in found]))
             rows.append({
                 "runs": n, "way": way, "seconds": seconds, "cpu": cpu, "build": built - start, "events": events,
                 **graph_size(graph), "peak_gb": peak_memory(client),

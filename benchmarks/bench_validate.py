@@ -140,7 +140,7 @@ def measure(path: Path, n: int, mode: str, options: argparse.Namespace, scratch:
     start = time.perf_counter()
     write_validation(done, scratch / f"{mode}-{n}")
     summary = time.perf_counter() - start
-    graph = build(job.plan, job.tables, job.stored, last=held_out.last_layer(job, counts))
+    graph = build(job.plan, job.tables, job.stored, last=lambda graph: held_out.final_layer(graph, job, counts))
     size = graph_size(HighLevelGraph.merge(*(task.dask for task in graph.writes)))
     return {
         "runs": n, "mode": mode, "seconds": seconds, "summary": summary, "peak_gb": memory, **size,

@@ -301,7 +301,7 @@ def rate_of_shape(
 ) -> Rate:
     """Rate with the shape over the rings of some runs, and the level of each energy of others.
 
-    Steps 3 and 4 of the recipe of ``science.md``: the shape of an energy is that of the pooled events of its
+    Steps 4 and 5 of `dask_bkg.background`: the shape of an energy is that of the pooled events of its
     neighbours (`fill_rate`), smoothed; its level is what the counts of the spectrum ask for, given that shape.  The
     counts of each energy are conserved, not those of the rings: the spectrum's runs are few, and do not know better.
 

@@ -58,8 +58,8 @@ def fit_tilt(
 ) -> Tilt:
     """Gradient towards the zenith, by Poisson likelihood conditional on the counts of each energy and ring.
 
-    The rate is the radial one times exp(sin z b(E) t), t the component towards the zenith (step 7 of the recipe of
-    ``science.md``).  There b is linear in ln E through three energies, fitted above each run's threshold; in a stack
+    The rate is the radial one times exp(sin z b(E) t), t the component towards the zenith (step 7 of
+    `dask_bkg.background`).  Above each run's threshold b could be linear in ln E through three energies; in a stack
     that holds what is below it as well, b must be free to turn there: it is a random walk from energy to energy.
     Given the counts of a ring it matters neither how the mean over angle of that factor differs from 1, nor what is
     wrong with the radial rate.

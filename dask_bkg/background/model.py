@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from dask_bkg.background.estimate import Histogram, Rate, RateSettings, estimate
 from dask_bkg.background.field import FieldSettings, estimate_field
 from dask_bkg.background.field_rotation import turn_to_radec
 from dask_bkg.background.own_counts import Factor, Own, own_factors
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import FieldPlan, Sight, Target
 from dask_bkg.background.variance import Weights, mean_weight
 from dask_bkg.binning import TOLERANCE, Edges
 from dask_bkg.errors import RunError
-from dask_bkg.selection import Contributors, Selection
+from dask_bkg.selection import Selection
 from dask_bkg.sky.horizon import SECONDS_PER_DAY, position_angle, zenith_position
 
 STEP = 60.0
@@ -26,75 +28,20 @@ NIGHT_PRIOR = 1.0
 """Runs that the level of the stack counts for where the nights around a target say something else."""
 
 
-class Stacks(NamedTuple):
-    """Stacks of some targets, of the shapes that `dask_bkg.background.stack.Stack` has.
+class RunMetadata(NamedTuple):
+    """Metadata of the runs of the archive, arrays of shape ``(runs,)``.
 
     Attributes
     ----------
-    counts, exposure, livetime
-        In rings: events, exposure [s TeV sr] and livetime of the contributing runs [s].
-    squares
-        Variance of the counts of each energy, shape ``(targets, energy)``; None: as if no run were weighted.
-    shape_counts, shape_exposure, shape_squares
-        The same of the runs of the shape, where it has runs of its own.
-    night_counts, night_exposure, night_squares
-        The same of the runs that tell the level of the night, where they are asked.
-    field_counts, field_exposure
-        For 3D backgrounds in pixels of the field, of the runs of the shape: events, shape
-        ``(targets, energy, fov_lat, fov_lon)``, and exposure [s sr], shape ``(targets, fov_lat, fov_lon)``.
-    own_counts, own_exposure
-        In rings those of the targets themselves, where they are asked.
-    """
-
-    counts: NDArray
-    exposure: NDArray
-    livetime: NDArray
-    squares: NDArray | None = None
-    shape_counts: NDArray | None = None
-    shape_exposure: NDArray | None = None
-    shape_squares: NDArray | None = None
-    night_counts: NDArray | None = None
-    night_exposure: NDArray | None = None
-    night_squares: NDArray | None = None
-    field_counts: NDArray | None = None
-    field_exposure: NDArray | None = None
-    own_counts: NDArray | None = None
-    own_exposure: NDArray | None = None
-
-    def of(self, row: int) -> Stacks:
-        """The stacks of one target."""
-        return Stacks(*(None if part is None else part[row] for part in self))  # type: ignore[arg-type]
-
-    @property
-    def shape(self) -> Histogram | None:
-        """Rings of the runs of the shape; None: they are those of the spectrum."""
-        if self.shape_counts is None or self.shape_exposure is None:
-            return None
-        return Histogram(self.shape_counts, self.shape_exposure)
-
-    @property
-    def weights(self) -> Weights:
-        """Mean weight of the events, of one target."""
-        spectrum = 1.0 if self.squares is None else mean_weight(self.counts, self.squares)
-        if self.shape_counts is None or self.shape_squares is None:
-            return Weights(spectrum, spectrum)
-        return Weights(spectrum, mean_weight(self.shape_counts, self.shape_squares))
-
-
-class Known(NamedTuple):
-    """What is known of the runs of the archive, arrays of shape ``(runs,)``.
-
-    Attributes
-    ----------
-    state
-        A number for what each holds.
+    key
+        A number for what the run store holds of each: events, exclusion and how they are counted.
     zenith
         Zenith angles [deg].
     n_events
         Numbers of events.
     """
 
-    state: NDArray
+    key: NDArray
     zenith: NDArray
     n_events: NDArray
 
@@ -133,7 +80,9 @@ class Estimate(NamedTuple):
     own: Own | None = None
 
 
-def stacked_rate(target: Target, chosen: Contributors, stacks: Stacks, known: Known, model: Model) -> Estimate:
+def stacked_rate(
+    target: Target, chosen: Mapping[str, Selection], stacks: Mapping[str, Stack], runs: RunMetadata, model: Model
+) -> Estimate:
     """Rate of the stack of one target, as it is written.
 
     Parameters
@@ -141,11 +90,11 @@ def stacked_rate(target: Target, chosen: Contributors, stacks: Stacks, known: Kn
     target
         The run that receives the background.
     chosen
-        Who contributes.
+        The contributing runs by role; that of the spectrum is always there.
     stacks
-        Its stacks, of one target.
-    known
-        What is known of the runs of the archive.
+        Their stacks by role (`dask_bkg.background.stack.Stacks`), of this target alone.
+    runs
+        Metadata of the runs of the archive.
     model
         How the rate is made.
 
@@ -154,7 +103,7 @@ def stacked_rate(target: Target, chosen: Contributors, stacks: Stacks, known: Kn
     RunError
         If there is no event in the stack.
     """
-    if not stacks.counts.any():
+    if not stacks["spectrum"].counts.any():
         energy = model.edges.energy
         raise RunError(
             f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
@@ -163,15 +112,27 @@ def stacked_rate(target: Target, chosen: Contributors, stacks: Stacks, known: Kn
     if model.field is None:
         rate = _radial_rate(stacks, model)
     else:
-        rate = _field_rate(target, chosen, stacks, known, model, model.field)
+        rate = _field_rate(target, chosen, stacks, runs, model, model.field)
     night, rings = Factor(), slice(model.edges.offset.size - 1)
-    if chosen.night is not None:
-        night = night_factor(rate.average[:, rings], chosen.night, stacks)
+    if "night" in chosen:
+        night = night_factor(rate.average[:, rings], chosen["night"], stacks["night"])
         rate = _scaled(rate, np.full(rate.value.shape[0], night.value), added=night.error)
     if model.rate.own == "off":
         return Estimate(rate, night)
-    own = _own(target, rate.average[:, rings], _level_error(rate), stacks, model)
+    own = _own(target, rate.average[:, rings], _level_error(rate), stacks["own"], model)
     return Estimate(_scaled(rate, own.energies, level_error=own.level_error), night, own)
+
+
+def weights_of(stacks: Mapping[str, Stack]) -> Weights:
+    """Mean weight of the events of spectrum and shape, of one target."""
+    spectrum = mean_weight(stacks["spectrum"].counts, stacks["spectrum"].squares)
+    shape = stacks.get("shape")
+    return Weights(spectrum, spectrum if shape is None else mean_weight(shape.counts, shape.squares))
+
+
+def _shape_of(stacks: Mapping[str, Stack]) -> Histogram | None:
+    """Rings of the runs of the shape; None: they are those of the spectrum."""
+    return Histogram(stacks["shape"].counts, stacks["shape"].exposure) if "shape" in stacks else None
 
 
 def _level_error(rate: Rate) -> NDArray:
@@ -195,11 +156,11 @@ def _beside(energies: NDArray, array: NDArray) -> NDArray:
     return energies.reshape(-1, *(1,) * (array.ndim - 1))
 
 
-def _own(target: Target, mean: NDArray, level_error: NDArray, stacks: Stacks, model: Model) -> Own:
+def _own(target: Target, mean: NDArray, level_error: NDArray, own: Stack, model: Model) -> Own:
     """What the target's own counts say."""
-    counts, exposure = stacks.own_counts, stacks.own_exposure
-    if counts is None or exposure is None or mean.shape != counts.shape:
-        raise ValueError("model.own needs the target's own rings, and a rate that has such")
+    counts, exposure = own.counts, own.exposure
+    if mean.shape != counts.shape:
+        raise ValueError("model.own needs a rate in the target's own rings")
     # where nobody knows the threshold it is where there are most counts
     threshold = target.threshold if target.threshold > 0 else model.edges.energy[int(counts.sum(axis=1).argmax())]
     seen = model.edges.energy[:-1] >= threshold * (1 - TOLERANCE)
@@ -207,10 +168,10 @@ def _own(target: Target, mean: NDArray, level_error: NDArray, stacks: Stacks, mo
     return own_factors(counts, expected, level_error, seen, model.rate.own, model.rate.own_counts)
 
 
-def _radial_rate(stacks: Stacks, model: Model) -> Rate:
+def _radial_rate(stacks: Mapping[str, Stack], model: Model) -> Rate:
     """Rate in rings."""
-    edges = model.edges.energy, model.edges.offset
-    rate = estimate_rate(stacks.counts, stacks.exposure, edges, model.rate, stacks.shape, stacks.weights)
+    edges, spectrum = (model.edges.energy, model.edges.offset), stacks["spectrum"]
+    rate = estimate_rate(spectrum.counts, spectrum.exposure, edges, model.rate, _shape_of(stacks), weights_of(stacks))
     if model.rate.through_gammapy:
         from dask_bkg.background.irf import smooth_as_asked  # it takes seconds to load, and no other rate needs it
 
@@ -218,11 +179,11 @@ def _radial_rate(stacks: Stacks, model: Model) -> Rate:
     return rate
 
 
-def night_factor(mean: NDArray, night: Selection, stacks: Stacks) -> Factor:
+def night_factor(mean: NDArray, night: Selection, stack: Stack) -> Factor:
     """By how much the nights around the target differ in level from the stack; weather and dust do that.
 
     The counts of those runs over what the rate expects of them, held at 1 by a prior that counts for `NIGHT_PRIOR`
-    runs of the same hour: step 5 of the recipe of ``science.md``, where it is the mean of the runs' logarithms.
+    runs of the same hour: step 6 of `dask_bkg.background`.
 
     Parameters
     ----------
@@ -230,67 +191,73 @@ def night_factor(mean: NDArray, night: Selection, stacks: Stacks) -> Factor:
         Rate, averages over the rings [s-1 TeV-1 sr-1], shape ``(energy, ring)``.
     night
         Those runs; their weights fall with the difference in conditions and in time.
-    stacks
-        Theirs are ``night_counts`` and ``night_exposure``.
+    stack
+        Their stack.
 
     Returns
     -------
     factor
         Its error is that of their counts; how the weather changes from run to run is not in it.
     """
-    if stacks.night_counts is None or stacks.night_exposure is None or mean.shape != stacks.night_counts.shape:
+    if mean.shape != stack.counts.shape:
         return Factor()
-    observed, expected = float(stacks.night_counts.sum()), float((stacks.night_exposure * mean).sum())
+    observed, expected = float(stack.counts.sum()), float((stack.exposure * mean).sum())
     if not (observed > 0 and expected > 0):
         return Factor()
-    squares = observed if stacks.night_squares is None else float(stacks.night_squares.sum())
+    squares = float(stack.squares.sum())
     weight = float(night.weight.sum())
     power = weight / (weight + NIGHT_PRIOR)
     return Factor(float((observed / expected) ** power), power * math.sqrt(squares) / observed)
 
 
 def _field_rate(
-    target: Target, chosen: Contributors, stacks: Stacks, known: Known, model: Model, field: FieldPlan
+    target: Target,
+    chosen: Mapping[str, Selection],
+    stacks: Mapping[str, Stack],
+    runs: RunMetadata,
+    model: Model,
+    field: FieldPlan,
 ) -> Rate:
     """Rate in pixels of the field, in the frame in which it is written."""
-    if target.sight is None or stacks.field_counts is None or stacks.field_exposure is None:
+    if target.sight is None or "field" not in stacks:
         raise ValueError("a job of 3D backgrounds needs stacks in field pixels, and where the target looked")
-    edges, sight = model.edges, target.sight
-    if not stacks.field_exposure.any():
+    edges, sight, pixels = model.edges, target.sight, stacks["field"]
+    if not pixels.exposure.any():
         raise RunError(
             f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the place of "
             "the array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go "
             "with ALT_PNT; correct them, or set binning.mode: 2d"
         )
-    sines = _sin_zenith(chosen.of_shape, known), float(np.sin(np.deg2rad(sight.zenith)))
+    of_shape = chosen.get("shape", chosen["spectrum"])
+    sines = _sin_zenith(of_shape, runs), float(np.sin(np.deg2rad(sight.zenith)))
     if field.settings.tilts and not np.isfinite(sines).all():
         raise RunError(
             f"run {target.obs_id}: a gradient towards the zenith needs the zenith angle of the run and of those that "
             "contribute (ALT_PNT in EVENTS, or ZEN_PNT in the obs-index): add it, or set model.field: free"
         )
     rate = estimate_field(
-        Histogram(stacks.counts, stacks.exposure),
-        Histogram(stacks.field_counts, np.diff(field.edges.energy)[:, None, None] * stacks.field_exposure),
+        Histogram(stacks["spectrum"].counts, stacks["spectrum"].exposure),
+        Histogram(pixels.counts, np.diff(field.edges.energy)[:, None, None] * pixels.exposure),
         (edges.energy, edges.offset, field.edges.fov),
         sines,
         model.rate,
         field.settings,
         zenith=(0.0, 1.0) if field.counted == "altaz" else _upwards(target, field.settings),
-        shape=stacks.shape,
-        weights=stacks.weights,
+        shape=_shape_of(stacks),
+        weights=weights_of(stacks),
     )
     if field.counted == field.written:
         return rate
-    pixels, angles = field.edges.fov, parallactic_angles(sight)
-    error = None if rate.error is None else turn_to_radec(rate.error, pixels, angles)
-    return rate._replace(value=turn_to_radec(rate.value, pixels, angles), error=error)
+    fov, angles = field.edges.fov, parallactic_angles(sight)
+    error = None if rate.error is None else turn_to_radec(rate.error, fov, angles)
+    return rate._replace(value=turn_to_radec(rate.value, fov, angles), error=error)
 
 
-def _sin_zenith(chosen: Selection, known: Known) -> float:
-    """Mean sine of the zenith angle of the contributing runs that tell it, over their events; NaN: none does."""
-    sine, weight = np.sin(np.deg2rad(known.zenith[chosen.run])), chosen.weight * known.n_events[chosen.run]
-    told = np.isfinite(sine) & (weight > 0)
-    return float(np.average(sine[told], weights=weight[told])) if told.any() else math.nan
+def _sin_zenith(chosen: Selection, runs: RunMetadata) -> float:
+    """Mean sine of the zenith angle of the contributing runs that have one, over their events; NaN: none has."""
+    sine, weight = np.sin(np.deg2rad(runs.zenith[chosen.run])), chosen.weight * runs.n_events[chosen.run]
+    finite = np.isfinite(sine) & (weight > 0)
+    return float(np.average(sine[finite], weights=weight[finite])) if finite.any() else math.nan
 
 
 def parallactic_angles(sight: Sight) -> NDArray:

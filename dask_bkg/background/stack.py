@@ -7,7 +7,7 @@ Eager and picklable; `dask_bkg.lazy` builds the tree of them.  Who contributes t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,15 @@ class Stack(NamedTuple):
     exposure: NDArray
     livetime: NDArray
     squares: NDArray
+
+    def of(self, row: int) -> Stack:
+        """The stack of one target."""
+        return Stack(*(part[row] for part in self))
+
+
+Stacks = Mapping[str, Stack]
+"""Stacks by role: ``spectrum``, and where they have runs of their own ``shape`` and ``night``; ``field``, the runs of
+the shape in pixels of the field; ``own``, the run itself."""
 
 
 def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDArray, exposure: NDArray) -> Stack:
@@ -63,6 +72,11 @@ def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDA
         stack(used, np.asarray(livetime)),
         stack(squared, per_energy),
     )
+
+
+def stack_of_itself(counts: NDArray, exposure: NDArray, livetime: NDArray) -> Stack:
+    """Histograms of runs as their own stacks: each contributes to itself alone, with weight 1."""
+    return Stack(counts, exposure, livetime, counts.sum(axis=tuple(range(2, counts.ndim))))
 
 
 def add_stacks(stacks: Sequence[Stack]) -> Stack:

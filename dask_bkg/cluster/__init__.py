@@ -1,6 +1,7 @@
 """Where a job runs: threads of this process, local worker processes, a scheduler somewhere else, batch jobs of SLURM.
 
-`job_client` gives a job its client, `make_client` a notebook; a client that is active already always wins.
+In: the ``cluster`` section of a configuration.  Out: a `distributed.Client`, or None for threads.  `job_client` gives
+a job its client, `make_client` a notebook; a client that is active already always wins.
 """
 
 from dask_bkg.cluster.client import active_client, job_client, make_client, open_client

@@ -1,5 +1,8 @@
 """Each step of the procedure as a lazy collection: nothing is computed here, and no arithmetic is done.
 
+In: paths, tables of runs and settings.  Out: dask arrays and delayed values, one task a block of runs or a pair of
+blocks; `layers` is the one place that knows the form of a task.
+
 The way of the data, with the names of the tasks (the legend of the dashboard)::
 
     reduce-runs      a batch of event files -> counts, exposure                  `runs.reduce_runs`

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from dask.base import is_dask_collection
+from numpy.typing import NDArray
 
 from dask_bkg import schema, similarity
 from dask_bkg.binning import AXES
-from dask_bkg.lazy.layers import Layers, block_size, each
-from dask_bkg.similarity import ShapeSettings, flat_bins
+from dask_bkg.lazy.layers import Blocks, Each, Layers, Shared, block_size
+from dask_bkg.similarity import FlatBins, Prior, ShapeSettings, flat_bins
 
 
 class Shapes(NamedTuple):
-    """Layers with the shapes of targets and of runs, and the sizes of their blocks."""
+    """The shapes of targets (P) and of runs (Q), a block a task."""
 
-    targets: str
-    runs: str
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
+    targets: Blocks
+    runs: Blocks
 
 
 def kl_matrix(
@@ -65,10 +63,12 @@ def kl_matrix(
     settings = settings or ShapeSettings()
     targets = _chunked(runs, block)
     refs = targets if runs_ref is None else _chunked(runs_ref, block)
-    layers = Layers(*(part[name].data for part in (targets, refs) for name in (*schema.HISTOGRAMS, "ontime")))
+    layers = Layers()
     shapes = add_shapes(layers, targets, refs, settings)
-    name = layers.add("kl-divergence", pairs(similarity.kl_block, shapes), shapes.targets, shapes.runs)
-    kl = layers.array(name, (shapes.rows, shapes.columns), float)
+    pairs = layers.pairs(
+        "kl-divergence", similarity.kl_block, {"targets": shapes.targets}, {"references": shapes.runs}
+    )
+    kl = layers.matrix(pairs, (targets["counts"].data.chunks[0], refs["counts"].data.chunks[0]))
     return xr.DataArray(
         kl,
         dims=("obs_id", "obs_id_ref"),
@@ -92,38 +92,31 @@ def _chunked(runs: xr.Dataset, block: int | None) -> xr.Dataset:
 
 def add_shapes(layers: Layers, targets: xr.Dataset, runs: xr.Dataset, settings: ShapeSettings) -> Shapes:
     """Add the layers of the shapes of targets and runs, on the family of shapes of the runs."""
-    rows, columns = targets["counts"].data.chunks[0], runs["counts"].data.chunks[0]
-    of_runs = _add_bins(layers, runs, settings)
-    of_targets = of_runs if targets is runs else _add_bins(layers, targets, settings, "-of-targets")
-    prior = _add_prior(layers, of_runs, len(columns), settings)
-    as_targets, as_runs = partial(_as_targets, settings=settings), partial(_as_references, settings=settings)
+    of_runs = _add_bins(layers, "flat-bins", runs, settings)
+    of_targets = of_runs if targets is runs else _add_bins(layers, "flat-bins-of-targets", targets, settings)
+    prior = _add_prior(layers, of_runs, settings)
+    about = {"prior": prior, "settings": settings}
     return Shapes(
-        layers.add("shape-of-targets", each(as_targets, of_targets, len(rows), prior), of_targets, prior),
-        layers.add("shape-of-runs", each(as_runs, of_runs, len(columns), prior), of_runs, prior),
-        rows,
-        columns,
+        layers.map("shape-of-targets", _of_bins, bins=of_targets, function=similarity.as_targets, mask=None, **about),
+        layers.map("shape-of-runs", _of_bins, bins=of_runs, function=similarity.as_references, **about),
     )
 
 
-def _add_prior(layers: Layers, bins: str, n_blocks: int, settings: ShapeSettings) -> str:
+def _add_prior(layers: Layers, bins: Blocks, settings: ShapeSettings) -> Shared:
     """Add the layers of the archive's family of shapes: the mean of all runs, then how they scatter about it."""
-    sums = layers.add("mean-sums", each(_mean_sums, bins, n_blocks), bins)
-    sums_keys = [(sums, j) for j in range(n_blocks)]
-    mean = layers.add("mean-shape", lambda name: {name: (_mean_shape, *sums_keys)}, sums)
-    scatter = layers.add(
-        "family-sums", each(partial(_family_sums, settings=settings), bins, n_blocks, mean), bins, mean
-    )
-    keys = [(scatter, j) for j in range(n_blocks)]
-    return layers.add("family", lambda name: {name: (partial(_family, settings=settings), *keys)}, scatter)
+    sums = layers.map("mean-sums", _of_bins, bins=bins, function=similarity.prior_sums)
+    mean = layers.join("mean-shape", _mean_shape, sums)
+    family = {"function": similarity.family_sums, "shape": mean, "settings": settings}
+    return layers.join("family", _family, layers.map("family-sums", _of_bins, bins=bins, **family), settings=settings)
 
 
-def pairs(function: Callable, shapes: Shapes) -> Callable[[str], dict]:
-    """Tasks of a layer: the function of each pair of blocks of shapes."""
-    return lambda name: {
-        (name, i, j): (function, (shapes.targets, i), (shapes.runs, j))
-        for i in range(len(shapes.rows))
-        for j in range(len(shapes.columns))
-    }
+def _add_bins(layers: Layers, what: str, runs: xr.Dataset, settings: ShapeSettings) -> Blocks:
+    """Counts and exposed fraction, flat: one task a block of runs."""
+    arrays = {name: runs[name].data for name in schema.HISTOGRAMS}
+    ontime = runs["ontime"].data
+    if not is_dask_collection(ontime):
+        ontime = Each([ontime[a:b] for a, b in bounds(runs)])
+    return layers.map(what, flat_bins, **arrays, ontime=ontime, edges=schema.edges_of(runs), settings=settings)
 
 
 def bounds(runs: xr.Dataset) -> list[tuple[int, int]]:
@@ -131,43 +124,13 @@ def bounds(runs: xr.Dataset) -> list[tuple[int, int]]:
     return list(pairwise(np.cumsum([0, *runs["counts"].data.chunks[0]]).tolist()))
 
 
-def _add_bins(layers: Layers, runs: xr.Dataset, settings: ShapeSettings, suffix: str = "") -> str:
-    """Counts and exposed fraction, flat: one task a block of runs."""
-    counts, exposure = (runs[name].data.name for name in schema.HISTOGRAMS)
-    ontime = runs["ontime"].data
-    lazy = is_dask_collection(ontime)
-    bins = partial(flat_bins, edges=schema.edges_of(runs), settings=settings)
-    return layers.add(
-        f"flat-bins{suffix}",
-        lambda name: {
-            (name, i): (bins, (counts, i, 0, 0), (exposure, i, 0, 0), (ontime.name, i) if lazy else ontime[a:b])
-            for i, (a, b) in enumerate(bounds(runs))
-        },
-        counts,
-        exposure,
-        *([ontime.name] if lazy else []),
-    )
+def _of_bins(function: Callable, bins: FlatBins, **others: Any) -> Any:
+    return function(bins.counts, bins.fraction, **others)
 
 
-def _mean_sums(bins):
-    return similarity.prior_sums(bins.counts, bins.fraction)
+def _mean_shape(parts: list) -> NDArray:
+    return similarity.prior_shape(*similarity.add_sums(parts))
 
 
-def _mean_shape(*sums):
-    return similarity.prior_shape(*similarity.add_sums(sums))
-
-
-def _family_sums(bins, mean, settings: ShapeSettings):
-    return similarity.family_sums(bins.counts, bins.fraction, mean, settings)
-
-
-def _family(*sums, settings: ShapeSettings):
-    return similarity.prior_family(similarity.add_sums(sums), settings)
-
-
-def _as_targets(bins, prior, settings: ShapeSettings):
-    return similarity.as_targets(bins.counts, bins.fraction, None, prior, settings)
-
-
-def _as_references(bins, prior, settings: ShapeSettings):
-    return similarity.as_references(bins.counts, bins.fraction, prior, settings)
+def _family(parts: list, settings: ShapeSettings) -> Prior:
+    return similarity.prior_family(similarity.add_sums(parts), settings)

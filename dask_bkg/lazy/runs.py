@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from dask_bkg import schema
 from dask_bkg.binning import Edges, FieldEdges, dims_of
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.lazy.layers import Layers, batch_size, batches, block_size, literal, variable
+from dask_bkg.lazy.layers import Blocks, Each, Layers, batch_size, batches, block_size
 from dask_bkg.reduction.reduce import reduce_block
 from dask_bkg.sky.exclusion import SkyRegions
 from dask_bkg.store.load import load_field, load_histograms
@@ -46,18 +45,13 @@ def reduce_runs(
         a batch; the per-run numbers, and ``error`` (why a run could not be used), as lazy coordinates.
     """
     parts, layers = batches(list(runs), batch or batch_size(len(runs))), Layers()
-    shared = layers.add("exclusion", lambda name: {name: literal(regions)})
-    work = layers.add(
-        "reduce-runs",
-        lambda name: {
-            (name, i): (partial(reduce_block, part, edges, method=method, reach=reach), shared)
-            for i, part in enumerate(parts)
-        },
-        shared,
+    shared = layers.share("exclusion", regions)
+    work = layers.map(
+        "reduce-runs", reduce_block, runs=Each(parts), edges=edges, regions=shared, method=method, reach=reach
     )
     sizes = tuple(len(part) for part in parts)
     numbers = {**dict.fromkeys(schema.RUN_NUMBERS, float), **dict.fromkeys(schema.RUN_TEXTS, object)}
-    coords = {name: ("obs_id", variable(layers, work, name, (sizes,), dtype)) for name, dtype in numbers.items()}
+    coords = {name: ("obs_id", layers.variable(work, name, (sizes,), dtype)) for name, dtype in numbers.items()}
     obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
     return _dataset(layers, work, sizes, edges, {"obs_id": obs_id, **coords})
 
@@ -98,13 +92,7 @@ def load_runs(
     size, layers = block or block_size(len(rows)), Layers()
     parts = batches(np.asarray(rows), size)
     held = [None] * len(parts) if keys is None else batches(np.asarray(keys), size)
-    work = layers.add(
-        "load-runs",
-        lambda name: {
-            (name, i): (partial(_load, str(path), view, part, edges, keys),)
-            for i, (part, keys) in enumerate(zip(parts, held, strict=True))
-        },
-    )
+    work = layers.map("load-runs", _load, rows=Each(parts), keys=Each(held), path=str(path), view=view, edges=edges)
     coords = {name: ("obs_id", np.asarray(column)) for name, column in table.items()}
     return _dataset(layers, work, tuple(len(part) for part in parts), edges, coords)
 
@@ -121,11 +109,11 @@ def _load(path: str, view: str, rows: NDArray, edges: Edges | FieldEdges, keys: 
 
 
 def _dataset(
-    layers: Layers, work: str, sizes: tuple[int, ...], edges: Edges | FieldEdges, coords: Mapping
+    layers: Layers, work: Blocks, sizes: tuple[int, ...], edges: Edges | FieldEdges, coords: Mapping
 ) -> xr.Dataset:
     """The histograms of the blocks of a layer, with coordinates."""
     length, histograms = dict(zip(edges.dims, edges.shape, strict=True)), {}
     for name, dims in dims_of(edges).items():
         chunks = (sizes, *((length[dim],) for dim in dims))
-        histograms[name] = ("obs_id", *dims), variable(layers, work, name, chunks, float)
+        histograms[name] = ("obs_id", *dims), layers.variable(work, name, chunks, float)
     return schema.with_units(xr.Dataset(histograms, coords={**coords, **schema.axis_coords(edges)}))

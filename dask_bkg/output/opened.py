@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import dask.array as da
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.errors import ArchiveError
-from dask_bkg.lazy.layers import Layers, batches, literal
+from dask_bkg.lazy.layers import Each, Layers, batches
 from dask_bkg.output.diagnostics import DIRECTORY, ROLES, VARIABLES, Layout, layout_of, read_side, side_path
 from dask_bkg.schema import axis_coords
 
@@ -70,24 +69,18 @@ def _there(directory: Path) -> NDArray:
 
 def _lazily(paths: list[str], layout: Layout, names: list[str]) -> dict[str, da.Array]:
     layers, parts = Layers(), batches(paths, FILES)
-    shared = layers.add("layout", lambda name: {name: literal(layout)})
-    arrays: dict[str, da.Array] = {}
-    for wanted in names:
-        dims, _, kind, shape, _ = layout.fields[wanted]
-
-        def read(name: str, wanted: str = wanted, rest: int = len(dims)) -> dict:
-            return {
-                (name, i, *(0,) * rest): (partial(_read, part, name=wanted), shared) for i, part in enumerate(parts)
-            }
-
-        name = layers.add(f"read-{wanted}", read, shared)
-        chunks = (tuple(len(part) for part in parts), *((size,) for size in shape))
-        arrays[wanted] = layers.array(name, chunks, kind.newbyteorder("=").type)
-    return arrays
-
-
-def _read(paths: list[str], layout: Layout, name: str) -> NDArray:
-    return read_side(paths, layout, [name])[name]
+    shared = layers.share("layout", layout)
+    read = layers.map("read-files", read_side, paths=Each(parts), layout=shared, names=names)
+    sizes = tuple(len(part) for part in parts)
+    return {
+        name: layers.variable(
+            read,
+            name,
+            (sizes, *((n,) for n in layout.fields[name][3])),
+            layout.fields[name][2].newbyteorder("=").type,
+        )
+        for name in names
+    }
 
 
 def _dataset(numbers: NDArray, layout: Layout, arrays: dict) -> xr.Dataset:

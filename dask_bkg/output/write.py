@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.background.estimate import Histogram
 from dask_bkg.background.field import FIELD_FLAGS
 from dask_bkg.background.fill import EXTRAPOLATED, RING_FILLED
-from dask_bkg.background.model import Estimate, Known, Model, Stacks, stacked_rate
+from dask_bkg.background.model import Estimate, Model, RunMetadata, stacked_rate, weights_of
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
 from dask_bkg.background.variance import effective_counts
 from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
 from dask_bkg.output.diagnostics import side_path, write_side
-from dask_bkg.selection import Contributing, Contributors
+from dask_bkg.selection import Selection, Selections, of_target
 
 
 @dataclass(frozen=True)
@@ -130,44 +130,42 @@ class Made(NamedTuple):
 
 
 def write_block(
-    targets: Sequence[tuple[Target, Mark | None]],
+    batch: Sequence[tuple[Target, Mark | None]],
     first: int,
-    selected: Contributing,
-    stacks: Stacks,
-    known: Known,
+    selected: Mapping[str, Selections],
+    stacks: Mapping[str, Stack],
+    runs: RunMetadata,
     block: Block,
 ) -> list[Result]:
     """Make and write the backgrounds of some targets; one that fails does not take the others with it.
 
     Parameters
     ----------
-    targets
-        The runs, and by which mark earlier jobs have made them: what would be made again as it is, is left alone, and
-        of its result there is no more than the ``status``.
+    batch
+        The targets, and the mark under which earlier jobs have made them: what would be made again as it is, is left
+        alone, and its result has no more than the ``status``.
     first
         Row of the first of them in the stacks.
-    selected
-        Who contributes.
-    stacks
-        Stacks of a block of targets.
-    known
-        What is known of the runs of the archive.
+    selected, stacks
+        The contributing runs of a block of targets, and their stacks, by role.
+    runs
+        Metadata of the runs of the archive.
     block
         What they have in common.
     """
     results = []
-    for row, (target, made) in enumerate(targets, start=first):
-        chosen = selected.of(row)
+    for row, (target, made) in enumerate(batch, start=first):
+        chosen = of_target(selected, row)
         try:
-            if chosen.spectrum.reason:
-                raise RunError(chosen.spectrum.reason)
-            stacked = stacks.of(row)
+            if chosen["spectrum"].reason:
+                raise RunError(chosen["spectrum"].reason)
+            stacked = {role: stack.of(row) for role, stack in stacks.items()}
             made_by = f"{block.made_by}/{target.threshold!r}/{target.sight!r}{_own_mark(stacked)}"
-            digest = digest_of(made_by, chosen, known.state)
+            digest = digest_of(made_by, chosen, runs.key)
             if made == (digest, _stat(target)) and _has_side(target, block):
                 results.append(Result(target.obs_id, "unchanged"))
                 continue
-            result = _write_one(target, chosen, stacked, known, block, digest)
+            result = _write_one(target, chosen, stacked, runs, block, digest)
         except BackgroundError as error:
             result = Result(target.obs_id, "failed", str(error))
         except Exception as error:  # whatever it is, the other targets go on
@@ -177,25 +175,23 @@ def write_block(
     return results
 
 
-def digest_of(made_by: str, chosen: Contributors, state: NDArray) -> str:
+def digest_of(made_by: str, chosen: Mapping[str, Selection], key: NDArray) -> str:
     """Mark of a background: equal if the same settings make it of the same runs, with the same weights and events."""
     sha = hashlib.sha256(made_by.encode())
-    for name, role in chosen._asdict().items():
-        if role is None:
-            continue
+    for name, role in chosen.items():
         sha.update(name.encode())
         order = np.argsort(role.obs_id)
-        for column in (role.obs_id, role.weight, state[role.run]):
+        for column in (role.obs_id, role.weight, key[role.run]):
             sha.update(np.ascontiguousarray(column[order]).tobytes())
     return sha.hexdigest()[:16]
 
 
-def _own_mark(stacks: Stacks) -> str:
+def _own_mark(stacks: Mapping[str, Stack]) -> str:
     """Mark of the run's own counts, where a background depends on them."""
-    if stacks.own_counts is None or stacks.own_exposure is None:
+    if "own" not in stacks:
         return ""
-    sha = hashlib.sha256(np.ascontiguousarray(stacks.own_counts).tobytes())
-    sha.update(np.ascontiguousarray(stacks.own_exposure).tobytes())
+    sha = hashlib.sha256(np.ascontiguousarray(stacks["own"].counts).tobytes())
+    sha.update(np.ascontiguousarray(stacks["own"].exposure).tobytes())
     return f"/{sha.hexdigest()[:16]}"
 
 
@@ -218,11 +214,16 @@ def _size_and_time(path: str) -> tuple[int, int]:
 
 
 def _write_one(
-    target: Target, contributors: Contributors, stacks: Stacks, known: Known, block: Block, digest: str
+    target: Target,
+    contributors: Mapping[str, Selection],
+    stacks: Mapping[str, Stack],
+    runs: RunMetadata,
+    block: Block,
+    digest: str,
 ) -> Result:
-    made, chosen = stacked_rate(target, contributors, stacks, known, block.model), contributors.spectrum
-    rate = made.rate
-    livetime, n_events = float(stacks.livetime), round(float(stacks.counts.sum()))
+    made, chosen = stacked_rate(target, contributors, stacks, runs, block.model), contributors["spectrum"]
+    rate, spectrum = made.rate, stacks["spectrum"]
+    livetime, n_events = float(spectrum.livetime), round(float(spectrum.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
     cards = {
         **block.cards,
@@ -230,7 +231,7 @@ def _write_one(
         "LIVETIME": (round(livetime, 3), "[s] livetime of the contributing runs"),
         "N_EVENTS": (n_events, f"events in the contributing runs{weighted}"),
     }
-    if contributors.night is not None:
+    if "night" in contributors:
         cards["NIGHTFAC"] = (round(made.night.value, 6), "level of the nights around over the stack's")
     if made.own is not None:
         cards["OWN_FACT"] = (round(made.own.level.value, 6), "level of its own counts over the stack's")
@@ -263,18 +264,21 @@ def _write_one(
     )
 
 
-def _behind(target: Target, contributors: Contributors, stacks: Stacks, made: Estimate) -> dict[str, object]:
+def _behind(
+    target: Target, contributors: Mapping[str, Selection], stacks: Mapping[str, Stack], made: Estimate
+) -> dict[str, object]:
     """What the side file has of a background."""
-    rate, weights, shape = made.rate, stacks.weights, stacks.shape or Histogram(stacks.counts, stacks.exposure)
-    roles = [contributors.spectrum, contributors.of_shape, contributors.night]
+    rate, weights, spectrum = made.rate, weights_of(stacks), stacks["spectrum"]
+    shape = stacks.get("shape", spectrum)
+    roles = [contributors["spectrum"], contributors.get("shape", contributors["spectrum"]), contributors.get("night")]
     values: dict[str, object] = {
         "rate": rate.value,
         "error": rate.error,
         "flag": rate.flag,
         "resolution": rate.resolution,
-        "counts": stacks.counts,
-        "effective_counts": effective_counts(stacks.counts, weights.spectrum),
-        "exposure": stacks.exposure,
+        "counts": spectrum.counts,
+        "effective_counts": effective_counts(spectrum.counts, weights.spectrum),
+        "exposure": spectrum.exposure,
         "shape_effective_counts": effective_counts(shape.counts, weights.shape),
         "shape_exposure": shape.exposure,
         "level_error": rate.level_error,
@@ -311,9 +315,9 @@ def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str
     return write_background(target.output, hdu)
 
 
-def _remark(contributors: Contributors) -> str:
+def _remark(contributors: Mapping[str, Selection]) -> str:
     """What is worth knowing about the selections of a background that was made."""
-    remarks, chosen, shape = [], contributors.spectrum, contributors.shape
+    remarks, chosen, shape = [], contributors["spectrum"], contributors.get("shape")
     if not chosen.enough:
         weighted = " (weighted)" if (chosen.weight != 1).any() else ""
         remarks.append(f"{chosen.hours:.1f} hours{weighted} found, fewer than background_selection.time_request")

@@ -8,23 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import dask.array as da
 import xarray as xr
 from dask.delayed import Delayed
 
-from dask_bkg import schema, selection
-from dask_bkg.background.model import Known, Model, Stacks
+from dask_bkg import selection
+from dask_bkg.background.model import Model, RunMetadata
 from dask_bkg.background.target import Target
 from dask_bkg.binning import ring_view
 from dask_bkg.lazy.execute import one_blas_thread
 from dask_bkg.lazy.kl import bounds
-from dask_bkg.lazy.layers import Layers, block_size, literal
+from dask_bkg.lazy.layers import Each, Layers, Named, block_size
 from dask_bkg.lazy.runs import load_runs
-from dask_bkg.lazy.select import select_runs
-from dask_bkg.lazy.stack import stack_runs
+from dask_bkg.lazy.select import conditions_of, select_runs
+from dask_bkg.lazy.stack import own_stacks, stack_runs
 from dask_bkg.output.provenance import common_cards, config_hash, side_directory
 from dask_bkg.output.write import Block, Made, Mark, Result, write_block
 from dask_bkg.pipeline.kl import kl_tables
@@ -40,14 +38,6 @@ FIELD_BLOCK = 200
 MOST_CHOSEN = 2_000_000
 """Contributing runs that the selections of a block of targets may hold: 80 MB."""
 
-ROLE_STACKS = {
-    "shape": (*schema.HISTOGRAMS, "squares"),
-    "night": (*schema.HISTOGRAMS, "squares"),
-    "field": schema.HISTOGRAMS,
-    "own": schema.HISTOGRAMS,
-}
-"""What is used of the stacks of each role beside the spectrum."""
-
 WRITE_BATCH = 25
 """Targets that one task writes: whole files of a megabyte take 50 ms each."""
 
@@ -61,11 +51,11 @@ class Graph:
     targets, runs
         Histograms of the targets and of the runs that may contribute (the same object where they are the same).
     selected
-        Who contributes to what (`dask_bkg.selection.settings_of_roles`): of each role a delayed
-        `dask_bkg.selection.Selections` for each block of targets.
+        The contributing runs by role (`dask_bkg.selection.settings_of_roles`): for each block of targets a delayed
+        `dask_bkg.selection.Selections`.
     stacks
-        Stacks of the targets, of each role in rings, and for 3D backgrounds those of the shape in pixels (``field``);
-        the targets themselves where they are asked (``own``).
+        Their stacks by role (`dask_bkg.background.stack.Stacks`): for each block of targets a delayed
+        `dask_bkg.background.stack.Stack`.
     writes, parts
         Delayed lists of `Result`, and the targets of each.
     tables
@@ -75,20 +65,10 @@ class Graph:
     targets: xr.Dataset
     runs: xr.Dataset
     selected: dict[str, list[Delayed]]
-    stacks: dict[str, xr.Dataset]
+    stacks: dict[str, list[Delayed]]
     writes: list[Delayed] = field(default_factory=list)
     parts: list[list[Target]] = field(default_factory=list)
     tables: list[Delayed] = field(default_factory=list)
-
-    @property
-    def arrays(self) -> dict[str, da.Array]:
-        """The stacks by their names in `dask_bkg.background.model.Stacks`, in blocks of targets."""
-        spectrum = self.stacks["spectrum"]
-        found = {name: spectrum[name].data for name in (*schema.HISTOGRAMS, "livetime", "squares")}
-        for role, names in ROLE_STACKS.items():
-            if role in self.stacks:
-                found |= {f"{role}_{name}": self.stacks[role][name].data for name in names}
-        return found
 
 
 def histograms(plan: Plan, tables: Tables, stored: Stored) -> tuple[xr.Dataset, xr.Dataset]:
@@ -123,47 +103,27 @@ def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:
     return few if few < block else None
 
 
-class Last(NamedTuple):
-    """The layer at the end of a graph, which makes something of the stacks of some targets a task.
-
-    Attributes
-    ----------
-    name
-        Of the layer.
-    shared
-        What its tasks have in common.
-    task
-        Makes the work of a task, given targets and the row of the first of them in the stacks.  The work is called
-        with `dask_bkg.background.model.Known`, what is shared, `dask_bkg.selection.Contributing` and
-        `dask_bkg.background.model.Stacks`.
-    """
-
-    name: str
-    shared: Any
-    task: Callable[[list[Target], int], Callable]
-
-
 def build(
     plan: Plan,
     tables: Tables,
     stored: Stored,
     made: Mapping[int, Made] | None = None,
-    last: Last | None = None,
+    last: Callable[[Graph], tuple[list[Delayed], list[list[Target]]]] | None = None,
 ) -> Graph:
     """The graph of a job, from the store to the files. Computes nothing.
 
     Parameters
     ----------
     plan, tables, stored
-        The job, who takes part, and the run store.
+        The job, the runs that take part, and the run store.
     made
         What earlier jobs have made: backgrounds that would come out the same are not written again.
     last
-        What is done with the stacks; by default backgrounds are made of them and written.
+        Makes the final tasks of the graph so far, and says which targets each is of (`final_tasks`); by default
+        backgrounds are made of the stacks and written.
     """
     graph = _stacked(plan, tables, stored)
-    last = last or _writing(plan, made_by(plan, stored), made or {})
-    graph.writes, graph.parts = _writes(plan, tables, graph, last)
+    graph.writes, graph.parts = last(graph) if last else _writes(plan, tables, stored, graph, made or {})
     settings = plan.config.background_selection
     if settings.store_KL:
         # a worker may have another working directory
@@ -178,18 +138,19 @@ def build(
 def _stacked(plan: Plan, tables: Tables, stored: Stored) -> Graph:
     """The graph of a job up to the stacks of its targets."""
     targets, runs = histograms(plan, tables, stored)
-    numbers = [tables.targets["obs_id"][a:b] for a, b in bounds(targets)]
     split_every, shapes = plan.config.config.split_every, shape_settings(plan.config)
+    roles = _roles(plan, tables)
+    conditions = conditions_of(targets, runs, [settings for settings, _ in roles.values()])
+    about: dict[str, Any] = {"shapes": shapes, "conditions": conditions, "split_every": split_every}
     selected = {
-        role: select_runs(targets, runs, settings, shapes=shapes, given=given, split_every=split_every)
-        for role, (settings, given) in _roles(plan, tables).items()
+        role: select_runs(targets, runs, settings, given=given, **about) for role, (settings, given) in roles.items()
     }
-    stacks = {role: stack_runs(runs, numbers, chosen, split_every=split_every) for role, chosen in selected.items()}
+    stacks = {role: stack_runs(runs, chosen, split_every=split_every) for role, chosen in selected.items()}
     if (pixels := field_histograms(plan, tables, stored)) is not None:
         chosen = selected.get("shape", selected["spectrum"])
-        stacks["field"] = stack_runs(pixels, numbers, chosen, split_every=split_every)
+        stacks["field"] = stack_runs(pixels, chosen, split_every=split_every)
     if plan.rate.own != "off":
-        stacks["own"] = targets
+        stacks["own"] = own_stacks(targets)
     return Graph(targets, runs, selected, stacks)
 
 
@@ -213,74 +174,68 @@ def model_of(plan: Plan) -> Model:
     return Model(plan.edges, plan.rate, plan.field_plan)
 
 
-def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
+def final_tasks(
+    graph: Graph, tables: Tables, what: str, function: Callable, each: Callable[[list[Target]], Any], **shared: Any
+) -> tuple[list[Delayed], list[list[Target]]]:
+    """The final layer: one task per batch of targets, and the targets of each.
+
+    Parameters
+    ----------
+    graph
+        The graph up to the stacks.
+    tables
+        The runs that take part.
+    what
+        Name of the layer.
+    function
+        Takes ``batch`` (see ``each``), ``first``, the row of its first target in the block, ``selected`` and
+        ``stacks`` of the block by role, ``runs`` (`dask_bkg.background.model.RunMetadata`), and what is shared.
+    each
+        Makes the batch of some targets.
+    shared
+        What all tasks take; each is in the graph once.
+    """
+    layers, parts, firsts, blocks = Layers(), list[list[Target]](), list[int](), list[int]()
+    for i, (a, b) in enumerate(bounds(graph.targets)):
+        for first in range(a, b, WRITE_BATCH):
+            parts.append(tables.ready[first : min(first + WRITE_BATCH, b)])
+            firsts.append(first - a)
+            blocks.append(i)
+    selected, stacks = (
+        Named({role: Each([part[i] for i in blocks]) for role, part in by_role.items()})
+        for by_role in (graph.selected, graph.stacks)
+    )
+    common = {name: layers.share(name, value) for name, value in {"runs": metadata_of(tables), **shared}.items()}
+    batches = Each([each(part) for part in parts])
+    tasks = layers.map(what, function, batch=batches, first=Each(firsts), selected=selected, stacks=stacks, **common)
+    return layers.delayed(tasks), parts
+
+
+def _writes(
+    plan: Plan, tables: Tables, stored: Stored, graph: Graph, made: Mapping[int, Made]
+) -> tuple[list[Delayed], list[list[Target]]]:
     """The layer ``write-files``."""
 
-    def task(part: list[Target], first: int) -> _Write:
-        marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
-        return _Write(list(zip(part, marks, strict=True)), first)
+    def each(part: list[Target]) -> list[tuple[Target, Mark | None]]:
+        return [(target, made[target.obs_id].mark if target.obs_id in made else None) for target in part]
 
     # a single background in a notebook has no place for results
     place = plan.config.io.results_dir
     side = None if place is None else os.path.abspath(side_directory(plan.config))
-    cards = common_cards(plan)
-    return Last("write-files", Block(model_of(plan), plan.attach_copy, cards, made_by, side), task)
+    block = Block(model_of(plan), plan.attach_copy, common_cards(plan), made_by(plan, stored), side)
+    return final_tasks(graph, tables, "write-files", _write_batch, each, block=block)
 
 
-def _writes(plan: Plan, tables: Tables, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
-    """Tasks that make something of stacks, some of a block of targets each."""
-    arrays = graph.arrays
-    layers = Layers(*arrays.values(), *(part for chosen in graph.selected.values() for part in chosen))
-    shared = layers.add("settings", lambda name: {name: literal(last.shared)})
-    state = layers.add("state-of-runs", lambda name: {name: literal(known_of(tables))})
-    unpack = _Unpack(tuple(graph.selected), tuple(arrays))
-    tasks: dict = {}
-    parts: list[list[Target]] = []
-
-    def write(name: str) -> dict:
-        for i, (a, b) in enumerate(bounds(graph.stacks["spectrum"])):
-            inputs = [chosen[i].key for chosen in graph.selected.values()]
-            inputs += [(array.name, i, *(0,) * (array.ndim - 1)) for array in arrays.values()]
-            for first in range(a, b, WRITE_BATCH):
-                part = tables.ready[first : min(first + WRITE_BATCH, b)]
-                work = partial(unpack, last.task(part, first - a))
-                tasks[name, len(parts)] = (work, state, shared, *inputs)
-                parts.append(part)
-        return tasks
-
-    below = [array.name for array in arrays.values()] + [chosen[0].key[0] for chosen in graph.selected.values()]
-    name = layers.add(last.name, write, shared, state, *below)
-    return layers.delayed(name, len(parts)), parts
+def _write_batch(batch: list[tuple[Target, Mark | None]], **inputs: Any) -> list[Result]:
+    """`dask_bkg.output.write.write_block`, with matrix products on one thread."""
+    with one_blas_thread():
+        return write_block(batch, **inputs)
 
 
-def known_of(tables: Tables) -> Known:
-    """What is known of the runs that may contribute beside their histograms."""
-    held = tables.run_keys if tables.field_keys is None else tables.field_keys
-    return Known(held, tables.runs["zenith"], tables.runs["n_events"])
-
-
-@dataclass(frozen=True)
-class _Unpack:
-    """Gives a task of the last layer what it takes: first the selections of the roles come, then the stacks."""
-
-    roles: tuple[str, ...]
-    stacks: tuple[str, ...]
-
-    def __call__(self, task: Callable, known: Known, shared: Any, *inputs: Any) -> Any:
-        n = len(self.roles)
-        selected = selection.Contributing(**dict(zip(self.roles, inputs[:n], strict=True)))
-        return task(known, shared, selected, Stacks(**dict(zip(self.stacks, inputs[n:], strict=True))))
-
-
-class _Write:
-    """A task of the layer ``write-files``; its targets are inside of it, where dask does not look for keys."""
-
-    def __init__(self, targets: list[tuple[Target, Mark | None]], first: int) -> None:
-        self.targets, self.first = targets, first
-
-    def __call__(self, known: Known, block: Block, selected: selection.Contributing, stacks: Stacks) -> list[Result]:
-        with one_blas_thread():
-            return write_block(self.targets, self.first, selected, stacks, known, block)
+def metadata_of(tables: Tables) -> RunMetadata:
+    """Metadata of the runs that may contribute."""
+    key = tables.run_keys if tables.field_keys is None else tables.field_keys
+    return RunMetadata(key, tables.runs["zenith"], tables.runs["n_events"])
 
 
 def made_by(plan: Plan, stored: Stored) -> str:

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,14 @@ import xarray as xr
 from dask.delayed import Delayed
 from distributed import Client
 
-from dask_bkg import schema, selection, similarity
+from dask_bkg import selection, similarity
 from dask_bkg.cluster import job_client
 from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
-from dask_bkg.lazy.layers import Layers, literal
+from dask_bkg.lazy.layers import All, Each, Layers
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.output.index import check_writable
 from dask_bkg.pipeline.tables import make_tables
@@ -122,37 +121,37 @@ def kl_tables(
     Candidates are the runs that pass the cuts, and those of a list by hand; the run itself is beside them, as
     gammapy-tools has it.
     """
-    layers = Layers(*(part[name].data for part in (targets, runs) for name in schema.HISTOGRAMS), *selected)
+    layers = Layers()
     # a target block's divergences are made by its own task: as tasks of their own all would be held at once
     shapes = add_shapes(layers, targets, runs, settings)
     wanted = (*selection.columns_for(cuts), "livetime", "zenith")
     table, of_targets = (
         {name: part[name].values for name in wanted if name in part.coords} for part in (runs, targets)
     )
-    shared = layers.add("candidates", lambda name: {name: literal(table)})
-
-    def tasks(name: str) -> dict:
-        return {
-            (name, i): (
-                partial(
-                    _write_tables,
-                    targets={name: column[a:b] for name, column in of_targets.items()},
-                    cuts=cuts,
-                    directory=directory,
-                ),
-                selected[i].key,
-                shared,
-                (shapes.targets, i),
-                *((shapes.runs, j) for j in range(len(shapes.columns))),
-            )
-            for i, (a, b) in enumerate(bounds(targets))
-        }
-
-    name = layers.add("write-kl", tasks, shapes.targets, shapes.runs, shared, selected[0].key[0])
-    return layers.delayed(name, len(selected))
+    blocks = [{name: column[a:b] for name, column in of_targets.items()} for a, b in bounds(targets)]
+    tasks = layers.map(
+        "write-kl",
+        _write_tables,
+        targets=Each(blocks),
+        selected=Each(selected),
+        p=shapes.targets,
+        q=All([shapes.runs]),
+        runs=layers.share("candidates", table),
+        cuts=cuts,
+        directory=directory,
+    )
+    return layers.delayed(tasks)
 
 
-def _write_tables(selected, runs, p, *q, targets, cuts: BackgroundSelection, directory: str) -> int | ArchiveError:
+def _write_tables(
+    targets: selection.Table,
+    selected: selection.Selections,
+    p: similarity.Targets,
+    q: list[similarity.References],
+    runs: selection.Table,
+    cuts: BackgroundSelection,
+    directory: str,
+) -> int | ArchiveError:
     """Write the tables of a block of targets; returns their number, or why they cannot be written."""
     kl = np.concatenate([similarity.kl_block(p, block) for block in q], axis=1)
     passes = selection.passing(targets, runs, cuts) | (targets["obs_id"][:, None] == runs["obs_id"])

@@ -11,14 +11,13 @@ import dask
 from gammapy.irf import Background2D, Background3D
 
 from dask_bkg.background.irf import background_2d, background_3d
-from dask_bkg.background.model import Stacks, stacked_rate
+from dask_bkg.background.model import stacked_rate
 from dask_bkg.errors import RunError, StoreBusyError
 from dask_bkg.lazy.execute import one_blas_thread
-from dask_bkg.pipeline.graph import build, known_of, model_of
+from dask_bkg.pipeline.graph import build, metadata_of, model_of
 from dask_bkg.pipeline.tables import make_tables
 from dask_bkg.pipeline.update import Stored, update_store
 from dask_bkg.plan import Plan
-from dask_bkg.selection import Contributing
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +58,13 @@ def make_one(plan: Plan) -> Background2D | Background3D:
         for reason in tables.failed.values():
             raise RunError(reason)
         graph = build(plan, tables, stored)
-        selected = {role: blocks[0] for role, blocks in graph.selected.items()}
-        selected, arrays = dask.compute(selected, graph.arrays, scheduler=IN_THIS_THREAD)
-    chosen, stacks = Contributing(**selected).of(0), Stacks(**arrays).of(0)
-    if chosen.spectrum.reason:
-        raise RunError(chosen.spectrum.reason)
+        of_target = [{role: part[0] for role, part in blocks.items()} for blocks in (graph.selected, graph.stacks)]
+        selected, stacks = dask.compute(*of_target, scheduler=IN_THIS_THREAD)
+    chosen, stacks = ({role: block.of(0) for role, block in blocks.items()} for blocks in (selected, stacks))
+    if chosen["spectrum"].reason:
+        raise RunError(chosen["spectrum"].reason)
     with one_blas_thread():
-        rate = stacked_rate(tables.ready[0], chosen, stacks, known_of(tables), model_of(plan)).rate
+        rate = stacked_rate(tables.ready[0], chosen, stacks, metadata_of(tables), model_of(plan)).rate
     if plan.field_plan is None:
         return background_2d(rate.value, plan.edges)
     return background_3d(rate.value, plan.field_plan.edges, plan.field_plan.written)

@@ -7,10 +7,12 @@ Pure arrays, blocks of targets against blocks of runs, in three steps that a gra
     merge          the same for several blocks of runs; in any order and any tree the result is the same
     finish         the selection of each target, with its weights and hours, or the reason why there is none
 
-What the selected runs contribute to, and that not all of it comes from the same runs, is the business of `roles`.
+The runs of the spectrum, of the shape and of the night are selected apart (`roles`); the formula of the weights is in
+`ranking.kernel_distance`.
 
-A table is a dictionary of the runs' columns (`COLUMNS`), each of shape ``(runs,)``; a number that a run does not have
-is NaN, a column that is not there is NaN for all.
+In: tables of targets and runs, and divergences [nats] where they are asked for.  Out: the contributing runs of each
+target with weights (0 to 1), scores and livetimes [h].  A table is a dictionary of the runs' columns (`COLUMNS`),
+each of shape ``(runs,)``; a number that a run does not have is NaN, a column that is not there is NaN for all.
 """
 
 from dask_bkg.selection.candidates import Candidates, choose_block, merge
@@ -28,7 +30,7 @@ from dask_bkg.selection.cuts import (
     passing,
 )
 from dask_bkg.selection.ranking import RANKINGS, Ranking, kernel_distance, needs_divergence, weighs
-from dask_bkg.selection.roles import Contributing, Contributors, settings_of_roles
+from dask_bkg.selection.roles import of_target, settings_of_roles
 from dask_bkg.selection.selections import (
     Selection,
     Selections,
@@ -40,6 +42,7 @@ from dask_bkg.selection.selections import (
     replace,
     selection_digest,
 )
+from dask_bkg.selection.settings import SelectionSettings
 
 __all__ = [
     "COLUMNS",
@@ -47,10 +50,9 @@ __all__ = [
     "NEEDS",
     "RANKINGS",
     "Candidates",
-    "Contributing",
-    "Contributors",
     "Ranking",
     "Selection",
+    "SelectionSettings",
     "Selections",
     "Table",
     "airmass",
@@ -67,6 +69,7 @@ __all__ = [
     "kernel_distance",
     "merge",
     "needs_divergence",
+    "of_target",
     "pack",
     "passing",
     "replace",

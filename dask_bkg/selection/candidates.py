@@ -10,7 +10,7 @@ What can matter is decided by one rule, of which parts may be kept in any groupi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dask_bkg.selection import cuts
 from dask_bkg.selection.cuts import Table, column
 from dask_bkg.selection.ranking import hours_wanted, ranking_of, widths_of
+from dask_bkg.selection.settings import SelectionSettings
 
 WEIGHT_MIN = 1e-4
 """Runs of a smaller weight add nothing but work."""
@@ -63,7 +64,7 @@ class Candidates(NamedTuple):
 
 
 def choose_block(
-    targets: Table, runs: Table, first: int, kl: NDArray | None, poor: NDArray | None, settings: Any
+    targets: Table, runs: Table, first: int, kl: NDArray | None, poor: NDArray | None, settings: SelectionSettings
 ) -> Candidates:
     """Candidates of a block of targets among a block of runs.
 
@@ -130,7 +131,7 @@ def _choose_rows(
     left: NDArray,
     kl: NDArray | None,
     poor: NDArray | None,
-    settings: Any,
+    settings: SelectionSettings,
 ) -> Candidates:
     """Candidates of a few targets; ``run`` counts the runs of ``runs``."""
     counts = [left]
@@ -166,7 +167,7 @@ def _concatenate(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(start, *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in parts), strict=True)))
 
 
-def merge(parts: Sequence[Candidates], settings: Any) -> Candidates:
+def merge(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidates:
     """Candidates of the same targets among several blocks of runs.
 
     Parameters
@@ -200,7 +201,7 @@ def _rows(candidates: Candidates, rows: slice) -> Candidates:
     )
 
 
-def _merge_rows(parts: Sequence[Candidates], settings: Any) -> Candidates:
+def _merge_rows(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidates:
     run, obs_id, score, distance, hours = (
         np.concatenate(arrays) for arrays in zip(*(p[1:-1] for p in parts), strict=True)
     )

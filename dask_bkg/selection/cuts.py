@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.errors import ConfigError
 from dask_bkg.selection.ranking import Table, airmass, column, ranking_of
+from dask_bkg.selection.settings import SelectionSettings
 from dask_bkg.sky import fov
 
 NEEDS = {
@@ -57,13 +58,13 @@ def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
     return 90.0 - fov.separation(ra, dec, 192.85948, 27.12825)
 
 
-def is_set(settings: Any, key: str) -> bool:
+def is_set(settings: SelectionSettings, key: str) -> bool:
     """Whether a cut is made: its option is neither None nor False (0 is a cut)."""
     value = getattr(settings, key, None)
     return value is not None and value is not False
 
 
-def columns_for(settings: Any) -> tuple[str, ...]:
+def columns_for(settings: SelectionSettings) -> tuple[str, ...]:
     """Columns of a table that the cuts and the ranking of the settings look at: the others need not travel."""
     if ranking_of(settings).weights:
         return COLUMNS
@@ -74,7 +75,7 @@ def columns_for(settings: Any) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in needed)
 
 
-def check_conditions(runs: Mapping[str, NDArray], settings: Any) -> None:
+def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -> None:
     """Raise `ConfigError` for a cut or a ranking although no run of the archive has what it needs."""
     absent = "(neither in the obs-index nor in the EVENTS headers)"
     for key, (quantity, cards) in NEEDS.items():
@@ -114,7 +115,7 @@ ALONE: dict[str, Alone] = {
 }
 
 
-def pass_alone(targets: Table, runs: Table, settings: Any) -> tuple[NDArray, NDArray, NDArray]:
+def pass_alone(targets: Table, runs: Table, settings: SelectionSettings) -> tuple[NDArray, NDArray, NDArray]:
     """Make the cuts that are the same for every target.
 
     Returns
@@ -162,24 +163,24 @@ def _gap(targets: Table, runs: Table, name: str) -> NDArray:
     return np.abs(gap, out=gap)
 
 
-def _near_in_elevation(targets: Table, runs: Table, settings: Any) -> NDArray:
+def _near_in_elevation(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     gap = np.subtract.outer(airmass(column(targets, "zenith")), airmass(column(runs, "zenith")))
     return np.abs(gap, out=gap) <= settings.el_diff
 
 
-def _near_in_azimuth(targets: Table, runs: Table, settings: Any) -> NDArray:
+def _near_in_azimuth(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     # not azimuth_difference: a remainder of each pair would cost more than all the rest
     gap = np.abs(np.subtract.outer(column(targets, "azimuth") % 360.0, column(runs, "azimuth") % 360.0))
     return (gap <= settings.az_diff) | (gap >= 360.0 - settings.az_diff)
 
 
-def _same_season(targets: Table, runs: Table, settings: Any) -> NDArray:
+def _same_season(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     start, stop = season_ranges(column(targets, "time"), settings)
     time = column(runs, "time")
     return (time >= start[:, None]) & (time < stop[:, None])
 
 
-def _another_target(targets: Table, runs: Table, settings: Any) -> NDArray:
+def _another_target(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     names, other = _codes(targets), _codes(runs)
     same = (names[:, None] == other) & (names >= 0)[:, None]
     # squared chords, a coordinate at a time: exact for small angles, and the same in whatever block
@@ -212,14 +213,14 @@ PAIRS: dict[str, Pair] = {
 }
 
 
-def pair_cuts(targets: Table, runs: Table, settings: Any) -> Iterator[NDArray]:
+def pair_cuts(targets: Table, runs: Table, settings: SelectionSettings) -> Iterator[NDArray]:
     """Which runs pass for which target, a cut that is set after the other; boolean, shape ``(targets, runs)``."""
     for key, cut in PAIRS.items():
         if is_set(settings, key):
             yield cut(targets, runs, settings)
 
 
-def passing(targets: Table, runs: Table, settings: Any) -> NDArray:
+def passing(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     """Which runs pass all cuts for which target, itself left out; boolean, shape ``(targets, runs)``."""
     index, own, _ = pass_alone(targets, runs, settings)
     left = {name: np.asarray(values)[index] for name, values in runs.items()}
@@ -232,7 +233,7 @@ def passing(targets: Table, runs: Table, settings: Any) -> NDArray:
     return passes
 
 
-def season_ranges(time: NDArray, settings: Any) -> tuple[NDArray, NDArray]:
+def season_ranges(time: NDArray, settings: SelectionSettings) -> tuple[NDArray, NDArray]:
     """Start and stop (not included) of the season of each time [MJD], NaN outside of all: each ``(times,)``."""
     start, stop = np.full(time.shape, np.nan), np.full(time.shape, np.nan)
     for name in settings.seasons or {}:
@@ -259,13 +260,13 @@ NAMES: dict[str, str] = {
 }
 
 
-def cut_names(settings: Any) -> list[str]:
+def cut_names(settings: SelectionSettings) -> list[str]:
     """Names of the cuts that are made, in the order of `pass_alone` and `pair_cuts`, then of the ranking."""
     made = [key for key in (*ALONE, *PAIRS) if is_set(settings, key)]
     return ["other runs", *(NAMES[key].format(getattr(settings, key)) for key in made), f"rank {settings.ranking}"]
 
 
-def target_errors(targets: Table, settings: Any) -> list[str]:
+def target_errors(targets: Table, settings: SelectionSettings) -> list[str]:
     """For each target why nothing can be selected for it whatever the runs are; empty if it can."""
     errors = [""] * len(targets["obs_id"])
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Protocol
 
 
-def own_lists(settings) -> dict[int, list[int]]:
+class RunLists(Protocol):
+    """The lists of a ``background_selection`` section, `dask_bkg.config.BackgroundSelection`."""
+
+    bkg_runlist: dict[int, list[int]] | None
+    bkg_runlist_digest: dict[str, str] | None
+
+
+def own_lists(settings: RunLists) -> dict[int, list[int]]:
     """The lists of ``bkg_runlist`` that the user wrote or changed: those that no job has marked as its own."""
     marks = settings.bkg_runlist_digest or {}
     lists = settings.bkg_runlist or {}

@@ -8,12 +8,13 @@ in `RANKINGS` (and a word of ``background_selection.rank``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.errors import ConfigError
+from dask_bkg.selection.settings import SelectionSettings
 
 Table = Mapping[str, NDArray]
 Scores = tuple[NDArray, NDArray | None]
@@ -73,8 +74,8 @@ def kernel_distance(targets: Table, runs: Table, widths: Widths = WIDTHS) -> tup
 
     .. math:: d^2 = (\Delta\cos z / 0.05)^2 + (\Delta\ln E_{th} / 0.10)^2 + (\Delta\ln\mu / 0.07)^2
 
-    with the energy threshold (10 % of the effective area) and the muon efficiency: step 2 of the recipe of
-    ``science.md``, widths included.  What a pair lacks is stood in for, as measured there:
+    with the energy threshold (10 % of the effective area) and the muon efficiency: step 3 of
+    `dask_bkg.background`, whose widths were measured on H.E.S.S. DL3 DR1.  What a pair lacks has a stand-in:
 
     - no muon efficiency in either: ln of the integral of Aeff E^-2.7, width 0.10; and the night-sky background where
       both have it (width 0.35: half of VERITAS' cut), which is another thing, hence beside that;
@@ -269,7 +270,7 @@ class Ranking(NamedTuple):
     why: str = ""
     widens: bool = True
 
-    def needs(self, settings: Any) -> bool:
+    def needs(self, settings: SelectionSettings) -> bool:
         """Whether a target must have its elevation: not where all that pass are taken with equal weights."""
         return bool(self.why) and (self.weights or np.isfinite(settings.hours_wanted))
 
@@ -292,7 +293,7 @@ SAME_NIGHT = "same-night"
 _OF_JOBS = {SAME_NIGHT: Ranking(by_conditions, weights=True, widens=False)}
 
 
-def ranking_of(settings: Any) -> Ranking:
+def ranking_of(settings: SelectionSettings) -> Ranking:
     """The ranking that the settings ask for.
 
     Raises
@@ -308,21 +309,21 @@ def ranking_of(settings: Any) -> Ranking:
         ) from None
 
 
-def needs_divergence(settings: Any) -> bool:
+def needs_divergence(settings: SelectionSettings) -> bool:
     """Whether the ranking needs the divergences of the pairs."""
     return ranking_of(settings).divergence
 
 
-def weighs(settings: Any) -> bool:
+def weighs(settings: SelectionSettings) -> bool:
     """Whether runs get weights other than 1."""
     return ranking_of(settings).weights
 
 
-def widths_of(settings: Any) -> Widths:
+def widths_of(settings: SelectionSettings) -> Widths:
     """Widths of the kernel that the settings ask for."""
     return getattr(settings, "kernel", None) or WIDTHS
 
 
-def hours_wanted(settings: Any) -> float:
+def hours_wanted(settings: SelectionSettings) -> float:
     """Hours that are enough; infinite for all of them, and where nothing is ranked."""
     return np.inf if settings.ranking == "none" else float(settings.hours_wanted)

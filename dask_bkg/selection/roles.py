@@ -6,50 +6,24 @@ So each has runs of its own, found by the same cuts and the same machinery; only
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from dask_bkg.selection.ranking import SAME_NIGHT, SHAPE_WIDTHS, TIME, widths_of
 from dask_bkg.selection.selections import Selection, Selections
+from dask_bkg.selection.settings import SelectionSettings
+
+S = TypeVar("S", bound=SelectionSettings)
 
 SPECTRUM, SHAPE, NIGHT = "spectrum", "shape", "night"
 
 
-class Contributors(NamedTuple):
-    """The runs that contribute to one target.
-
-    Attributes
-    ----------
-    spectrum
-        Those of the spectrum: *the* contributing runs, with their hours and their remarks.
-    shape
-        Those of the shape over the field; None: the same.
-    night
-        Those that tell the level of the night; None: nobody is asked.
-    """
-
-    spectrum: Selection
-    shape: Selection | None = None
-    night: Selection | None = None
-
-    @property
-    def of_shape(self) -> Selection:
-        """The runs of the shape, whichever they are."""
-        return self.spectrum if self.shape is None else self.shape
+def of_target(selected: Mapping[str, Selections], row: int) -> dict[str, Selection]:
+    """The runs that contribute to one of some targets, by role."""
+    return {role: selections.of(row) for role, selections in selected.items()}
 
 
-class Contributing(NamedTuple):
-    """`Contributors` of some targets, role by role."""
-
-    spectrum: Selections
-    shape: Selections | None = None
-    night: Selections | None = None
-
-    def of(self, i: int) -> Contributors:
-        """Those of the i-th target."""
-        return Contributors(*(None if role is None else role.of(i) for role in self))  # type: ignore[arg-type]
-
-
-def settings_of_roles(settings: Any) -> dict[str, Any]:
+def settings_of_roles(settings: S) -> dict[str, S]:
     """The ``background_selection`` section of each role that has runs of its own, the spectrum's first.
 
     Parameters
@@ -76,5 +50,5 @@ def settings_of_roles(settings: Any) -> dict[str, Any]:
     return roles
 
 
-def _other(settings: Any, **update: Any) -> Any:
+def _other(settings: S, **update: Any) -> S:
     return settings.model_copy(update={"KL_DIV": False, **update})

@@ -14,6 +14,7 @@ from dask_bkg.selection import cuts
 from dask_bkg.selection.candidates import CLOSE_ENOUGH, FAR, Candidates
 from dask_bkg.selection.cuts import Table, column
 from dask_bkg.selection.ranking import POOR, hours_wanted, ranking_of, widths_of
+from dask_bkg.selection.settings import SelectionSettings
 
 RUNS_MIN = 3.0
 """Effective number of runs, (sum w)^2 / sum w^2, below which the kernel is widened."""
@@ -100,7 +101,7 @@ class Selections(NamedTuple):
         )
 
 
-def finish(targets: Table, candidates: Candidates, settings: Any) -> Selections:
+def finish(targets: Table, candidates: Candidates, settings: SelectionSettings) -> Selections:
     """Selections of a block of targets from their candidates among all runs.
 
     Where the ranking weights runs, the widths of the kernel are widened by steps of 5 % until the effective number of
@@ -205,7 +206,7 @@ def _hours_before(start: NDArray, hours: NDArray) -> NDArray:
     return before
 
 
-def _nothing_left(targets: Table, left: NDArray, i: int, settings: Any) -> str:
+def _nothing_left(targets: Table, left: NDArray, i: int, settings: SelectionSettings) -> str:
     """Which cut left how many runs."""
     names = cuts.cut_names(settings)
     if cuts.is_set(settings, "same_szn"):
@@ -324,7 +325,7 @@ def join(parts: Sequence[Selections]) -> Selections:
 # -- the settings ----------------------------------------------------------------------------------------------
 
 
-def selection_digest(settings: Any) -> str:
+def selection_digest(settings: SelectionSettings) -> str:
     """Mark of the settings that decide which runs contribute; cuts that are not set, and smoothing, are not in it."""
     keys = [key for key in (*cuts.ALONE, *cuts.PAIRS) if cuts.is_set(settings, key)]
     deciding = {key: getattr(settings, key) for key in keys}

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from astropy.table import Table
@@ -19,6 +21,29 @@ from dask_bkg.errors import ConfigError
 from dask_bkg.sky.exclusion import SkyRegions, center_of, concat_regions, make_regions
 
 log = logging.getLogger(__name__)
+
+
+class ExclusionSettings(Protocol):
+    """An ``exclusion`` section, `dask_bkg.config.Exclusion`, as far as the regions depend on it."""
+
+    star_cat: str | None
+    star_mag: float
+    star_radius: float
+    default_radius: float
+    max_radius: float
+    allow_missing_catalogs: bool
+    exclude_regions: list[tuple[float, float, float]]
+    exclude_source_name: list[tuple[str, float]]
+    exclude_region_files: list[str]
+
+    @property
+    def catalogs(self) -> Sequence[str]:
+        """``gammacat``, ``3hwc``."""
+
+    @property
+    def extension_rule(self) -> str:
+        """``max`` or ``document``."""
+
 
 CATALOG_FILES = {
     "gammacat": "catalogs/gammacat/gammacat.fits.gz",
@@ -195,7 +220,7 @@ def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path 
     return data_file(STAR_FILE)
 
 
-def sky_regions(settings, base_dir: Path | None = None) -> SkyRegions:
+def sky_regions(settings: ExclusionSettings, base_dir: Path | None = None) -> SkyRegions:
     """Everything that a configuration excludes, over the whole sky.
 
     Parameters
@@ -226,7 +251,7 @@ def beside(path: str, base_dir: Path | None) -> Path:
     return near if near.is_file() else Path(path).expanduser()
 
 
-def _read_catalog(name: str, settings) -> SkyRegions | None:
+def _read_catalog(name: str, settings: ExclusionSettings) -> SkyRegions | None:
     path = data_file(CATALOG_FILES[name])
     if path is None:
         _missing(settings, f"exclusion.catalogs: no {name} at $GAMMAPY_DATA/{CATALOG_FILES[name]}")
@@ -238,7 +263,7 @@ def _read_catalog(name: str, settings) -> SkyRegions | None:
         raise ConfigError(f"exclusion.catalogs: {path} cannot be read as {name} ({error}): {GET_DATA}") from error
 
 
-def _read_star_table(settings, base_dir: Path | None) -> SkyRegions | None:
+def _read_star_table(settings: ExclusionSettings, base_dir: Path | None) -> SkyRegions | None:
     path = find_star_table(settings.star_cat, base_dir)
     named = settings.star_cat
     if path is None:
@@ -252,7 +277,7 @@ def _read_star_table(settings, base_dir: Path | None) -> SkyRegions | None:
     return read_stars(path, settings.star_mag, settings.star_radius)
 
 
-def _missing(settings, what: str) -> None:
+def _missing(settings: ExclusionSettings, what: str) -> None:
     if not settings.allow_missing_catalogs:
         raise ConfigError(f"{what}: {GET_DATA}, or set exclusion.allow_missing_catalogs: true to do without it")
     log.warning("%s: done without it (exclusion.allow_missing_catalogs)", what)
@@ -282,7 +307,7 @@ def _named_source(name: str, radius: float, catalogs: list[SkyRegions]) -> SkyRe
     return replace(one, radius=np.array([radius]), kind=np.array(["own"], dtype="U8"), note=np.array([""]))
 
 
-def catalog_files(settings, base_dir: Path | None = None) -> dict[str, dict[str, str]]:
+def catalog_files(settings: ExclusionSettings, base_dir: Path | None = None) -> dict[str, dict[str, str]]:
     """Name, path and SHA-256 of each file that the exclusion was made of."""
     files: dict[str, Path | None] = {name: data_file(CATALOG_FILES[name]) for name in settings.catalogs}
     files["stars"] = find_star_table(settings.star_cat, base_dir)

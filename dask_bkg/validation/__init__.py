@@ -1,7 +1,12 @@
-"""How well backgrounds predict the counts of runs: prediction, scores, and what they say together. Pure functions.
+"""How well backgrounds predict the counts of runs that have not contributed to them.
 
-``prediction`` makes expected counts of the node values of a file, as gammapy does; ``score`` compares them with the
-counts of a run; ``results`` and ``summary`` put the runs together.  `dask_bkg.validate` wires it all.
+In: node values of a background, or a stack, and the counts of a run in field pixels, shape ``(energy, pixel)``.  Out:
+log-likelihoods [nats], counts over prediction, significances, per run and for an archive.
+
+The science: ``prediction`` makes expected counts of node values, as gammapy does; ``bins``, ``expectation`` and
+``score`` compare them with the counts of a run; ``maps``, ``results``, ``summary`` and ``flags`` put the runs
+together. The job: ``counts`` finds the counts in the run store, ``task`` scores a batch of targets, ``run`` does it
+all (`dask_bkg.validate`).  Significance: sign x sqrt(Cash ratio), W. Cash (1979, ApJ 228, 939).
 """
 
 from dask_bkg.validation.bins import Bins, Settings, make_bins

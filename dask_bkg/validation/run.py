@@ -18,22 +18,20 @@ import numpy as np
 from dask.delayed import Delayed
 from distributed import Client
 
-from dask_bkg.background.model import Stacks
 from dask_bkg.background.target import Target
 from dask_bkg.cluster import job_client
 from dask_bkg.config import BackgroundSelection, Config, parse_config
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
 from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
 from dask_bkg.lazy.execute import compute_each
-from dask_bkg.lazy.layers import Layers, batches, literal
-from dask_bkg.pipeline.graph import WRITE_BATCH, Last, build, model_of
+from dask_bkg.lazy.layers import Each, Layers, batches
+from dask_bkg.pipeline.graph import WRITE_BATCH, Graph, build, final_tasks, model_of
 from dask_bkg.pipeline.tables import Tables
 from dask_bkg.pipeline.update import died, progress_bar
-from dask_bkg.selection import Contributing
 from dask_bkg.validation.counts import Counts, Prepared, counts_of, frames_of, prepare
 from dask_bkg.validation.results import Validation, gather
 from dask_bkg.validation.score import FieldSums
-from dask_bkg.validation.task import BlockScore, Scored, Subject, Verdict, score_block, score_given
+from dask_bkg.validation.task import Scored, Subject, Verdict, score_block, score_given
 
 log = logging.getLogger(__name__)
 
@@ -178,30 +176,14 @@ def _places(config: Config) -> dict[str, str]:
 # -- the graph -------------------------------------------------------------------------------------------------
 
 
-class _Score:
-    """A task of the layer ``validate``; its runs are inside of it, where dask does not look for keys."""
-
-    def __init__(self, subjects: list[Subject | None], first: int) -> None:
-        self.subjects, self.first = subjects, first
-
-    def __call__(self, known, shared, selected: Contributing, stacks: Stacks) -> BlockScore:
-        return score_block(self.subjects, self.first, selected, stacks, known, *shared)
-
-
-class _ScoreGiven:
-    """A task of the layer ``validate-given``."""
-
-    def __init__(self, subjects: list[Subject]) -> None:
-        self.subjects = subjects
-
-    def __call__(self, archive: Datastore, scored: Scored) -> BlockScore:
-        return score_given(self.subjects, archive, scored)
-
-
 def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
     """Validation of the backgrounds that a job would write."""
     plan, config = job.plan, job.plan.config
-    graph = build(plan, job.tables, job.stored, last=last_layer(job, counts)) if job.tables.ready else None
+    graph = (
+        build(plan, job.tables, job.stored, last=lambda graph: final_layer(graph, job, counts))
+        if job.tables.ready
+        else None
+    )
     tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
@@ -211,19 +193,16 @@ def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progr
     return _validation(name, done, dict(job.tables.failed), job.tables, counts[0], left_out)
 
 
-def last_layer(job: Prepared, counts: Counts) -> Last:
-    """The layer ``validate`` of the graph of a job."""
+def final_layer(graph: Graph, job: Prepared, counts: Counts) -> tuple[list[Delayed], list[list[Target]]]:
+    """The layer ``validate`` of the graph of a job, and the targets of its tasks."""
     scored, subjects = counts
 
-    def task(part: list[Target], first: int) -> _Score:
-        return _Score([_as_planned(subjects.get(target.obs_id), target) for target in part], first)
+    def each(part: list[Target]) -> list[Subject | None]:
+        # with what the job whose background is scored knows of the target
+        found = [(subjects.get(target.obs_id), target) for target in part]
+        return [None if subject is None else subject._replace(target=target) for subject, target in found]
 
-    return Last("validate", (model_of(job.plan), scored), task)
-
-
-def _as_planned(subject: Subject | None, target: Target) -> Subject | None:
-    """A run with what the job whose background is scored knows of it."""
-    return None if subject is None else subject._replace(target=target)
+    return final_tasks(graph, job.tables, "validate", score_block, each, model=model_of(job.plan), scored=scored)
 
 
 def _trial_of_given(
@@ -232,17 +211,10 @@ def _trial_of_given(
     """Validation of the backgrounds that runs have already."""
     scored, subjects = counts
     layers, parts = Layers(), batches(list(subjects.values()), WRITE_BATCH)
-    place = layers.add("archive", lambda name: {name: literal(archive)})
-    shared = layers.add("counts", lambda name: {name: literal(scored)})
-    work = layers.add(
-        "validate-given",
-        lambda name: {(name, i): (_ScoreGiven(part), place, shared) for i, part in enumerate(parts)},
-        place,
-        shared,
-    )
+    common = {"archive": layers.share("archive", archive), "scored": layers.share("counts", scored)}
+    tasks = layers.delayed(layers.map("validate-given", score_given, subjects=Each(parts), **common))
     numbers = [[subject.target.obs_id for subject in part] for part in parts]
-    tasks = layers.delayed(work, len(parts)) if subjects else []
-    done = _compute(tasks, numbers, client, job.plan.config, progress)
+    done = _compute(tasks if subjects else [], numbers, client, job.plan.config, progress)
     return _validation(name, done, {}, job.tables, scored, "unknown")
 
 

@@ -6,20 +6,21 @@ the run store.  Nothing is written and no event is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.background.field_rotation import turn_to_radec
-from dask_bkg.background.model import Known, Model, Stacks, parallactic_angles, stacked_rate
+from dask_bkg.background.model import Model, RunMetadata, parallactic_angles, stacked_rate
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Sight, Target
 from dask_bkg.binning import FieldEdges
 from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError, BackgroundError, RunError
-from dask_bkg.selection import Contributing
+from dask_bkg.selection import Selections, of_target
 from dask_bkg.store.load import load_field
 from dask_bkg.validation.bins import Bins, Settings, make_bins
 from dask_bkg.validation.prediction import Nodes, predict
@@ -128,11 +129,11 @@ class Judged(NamedTuple):
 
 
 def score_block(
-    subjects: Sequence[Subject | None],
+    batch: Sequence[Subject | None],
     first: int,
-    selected: Contributing,
-    stacks: Stacks,
-    known: Known,
+    selected: Mapping[str, Selections],
+    stacks: Mapping[str, Stack],
+    runs: RunMetadata,
     model: Model,
     scored: Scored,
 ) -> BlockScore:
@@ -140,25 +141,26 @@ def score_block(
 
     Parameters
     ----------
-    subjects
+    batch
         The runs; None for one without counts to compare with, which is left out.
     first
         Row of the first of them in the stacks.
-    selected, stacks, known, model
+    selected, stacks, runs, model
         As for `dask_bkg.output.write.write_block`.
     scored
         The counts that they are compared with.
     """
-    there = [(first + i, subject) for i, subject in enumerate(subjects) if subject is not None]
+    there = [(first + i, subject) for i, subject in enumerate(batch) if subject is not None]
 
     def make(i: int) -> Judged:
         row, subject = there[i]
-        contributors, stack = selected.of(row), stacks.of(row)
-        chosen = contributors.spectrum
+        contributors = of_target(selected, row)
+        stack = {role: stack.of(row) for role, stack in stacks.items()}
+        chosen = contributors["spectrum"]
         if chosen.reason:
             raise RunError(chosen.reason)
-        rate = stacked_rate(subject.target, contributors, stack, known, model).rate
-        livetime = float(stack.livetime)
+        rate = stacked_rate(subject.target, contributors, stack, runs, model).rate
+        livetime = float(stack["spectrum"].livetime)
         if model.field is None:
             return Judged(Nodes(rate.value, model.edges), "", chosen.run.size, livetime / 3600)
         energy, fov = model.field.edges
@@ -178,7 +180,7 @@ def score_given(subjects: Sequence[Subject], archive: Datastore, scored: Scored)
     return _score(subjects, scored, make)
 
 
-def _score(subjects: Sequence[Subject], scored: Scored, make: Any) -> BlockScore:
+def _score(subjects: Sequence[Subject], scored: Scored, make: Callable[[int], Judged]) -> BlockScore:
     """Score the backgrounds that a function makes; one that fails does not take the others with it."""
     bins = scored.bins
     if not subjects:

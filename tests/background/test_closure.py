@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dask_bkg.background.estimate import Histogram, RateSettings, estimate_rate
 from dask_bkg.background.field import estimate_field
 from dask_bkg.background.irf import background_2d, background_3d
-from dask_bkg.background.model import Contributors, Known, Model, Stacks, stacked_rate
+from dask_bkg.background.model import Model, RunMetadata, stacked_rate
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
 from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.selection import by_hand
@@ -122,15 +123,16 @@ def test_with_a_shape_a_night_and_own_counts_no_bin_is_zero_nan_or_infinite(seed
     if not counts.any():
         counts[-1, 0], exposure[-1, 0] = 1.0, max(exposure[-1, 0], 1.0)
     shape, night, mine = (hostile(rng, energies, rng.random() < 0.5) for _ in range(3))
-    stacks = Stacks(
-        counts, exposure, np.array(1.0), squares, *shape, *night, own_counts=mine[0], own_exposure=mine[1]
-    )
+    found = {"spectrum": (counts, exposure, squares), "shape": shape, "night": night, "own": mine}
+    stacks = {role: Stack(n, x, np.array(1.0), variance) for role, (n, x, variance) in found.items()}
     runs = {"obs_id": np.array([1, 2]), "livetime": np.full(2, 1800.0)}
     role = by_hand(1, [1], runs)
     how = RateSettings(smooth=way is not None, smooth_sigma=0.2, smooth_method=way or "field", own=own)
     model = Model(Edges(np.geomspace(0.1, 100, energies + 1), RINGS), how)
-    known = Known(np.zeros(2), np.full(2, 20.0), np.ones(2))
-    made = stacked_rate(Target(1, "", "", 0.3), Contributors(role, role, role), stacks, known, model)
+    metadata = RunMetadata(np.zeros(2), np.full(2, 20.0), np.ones(2))
+    made = stacked_rate(
+        Target(1, "", "", 0.3), dict.fromkeys(("spectrum", "shape", "night"), role), stacks, metadata, model
+    )
     for values in (made.rate.value, made.rate.average, made.rate.error):
         assert (np.isfinite(values) & (values > 0)).all()
     assert np.isfinite(made.rate.resolution).all()

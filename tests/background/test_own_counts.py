@@ -7,8 +7,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from dask_bkg.background.estimate import RateSettings
-from dask_bkg.background.model import Contributors, Known, Model, Stacks, stacked_rate
+from dask_bkg.background.model import Model, RunMetadata, stacked_rate
 from dask_bkg.background.own_counts import own_factors
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
 from dask_bkg.binning import Edges
 from dask_bkg.selection import by_hand
@@ -77,13 +78,13 @@ TRUTH *= 3e5 / (TRUTH * EXPOSURE).sum()
 
 def estimate(own_counts, own_exposure, kind="level", threshold=0.1, prior=100.0):
     stack = np.round(TRUTH * EXPOSURE) + 0.0
-    stacks = Stacks(
-        stack, EXPOSURE, np.array(1.0), stack.sum(axis=1), own_counts=own_counts, own_exposure=own_exposure
-    )
+    stacks = {"spectrum": Stack(stack, EXPOSURE, np.array(1.0), stack.sum(axis=1))}
+    if own_counts is not None:
+        stacks["own"] = Stack(own_counts, own_exposure, np.array(1.0), own_counts.sum(axis=1))
     runs = {"obs_id": np.array([1, 2]), "livetime": np.full(2, 1800.0)}
-    known = Known(np.zeros(2), np.full(2, 20.0), np.ones(2))
+    metadata = RunMetadata(np.zeros(2), np.full(2, 20.0), np.ones(2))
     model = Model(EDGES, RateSettings(own=kind, own_counts=prior))
-    return stacked_rate(Target(1, "", "", threshold), Contributors(by_hand(1, [1], runs)), stacks, known, model)
+    return stacked_rate(Target(1, "", "", threshold), {"spectrum": by_hand(1, [1], runs)}, stacks, metadata, model)
 
 
 def test_off_is_nothing_and_needs_nothing():

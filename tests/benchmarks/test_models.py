@@ -68,7 +68,7 @@ def test_files_of_the_plain_procedure_are_smoothed(modules, planted, tmp_path):
     methods, over = modules["methods"], {"exclusion": modules["truth"].excluded(planted[0])}
     directory = methods.make_files("plain procedure", planted[0], tmp_path, over)
     config = methods.parse_config(methods.configuration("plain procedure", planted[0], tmp_path, over))
-    methods.pipeline.run_job(config, progress=False)
+    methods.run_job(config, progress=False)
     for run in planted[1].runs:
         rough, smooth = (
             read_given(read_datastore(place), run.obs_id) for place in (config.directory("out_dir"), directory)

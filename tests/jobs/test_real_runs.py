@@ -234,7 +234,7 @@ def test_a_background_in_the_files_is_replaced(hess, originals, tmp_path):
 
 
 def test_a_validation_of_the_released_runs(hess, tmp_path):
-    """Leave one out, against the released models (meant for 1.3 thresholds and more): what `science.md` has measured.
+    """Leave one out, against the released models (meant for 1.3 thresholds and more).
 
     Measured: norm -0.030 +- 0.010 below 1.3 thresholds, where the released models end; widths 1.04 and 1.25.
     """

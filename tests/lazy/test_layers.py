@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from dask.delayed import delayed
@@ -14,12 +15,12 @@ from dask.utils import key_split
 from helpers.synthetic import FIRST, keys_of, make_job, refuse
 
 from dask_bkg import selection
-from dask_bkg.lazy.layers import Layers, batch_size, batches, block_size, each, literal, variable
+from dask_bkg.lazy.layers import All, Each, Layers, Named, Pairs, batch_size, batches, block_size
 from dask_bkg.output.write import Made, Result
 from dask_bkg.pipeline import graph as wiring
 
 
-def add(*parts):
+def add(parts):
     assert len(parts) <= 3
     return sum(parts)
 
@@ -27,7 +28,16 @@ def add(*parts):
 def numbers(n):
     """Layers with one of the numbers 0 ... n - 1."""
     layers = Layers()
-    return layers, layers.add("numbers", lambda name: {(name, i): literal(i) for i in range(n)})
+    return layers, layers.values("numbers", range(n))
+
+
+def row(layers, n):
+    """A row of pairs of the numbers 0 ... n - 1."""
+    return layers.pairs("row", lambda x, y: x + y, {"x": Each([0])}, {"y": Each(range(n))})
+
+
+def computed(layers, blocks):
+    return dask.compute(*layers.delayed(blocks), scheduler="synchronous")
 
 
 # -- layers ----------------------------------------------------------------------------------------------------
@@ -35,57 +45,72 @@ def numbers(n):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 10, 27, 28, 100])
 def test_a_tree_combines_all_its_leaves_a_few_at_a_time(n):
-    layers, leaves = numbers(n)
-    tree = layers.tree("sum", add, [[(leaves, i) for i in range(n)], [(leaves, 0)]], 3, leaves)
-    whole, one = dask.compute(*layers.delayed(tree, 2), scheduler="synchronous")
-    assert (whole, one) == (n * (n - 1) // 2, 0)
+    layers = Layers()
+    assert computed(layers, layers.tree("sum", add, row(layers, n), 3)) == (n * (n - 1) // 2,)
 
 
 def test_a_tree_adds_in_the_order_of_its_leaves():
-    layers, leaves = numbers(20)
-    tree = layers.tree("join", lambda *parts: "".join(map(str, parts)), [[(leaves, i) for i in range(20)]], 3, leaves)
-    assert layers.delayed(tree, 1)[0].compute(scheduler="synchronous") == "".join(map(str, range(20)))
+    layers = Layers()
+    tree = layers.tree("join", lambda parts: "".join(map(str, parts)), row(layers, 20), 3)
+    assert computed(layers, tree) == ("".join(map(str, range(20))),)
 
 
 def test_a_tree_has_hardly_more_tasks_than_leaves():
-    layers, leaves = numbers(64)
-    tree = layers.tree("sum", add, [[(leaves, i) for i in range(64)]], 8, leaves)
-    assert len(keys_of(*layers.delayed(tree, 1))) == 64 + 8 + 1
+    layers = Layers()
+    tree = layers.tree("sum", add, row(layers, 64), 8)
+    assert len(keys_of(*layers.delayed(tree))) == 64 + 8 + 1
 
 
 def test_layers_of_two_graphs_do_not_meet():
-    names = {numbers(3)[1] for _ in range(20)}
+    names = {numbers(3)[1].name for _ in range(20)}
     assert len(names) == 20
     assert {key_split(name) for name in names} == {"numbers"}
 
 
 def test_layers_take_their_input_from_collections():
-    three = delayed(3, name="three")
-    layers = Layers(three)
-    name = layers.add("squares", lambda name: {(name, i): (pow, "three", i) for i in range(3)}, "three")
-    assert dask.compute(*layers.delayed(name, 3), scheduler="synchronous") == (1, 3, 9)
+    layers = Layers()
+    three, chunks = delayed(3, name="three"), da.from_array(np.arange(6), chunks=2)
+    squares = layers.map("squares", pow, base=Each([three, 2]), exp=Each([0, three]))
+    assert computed(layers, squares) == (1, 8)
+    assert [part.tolist() for part in computed(layers, layers.map("chunks", np.sort, a=chunks))] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+    ]
 
 
-def test_each_makes_a_task_of_every_block():
+def test_a_task_takes_blocks_shared_values_lists_and_names():
     layers, leaves = numbers(4)
-    shared = layers.add("shared", lambda name: {name: literal(10)})
-    name = layers.add("sums", each(add, leaves, 4, shared), leaves, shared)
-    assert dask.compute(*layers.delayed(name, 4), scheduler="synchronous") == (10, 11, 12, 13)
+    shared = layers.share("shared", 10)
+    tasks = layers.map("all", dict, one=leaves, same=shared, every=All([leaves]), named=Named({"x": leaves, "y": 1}))
+    assert computed(layers, tasks)[2] == {"one": 2, "same": 10, "every": [0, 1, 2, 3], "named": {"x": 2, "y": 1}}
+    total = layers.join("total", add, layers.values("few", [1, 2, 4]))
+    assert computed(layers, layers.map("again", dict, total=total, of=leaves))[3] == {"total": 7, "of": 3}
+
+
+def test_pairs_are_made_of_the_rows_that_are_wanted():
+    layers, leaves = numbers(3)
+    pairs = layers.pairs("pairs", dict, {"i": leaves}, {"j": Each([7, 8])}, [2, 0])
+    assert pairs == Pairs(pairs.name, (2, 0), 2)
+    tree = layers.tree("rows", list, pairs)
+    assert computed(layers, tree) == ([{"i": 2, "j": 7}, {"i": 2, "j": 8}], [{"i": 0, "j": 7}, {"i": 0, "j": 8}])
 
 
 @pytest.mark.parametrize("value", [None, {"numbers-1": 2}, ("sums", 1), [print, 2], (print, 2)])
-def test_a_literal_is_what_it_was_whatever_dask_would_take_it_for(value):
+def test_a_value_is_what_it_was_whatever_dask_would_take_it_for(value):
     layers = Layers()
-    name = layers.add("value", lambda name: {(name, 0): literal(value)})
-    assert layers.delayed(name, 1)[0].compute(scheduler="synchronous") == value
+    assert computed(layers, layers.values("value", [value])) == (value,)
+    assert computed(layers, layers.map("task", dict, value=Each([value]), same=value))[0] == {
+        "value": value,
+        "same": value,
+    }
 
 
 def test_variables_of_blocks_are_dask_arrays():
     layers = Layers()
     parts = [selection.pack([]), selection.pack([])]
     parts = [part._replace(hours=np.array(hours)) for part, hours in zip(parts, ([1.0, 2.0], [3.0]), strict=True)]
-    work = layers.add("parts", lambda name: {(name, i): literal(part) for i, part in enumerate(parts)})
-    hours = variable(layers, work, "hours", ((2, 1),), float)
+    hours = layers.variable(layers.values("parts", parts), "hours", ((2, 1),), float)
     assert key_split(hours.name) == "hours-of-parts"
     assert hours.compute(scheduler="synchronous").tolist() == [1.0, 2.0, 3.0]
 
@@ -155,7 +180,7 @@ def test_building_computes_nothing():
     with dask.config.set(scheduler=refuse):
         graph = wiring.build(*make_job(200, background_selection={"rank": "kl-conditions", "store_KL": True}))
         with pytest.raises(AssertionError, match="something was computed"):
-            graph.stacks["spectrum"].compute()
+            graph.stacks["spectrum"][0].compute()
     assert len(graph.selected["spectrum"]) == len(graph.tables) == 4
     assert [len(part) for part in graph.parts] == [25] * 8
 

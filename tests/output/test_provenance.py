@@ -186,11 +186,11 @@ def test_a_job_that_ends_meanwhile_keeps_its_runs(job, four_runs, tmp_path, monk
         run_make_background(job(four_runs, run_selection={"runlist": [64002]}))
     write_block, seen = wiring.write_block, []
 
-    def meanwhile(*args):
+    def meanwhile(*args, **how):
         if not seen:
             seen.append(True)
             run_make_background(job(four_runs, run_selection={"runlist": [64003, 64004]}))
-        return write_block(*args)
+        return write_block(*args, **how)
 
     monkeypatch.setattr(wiring, "write_block", meanwhile)
     run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
@@ -252,8 +252,8 @@ def test_in_place_a_job_that_is_stopped_names_only_what_is_there(in_place, monke
     directory, config = in_place
     write_block = wiring.write_block
 
-    def write_and_stop(targets, *args):
-        write_block(targets, *args)
+    def write_and_stop(targets, **how):
+        write_block(targets, **how)
         raise failure("stopped")
 
     monkeypatch.setattr(wiring, "write_block", write_and_stop)
@@ -322,10 +322,10 @@ def stopped(job, four_runs, tmp_path, monkeypatch):
     def stop(**sections) -> list[int]:
         write_block, written = wiring.write_block, []
 
-        def write_two(targets, *args):
+        def write_two(targets, **how):
             if len(written) == 2:
                 raise KeyboardInterrupt
-            done = write_block(targets, *args)
+            done = write_block(targets, **how)
             written.extend(result.obs_id for result in done)
             return done
 

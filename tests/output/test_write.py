@@ -20,14 +20,14 @@ from gammapy.maps import MapAxis, WcsGeom
 from dask_bkg import selection
 from dask_bkg.background.fill import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.background.irf import rate_to_background
-from dask_bkg.background.model import Known, Model, Stacks
+from dask_bkg.background.model import Model, RunMetadata
+from dask_bkg.background.stack import stack_of_itself
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.output import provenance as bookkeeping
 from dask_bkg.output.write import Block, Made, Result, digest_of, summarize_flags, write_block
 from dask_bkg.plan import plan_job
 from dask_bkg.reduction.reduce import reduce_block
-from dask_bkg.selection import Contributing, Contributors
 
 mpl.use("Agg")
 
@@ -39,9 +39,9 @@ def plan(job, four_runs):
 
 @pytest.fixture
 def stacks(plan):
-    """Counts, exposure and livetime of four targets, each from itself."""
+    """Stack of four targets, each from itself."""
     runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
-    return runs.counts.values, runs.exposure.values, runs.livetime.values
+    return stack_of_itself(runs.counts.values, runs.exposure.values, runs.livetime.values)
 
 
 def selected(plan, **changes):
@@ -59,8 +59,11 @@ def write(plan, stacks):
     def do(targets=plan.targets, chosen=None, copy=True, marks=None, state=None, first=0, made_by="settings"):
         block = Block(Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by)
         targets = list(zip(targets, marks or [None] * len(targets), strict=True))
-        known = Known(np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4))
-        return write_block(targets, first, Contributing(chosen or selected(plan)), Stacks(*stacks), known, block)
+        metadata = RunMetadata(
+            np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4)
+        )
+        chosen = {"spectrum": chosen or selected(plan)}
+        return write_block(targets, first, chosen, {"spectrum": stacks}, metadata, block)
 
     return do
 
@@ -207,10 +210,10 @@ def test_what_is_worth_knowing_is_remarked(plan, write):
 def test_a_kernel_of_the_shape_that_was_widened_is_told(plan, stacks):
     runs, shape = selected(plan), selected(plan, widened=1.5)
     block = Block(Model(plan.edges, plan.rate), True, bookkeeping.common_cards(plan), "settings")
-    known = Known(np.arange(4, dtype=np.uint64), np.full(4, 20.0), np.ones(4))
-    both = Stacks(*stacks, shape_counts=stacks[0], shape_exposure=stacks[1])
+    metadata = RunMetadata(np.arange(4, dtype=np.uint64), np.full(4, 20.0), np.ones(4))
+    both = {"spectrum": stacks, "shape": stacks}
     targets = [(target, None) for target in plan.targets]
-    results = write_block(targets, 0, Contributing(runs, shape), both, known, block)
+    results = write_block(targets, 0, {"spectrum": runs, "shape": shape}, both, metadata, block)
     assert results[0].reason == "kernel of the shape widened 1.50 times: few runs are alike"
     assert results[1].reason == ""
 
@@ -230,7 +233,7 @@ def test_the_threshold_is_in_the_header_where_it_is_known(plan, write):
 
 
 def test_a_stack_without_events_has_no_background(plan, write, stacks):
-    stacks[0][0] = 0
+    stacks.counts[0] = 0
     results = write()
     assert [result.status for result in results] == ["failed", "done", "done", "done"]
     assert re.search(r"run 64001: no event .* within 0\.1-100 TeV", results[0].reason)
@@ -290,14 +293,14 @@ def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
 def test_the_digest_is_of_the_runs_and_not_of_their_order():
     table = {"obs_id": np.array([11, 12, 13]), "livetime": np.ones(3)}
     state = np.array([5, 6, 7], dtype=np.uint64)
-    forth, back, other = (Contributors(selection.by_hand(1, index, table)) for index in ([0, 2], [2, 0], [0, 1]))
+    forth, back, other = ({"spectrum": selection.by_hand(1, index, table)} for index in ([0, 2], [2, 0], [0, 1]))
     assert digest_of("x", forth, state) == digest_of("x", back, state)
     assert digest_of("x", forth, state) != digest_of("x", other, state)
     assert digest_of("x", forth, state) != digest_of("x", forth, state[::-1])
     assert digest_of("x", forth, state) != digest_of("y", forth, state)
     # what it was ranked by is not in the background
-    ranked = forth.spectrum._replace(score=np.array([3.0, 4.0]))
-    assert digest_of("x", Contributors(ranked), state) == digest_of("x", forth, state)
+    ranked = forth["spectrum"]._replace(score=np.array([3.0, 4.0]))
+    assert digest_of("x", {"spectrum": ranked}, state) == digest_of("x", forth, state)
 
 
 def test_the_digest_is_of_all_that_runs_contribute_to():
@@ -305,7 +308,9 @@ def test_the_digest_is_of_all_that_runs_contribute_to():
     state = np.array([5, 6, 7], dtype=np.uint64)
     some, others = (selection.by_hand(1, index, table) for index in ([0, 2], [0, 1]))
     roles = [(some,), (some, some), (some, others), (some, None, some), (some, some, some), (some, others, some)]
-    assert len({digest_of("x", Contributors(*role), state) for role in roles}) == len(roles)
+    names = ("spectrum", "shape", "night")
+    chosen = [{name: role for name, role in zip(names, of, strict=False) if role is not None} for of in roles]
+    assert len({digest_of("x", role, state) for role in chosen}) == len(roles)
 
 
 # --- words -------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_a_background_of_the_source_that_was_replaced_is_not_named(
     """A job was killed when it had replaced the 3D backgrounds and not yet written its index."""
     add_old_background(four_runs, run_path, edit_run, name="BACKGROUND")
     config = prepare_dataset(example())
-    monkeypatch.setattr("dask_bkg.output.index.write_indexes", lambda *args: {})
+    monkeypatch.setattr("dask_bkg.pipeline.run.write_indexes", lambda *args: {})
     run_make_background(config)
     monkeypatch.undo()
     assert backgrounds(both) == {}

@@ -17,6 +17,7 @@ from numpy.testing import assert_array_equal
 
 from dask_bkg import cluster
 from dask_bkg.background.irf import rate_to_background
+from dask_bkg.background.stack import Stack
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore
@@ -73,7 +74,7 @@ def graph(job, four_runs):
 def test_building_the_graph_computes_nothing(graph, rank, tmp_path):
     built, _ = graph(background_selection={"rank": rank, "store_KL": True})
     with dask.config.set(scheduler=refuse), pytest.raises(AssertionError, match="something was computed"):
-        built.stacks["spectrum"].compute()
+        built.stacks["spectrum"][0].compute()
     assert (len(built.writes), len(built.tables)) == (1, 1)
     assert not list((tmp_path / "out").glob("**/*.fits*"))
 
@@ -92,16 +93,17 @@ def test_the_graph_is_the_eager_way_step_by_step(graph):
     runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
     airmass = 1 / np.cos(np.deg2rad(runs.zenith.values))
     (results,) = dask.compute(*built.writes[:1], scheduler="synchronous")
-    stacks = built.stacks["spectrum"].compute(scheduler="synchronous")
+    parts = dask.compute(*built.stacks["spectrum"], scheduler="synchronous")
+    stacks = Stack(*map(np.concatenate, zip(*parts, strict=True)))
     for i, obs_id in enumerate(OBS_IDS):
         near = [j for j in np.argsort(np.abs(airmass - airmass[i]), kind="stable").tolist() if j != i]
         hours = np.cumsum(runs.livetime.values[near]) / 3600
         used = near[: int(np.searchsorted(hours, 0.6)) + 1]
         assert_array_equal(stacks.counts[i], runs.counts.values[used].sum(axis=0))
-        assert stacks.livetime.values[i] == pytest.approx(runs.livetime.values[used].sum())
+        assert stacks.livetime[i] == pytest.approx(runs.livetime.values[used].sum())
         if i < len(results):
             assert results[i].contributing == tuple(OBS_IDS[j] for j in used)
-            rate, _ = rate_to_background(stacks.counts.values[i], stacks.exposure.values[i], plan.edges, plan.rate)
+            rate, _ = rate_to_background(stacks.counts[i], stacks.exposure[i], plan.edges, plan.rate)
             written = fits.getdata(results[i].output, results[i].hdu)["BKG"][0]
             assert rate.quantity.to_value("s-1 MeV-1 sr-1") == pytest.approx(written.T, rel=1e-6)
         assert obs_id == plan.targets[i].obs_id
@@ -286,10 +288,10 @@ def test_a_task_that_dies_fails_its_targets_only(job, archive, scheduler, monkey
     """A worker that is killed is an error of its tasks, as is this one; two targets a task here."""
     write_block = wiring.write_block
 
-    def die(targets, *args):
+    def die(targets, **how):
         if any(target.obs_id == 64004 for target, _ in targets):
             raise MemoryError("too much")
-        return write_block(targets, *args)
+        return write_block(targets, **how)
 
     monkeypatch.setattr(wiring, "WRITE_BATCH", 2)
     monkeypatch.setattr(wiring, "write_block", die)
@@ -306,7 +308,7 @@ def test_a_task_that_dies_fails_its_targets_only(job, archive, scheduler, monkey
 def test_a_run_store_that_is_damaged_is_the_end_of_all(job, four_runs, scheduler, monkeypatch, where):
     """Its message is what is told, and not that a task ended."""
 
-    def damaged(*args):
+    def damaged(*args, **how):
         raise ArchiveError("chunk 0 is damaged: move the store away")
 
     monkeypatch.setattr(wiring, "write_block", damaged)
@@ -319,11 +321,11 @@ def test_an_interrupt_keeps_what_is_done(job, four_runs, monkeypatch, tmp_path):
     """The rows of finished runs are in the index, and the next job goes on from there."""
     write_block, written = wiring.write_block, []
 
-    def interrupt(targets, *args):
+    def interrupt(targets, **how):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.extend(targets)
-        return write_block(targets, *args)
+        return write_block(targets, **how)
 
     monkeypatch.setattr(wiring, "WRITE_BATCH", 1)
     monkeypatch.setattr(wiring, "write_block", interrupt)

@@ -8,11 +8,12 @@ from numpy.testing import assert_allclose
 
 from dask_bkg.background import estimate as rates
 from dask_bkg.background.estimate import Histogram, RateSettings, estimate_rate, rate_of_shape
-from dask_bkg.background.model import Model, Stacks, night_factor, stacked_rate
+from dask_bkg.background.model import Model, night_factor, stacked_rate
+from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
 from dask_bkg.binning import Edges
 from dask_bkg.config import parse_config
-from dask_bkg.selection import Contributors, by_hand, choose_block, finish, settings_of_roles
+from dask_bkg.selection import by_hand, choose_block, finish, settings_of_roles
 
 EDGES = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 SOLID_ANGLE = -2 * np.pi * np.diff(np.cos(np.deg2rad(EDGES.offset)))
@@ -145,8 +146,8 @@ def test_no_counts_anywhere_is_an_error():
 def test_the_night_moves_the_level_as_far_as_its_runs_are_believed(weight, dim):
     night = by_hand(1, [0], {"obs_id": np.array([2]), "livetime": np.ones(1)})._replace(weight=np.array([weight]))
     observed = dim * truth() * exposure(weight * 1800)
-    stacks = Stacks(observed, observed, np.ones(1), night_counts=observed, night_exposure=exposure(weight * 1800))
-    assert night_factor(truth(), night, stacks).value == pytest.approx(dim ** (weight / (weight + 1)), rel=1e-12)
+    stack = Stack(observed, exposure(weight * 1800), np.ones(1), observed.sum(axis=1))
+    assert night_factor(truth(), night, stack).value == pytest.approx(dim ** (weight / (weight + 1)), rel=1e-12)
 
 
 def test_a_night_scales_the_whole_background():
@@ -156,10 +157,12 @@ def test_a_night_scales_the_whole_background():
     night = by_hand(1, [1], table)
     made = {}
     for name, level in {"alike": 1.0, "dim": 0.5}.items():
-        stacks = Stacks(
-            counts, seen, np.array(1.0), night_counts=level * truth() * exposure(1800), night_exposure=exposure(1800)
-        )
-        chosen = Contributors(runs, None, night)
+        dimmed = level * truth() * exposure(1800)
+        stacks = {
+            "spectrum": Stack(counts, seen, np.array(1.0), counts.sum(axis=1)),
+            "night": Stack(dimmed, exposure(1800), np.array(1.0), dimmed.sum(axis=1)),
+        }
+        chosen = {"spectrum": runs, "night": night}
         target = Target(1, "in.fits", "out.fits")
         made[name] = stacked_rate(target, chosen, stacks, None, Model(EDGES, RateSettings())).rate  # type: ignore[arg-type]
     assert_allclose(made["dim"].value / made["alike"].value, np.sqrt(0.5), rtol=1e-3)
