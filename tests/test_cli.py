@@ -620,6 +620,16 @@ def test_demo_keeps_what_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
 
 
+def test_python_m():
+    """Where the package is, but its program is not on the path."""
+    module = [sys.executable, "-m", "dask_bkg"]
+    done = subprocess.run([*module, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == call("--version").stdout
+    wrong = subprocess.run([*module, "walk"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == WRONG_USAGE
+    assert wrong.stderr.startswith("Usage: python -m dask_bkg")
+
+
 def test_version():
     result = call("--version")
     assert (result.exit_code, result.stdout) == (ALL_DONE, f"dask-bkg, version {__version__}\n")
