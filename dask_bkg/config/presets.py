@@ -71,18 +71,17 @@ def gammapy_tools() -> Defaults:
         3HWC always gets 0.35 deg.
         Default: max, the larger of 3 sigma (3HWC: the search radius of the catalogue) and 0.35 deg, at most 1.2 deg;
         a radius that was cut is reported.
-        Why: 17 of 55 extended sources of GammaCat would get less than a point source, and Vela Junior would leave
-        nothing of the field.
+        Why: 17 of 55 extended sources of GammaCat would get less than a point source, and Vela Junior would get
+        3 deg, which leaves nothing of a field around it.
     exclusion.star_mag: 8, star_radius: 0.35
         Stars of V < 8 with 0.35 deg.
         Default: V < 5 with 0.3 deg.
-        Why: V < 8 leaves a median of 64 % of the field exposed, and nothing of an offset bin in 20 of the 72
-        H.E.S.S. runs.
+        Why: V < 8 leaves a median of 64 % of the field of the 72 H.E.S.S. runs exposed, V < 5 leaves 98 %.
     background_selection.rank: none
         Every run that passes the cuts contributes, with weight 1.
         Default: conditions, the runs under the most similar observing conditions until time_request hours are
         reached, weighted by a Gaussian kernel in these conditions.
-        Why: the normalisation of a stack scatters less from run to run: on the H.E.S.S. runs, 10 h for each, by 15 %
+        Why: the normalisation of a stack scatters less from run to run: on the H.E.S.S. runs, 10 h for each, by 14 %
         against 23 % with the runs nearest in elevation.
     background_selection.seasons
         The epochs of VERITAS, for same_szn: true. By default there are none.
