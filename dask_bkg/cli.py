@@ -121,11 +121,16 @@ def demo(out_dir: str, njobs: int) -> None:
 
 
 @main.command()
-def config() -> None:
+@click.option(
+    "--preset",
+    type=click.Choice(["veritas", "gammapy-tools"]),
+    help="Set this preset, and say what it stands for and how the default differs.",
+)
+def config(preset: str | None) -> None:
     """Print a configuration with every option, its default, unit and meaning."""
     from dask_bkg.config.yaml import template
 
-    click.echo(template(), nl=False)
+    click.echo(template(preset), nl=False)
 
 
 @main.command()
@@ -361,7 +366,3 @@ def simulate(directory: Path, runs: int, events: int, overwrite: bool, **sky: An
 
     simulate_archive(directory, runs, events, overwrite=overwrite, **sky)
     click.echo(f"{runs} runs in {directory}; the true background is in {directory / 'truth.json'}")
-
-
-if __name__ == "__main__":
-    main()

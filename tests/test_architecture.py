@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "simulate": {"errors"},
 }
 # fmt: on
-ANYTHING = {"__init__", "cli", "demo"}
+ANYTHING = {"__init__", "__main__", "cli", "demo"}
 
 
 def room_of(path: Path) -> str:

@@ -26,6 +26,7 @@ from matplotlib.image import imread
 from dask_bkg import __version__
 from dask_bkg.cli import main
 from dask_bkg.config import load_config, parse_config
+from dask_bkg.config.presets import PRESETS
 from dask_bkg.config.yaml import dump_yaml, parse_yaml
 from dask_bkg.simulate import simulate_archive
 
@@ -551,6 +552,18 @@ def test_the_template_is_the_defaults(tmp_path):
     assert {name: set(section) for name, section in sections.items() if isinstance(section, dict)} == keys
 
 
+def test_config_prints_a_preset(tmp_path):
+    command = next(option for option in main.commands["config"].params if option.name == "preset")
+    assert list(command.type.choices) == list(PRESETS)
+    path = tmp_path / "config.yaml"
+    path.write_text(call("config", "--preset", "gammapy-tools").stdout)
+    assert load_config(path).model.exposure == "event_ratio"
+    assert "# The original procedure" in path.read_text()
+    refused = call("config", "--preset", "hess")
+    assert refused.exit_code == WRONG_USAGE
+    assert "'veritas', 'gammapy-tools'" in refused.stderr
+
+
 def test_the_template_as_it_stands_says_what_to_fill_in(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(shell("config").stdout)
@@ -605,6 +618,16 @@ def test_demo_keeps_what_is_there(tmp_path):
     assert result.exit_code == NOTHING_DONE
     assert "--out-dir" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
+
+
+def test_python_m():
+    """Where the package is, but its program is not on the path."""
+    module = [sys.executable, "-m", "dask_bkg"]
+    done = subprocess.run([*module, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == call("--version").stdout
+    wrong = subprocess.run([*module, "walk"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == WRONG_USAGE
+    assert wrong.stderr.startswith("Usage: python -m dask_bkg")
 
 
 def test_version():

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from dask_bkg.config.models import SECTIONS, Config, Section, choices_of, unit_of
+from dask_bkg.config.presets import ABOUT, PRESETS
 from dask_bkg.errors import ConfigError
 
 #: What a number looks like. YAML 1.1 takes 1e-9 for a text (it has no dot), 010 for 8 and 12:30 for 750.
@@ -243,27 +244,39 @@ _HEADER = """\
 _LIVE = ("io.search_datastore", "io.in_dir", "io.out_dir")
 
 
-def template() -> str:
-    """Return a YAML file with every option commented out, its default, unit and meaning beside it.
+def template(preset: str | None = None) -> str:
+    """Return a YAML file with every option commented out, with its default, unit and meaning.
+
+    Parameters
+    ----------
+    preset
+        A name in `dask_bkg.config.presets.PRESETS`: the file has it set, says in comments what it stands for, and
+        shows its defaults.
 
     Examples
     --------
     >>> "    # e_min: 0.1" in template()
     True
+    >>> "    # star_mag: 8 " in template("gammapy-tools")
+    True
     """
-    options = [_template_line("", name, Config) for name in Config.model_fields if name not in SECTIONS]
-    parts = [_HEADER, *options]
+    chosen: dict[str, Any] = PRESETS[preset] if preset else {}
+    about = ["", f"PRESET {preset}", "", *ABOUT[preset].splitlines()] if preset else []
+    top = [name for name in Config.model_fields if name not in SECTIONS]
+    options = [_template_line("", name, Config, {"preset": preset}) for name in top]
+    parts = [_HEADER.rstrip("\n"), *(f"# {line}".rstrip() for line in about), "", *options]
     for name, model in SECTIONS.items():
-        lines = [_template_line(name, key, model) for key in model.model_fields]
+        lines = [_template_line(name, key, model, chosen.get(name, {})) for key in model.model_fields]
         parts += ["", f"# {model.__doc__}", f"{name}:", *lines]
     return "\n".join(parts) + "\n"
 
 
-def _template_line(section: str, key: str, model: type[Section]) -> str:
+def _template_line(section: str, key: str, model: type[Section], chosen: Mapping[str, Any]) -> str:
     """Return the line of one option: indent, comment sign, key, default, [unit], choices, meaning."""
     option = model.model_fields[key]
-    default = yaml.dump(option.default, Dumper=_Dumper, default_flow_style=True, width=1000)
-    live = f"{section}.{key}" in _LIVE
+    value = chosen.get(key, option.default)
+    default = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000)
+    live = f"{section}.{key}" in _LIVE or (key == "preset" and value is not None)
     line = f"{'    ' if section else ''}{'' if live else '# '}{key}: {default.splitlines()[0]}"
     unit = f"[{unit_of(option)}] " if unit_of(option) else ""
     choices = f"{' | '.join(choices_of(option))}; " if choices_of(option) else ""

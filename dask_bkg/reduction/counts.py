@@ -87,7 +87,7 @@ def event_ratio(offset_bin: NDArray, kept: NDArray, n_bins: int) -> NDArray:
     """The procedure's exposed fraction: kept over all events of each ring, both plus 1e-9.
 
     It cancels the exclusion in the rate of the ring (counts kept / (kept / all) = all counts): it is here because
-    the document has it, see the README.
+    that is the original formula, see `dask_bkg.config.presets.gammapy_tools`.
 
     Parameters
     ----------
