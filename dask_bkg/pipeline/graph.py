@@ -25,8 +25,8 @@ from dask_bkg.lazy.layers import Layers, block_size, literal
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
 from dask_bkg.lazy.stack import stack_runs
-from dask_bkg.output.provenance import common_cards, config_hash, side_directory
-from dask_bkg.output.write import Block, Made, Mark, Result, write_block
+from dask_bkg.output.provenance import common_cards, config_hash
+from dask_bkg.output.write import Block, Mark, Place, Result, write_block
 from dask_bkg.pipeline.kl import kl_tables
 from dask_bkg.pipeline.memory import runs_wanted
 from dask_bkg.pipeline.tables import Roster
@@ -147,7 +147,8 @@ def build(
     plan: Plan,
     roster: Roster,
     stored: Stored,
-    made: Mapping[int, Made] | None = None,
+    marks: Mapping[int, Mark] | None = None,
+    place: Place | None = None,
     last: Last | None = None,
 ) -> Graph:
     """The graph of a job, from the store to the files. Computes nothing.
@@ -156,13 +157,15 @@ def build(
     ----------
     plan, roster, stored
         The job, who takes part, and the run store.
-    made
-        What earlier jobs have made: backgrounds that would come out the same are not written again.
+    marks
+        Marks of the backgrounds of earlier jobs: those that would come out the same are not written again.
+    place
+        Where results are kept; None: nowhere.
     last
         What is done with the stacks; by default backgrounds are made of them and written.
     """
     graph = _stacked(plan, roster, stored)
-    last = last or _writing(plan, made_by(plan, stored), made or {})
+    last = last or _writing(plan, roster, made_by(plan, stored), marks or {}, place)
     graph.writes, graph.parts = _writes(plan, roster, graph, last)
     settings = plan.config.background_selection
     if settings.store_KL:
@@ -213,18 +216,16 @@ def model_of(plan: Plan) -> Model:
     return Model(plan.edges, plan.rate, plan.field)
 
 
-def _writing(plan: Plan, made_by: str, made: Mapping[int, Made]) -> Last:
+def _writing(plan: Plan, roster: Roster, made_by: str, marks: Mapping[int, Mark], place: Place | None) -> Last:
     """The layer ``write-files``."""
 
     def task(part: list[Target], first: int) -> _Write:
-        marks = [made[t.obs_id].mark if t.obs_id in made else None for t in part]
-        return _Write(list(zip(part, marks, strict=True)), first)
+        return _Write([(target, marks.get(target.obs_id)) for target in part], first)
 
-    # a single background in a notebook has no place for results
-    place = plan.config.io.results_dir
-    side = None if place is None else os.path.abspath(side_directory(plan.config))
-    cards = common_cards(plan)
-    return Last("write-files", Block(model_of(plan), plan.attach_copy, cards, made_by, side), task)
+    noted = zip(roster.runs["obs_id"].tolist(), roster.runs["note"].tolist(), strict=True)
+    notes = {run: str(note) for run, note in noted if note}
+    block = Block(model_of(plan), plan.attach_copy, common_cards(plan), made_by, place, notes, roster.absent)
+    return Last("write-files", block, task)
 
 
 def _writes(plan: Plan, roster: Roster, graph: Graph, last: Last) -> tuple[list[Delayed], list[list[Target]]]:
