@@ -25,6 +25,7 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import read_datastore
+from dask_bkg.output.backgrounds import contributing_runs
 from dask_bkg.report import format_table
 from dask_bkg.simulate import simulate_archive
 from dask_bkg.sky.catalogs import read_region_file, read_stars
@@ -234,13 +236,13 @@ def open_archive(directory: Path) -> Archive:
     return Archive(store.obs_ids, files, np.array([livetime[i] for i in store.obs_ids.tolist()]), regions)
 
 
-def check_same(made: list[Background], summary: Summary) -> None:
+def check_same(made: list[Background], summary: Summary, contributing: Mapping[int, list[int]]) -> None:
     """Raise AssertionError where ours took other runs, counted other events or wrote another rate."""
     results = {result.obs_id: result for result in summary.results}
     for background in made[:CHECKED]:
         result = results[background.obs_id]
         assert result.status == "done", result.reason
-        np.testing.assert_array_equal(np.sort(result.contributing), np.sort(background.contributing))
+        np.testing.assert_array_equal(np.sort(contributing[background.obs_id]), np.sort(background.contributing))
         assert result.n_events == background.total.counts.sum()
         with fits.open(result.output, memmap=False) as hdus:
             rate = np.asarray(hdus[result.hdu].data["BKG"][0], dtype=float)
@@ -258,7 +260,7 @@ def measure(runs: int, options: argparse.Namespace, scratch: Path) -> dict[str, 
     summary = ours(config)
     seconds = time.perf_counter() - start
     original, made = time_original(archive, scratch, options)
-    check_same(made, summary)
+    check_same(made, summary, contributing_runs(summary.results_dir))
     pieces = time_pieces(archive, scratch / "runwise")
     contributing = float(np.mean([result.n_runs for result in summary.results]))
     for used in (out_dir, scratch / "runwise", scratch / "original"):

@@ -22,7 +22,7 @@ _HOMES = {
     "reduce_run": "reduction.reduce",
     "reduce_runs": "lazy.runs",
     "open_runs": "store.load",
-    "open_backgrounds": "output.opened",
+    "open_backgrounds": "output.backgrounds",
     "kl_matrix": "lazy.kl",
     "to_background": "background.irf",
     "smooth": "background.irf",

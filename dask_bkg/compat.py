@@ -24,6 +24,7 @@ from dask_bkg.binning import Edges
 from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.config.yaml import default_config, plain
 from dask_bkg.dl3.read import RunEvents
+from dask_bkg.output.backgrounds import contributing_runs
 from dask_bkg.pipeline.prepare import prepare_runs
 from dask_bkg.pipeline.run import run_job
 from dask_bkg.pipeline.runlists import selection_mark
@@ -108,9 +109,7 @@ def run_make_background(config: Mapping[str, Any], progress: bool = True) -> dic
     missing = list(dict.fromkeys([*(section.get("missing_runs") or []), *done.missing]))
     finished["run_selection"] = {**section, "missing_runs": missing, "failed_runs": {**earlier, **done.failed}}
     if not parsed.io.from_run:
-        _enter_lists(
-            finished, done.config or parsed, {r.obs_id: list(r.contributing) for r in done.results if r.done}
-        )
+        _enter_lists(finished, done.config or parsed, contributing_runs(done.results_dir, made))
     return finished
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -116,7 +117,8 @@ def locked(directory: str | os.PathLike[str], timeout: float = 600.0, stale: flo
     """Keep other jobs from changing the index or results of ``directory`` until the block ends.
 
     What is read and written back within the block cannot lose what another job writes meanwhile. A lock older than
-    ``stale`` seconds is taken over. The directory is made if missing.
+    ``stale`` seconds is taken over, one of a process of this machine that has ended at once. The directory is made if
+    missing.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def locked(directory: str | os.PathLike[str], timeout: float = 600.0, stale: flo
     []
     """
     lock = Path(directory, LOCK_NAME)
-    mark = secrets.token_hex(8)
+    mark = f"{os.getpid()} {secrets.token_hex(8)} {_machine()}"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         _take(lock, mark, timeout, stale)
@@ -176,7 +178,7 @@ def _remove_stale(lock: Path, stale: float) -> bool:
     """Remove the lock of a job that was killed; whether there is a reason to try again at once."""
     with suppress(FileNotFoundError):
         mark = _mark_of(lock)
-        if time.time() - lock.stat().st_mtime < stale:
+        if time.time() - lock.stat().st_mtime < stale and not _has_ended(mark):
             return False
         # of several jobs that find it, one only can move it away; what it moved may be the new lock of another
         aside = lock.with_name(f"{LOCK_NAME}-{secrets.token_hex(8)}")
@@ -188,6 +190,27 @@ def _remove_stale(lock: Path, stale: float) -> bool:
             log.warning("The lock %s of a job that was killed is removed.", lock)
         aside.unlink()
     return True
+
+
+def _machine() -> str:
+    """Name of the machine; and of the container, in which process numbers are its own."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} ({os.readlink('/proc/self/ns/pid')})"
+    return socket.gethostname()
+
+
+def _has_ended(mark: str | None) -> bool:
+    """Whether a lock was taken by a process that ran on this machine and runs no more."""
+    process, _, rest = (mark or "").partition(" ")
+    if not process.isdigit() or rest.partition(" ")[2] != _machine():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _mark_of(lock: Path) -> str | None:

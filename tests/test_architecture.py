@@ -101,7 +101,7 @@ def users_of(*programs: str) -> set[str]:
 def test_only_the_job_knows_dask():
     """What wires tasks knows dask; what is done in a task does not."""
     assert {Path(name).parts[0] for name in users_of("dask", "distributed")} == {
-        "lazy", "cluster", "output", "pipeline", "validation",
+        "lazy", "cluster", "pipeline", "validation",
     }  # fmt: skip
 
 

@@ -269,3 +269,23 @@ def test_a_lock_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArchiveError, match="cannot be written"), locked(tmp_path / "file"):
         pass
+
+
+HOLDING = """
+import sys, time
+from dask_bkg.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_of_a_process_that_was_killed_here_is_taken_over_at_once(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ArchiveError, match="Another job holds"), locked(tmp_path, timeout=0.2):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(tmp_path, timeout=0):
+            assert (tmp_path / LOCK_NAME).exists()

@@ -1,32 +1,41 @@
-"""From a stack to a file: the rate, its HDU with provenance cards, the DL3 file. Eager; runs on the workers."""
+"""From a stack to a file: the rate, its HDU with provenance cards, the DL3 file. Eager; runs on the workers.
+
+What is to be kept of the backgrounds that a task has written goes into one part of the store of results
+(`dask_bkg.output.backgrounds`), so that nothing is lost of a job that is killed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.background.field import FIELD_FLAGS
 from dask_bkg.background.fill import EXTRAPOLATED, RING_FILLED
-from dask_bkg.background.model import Estimate, Model, RunMetadata, stacked_rate, weights_of
+from dask_bkg.background.model import Estimate, Model, RunMetadata, stacked_rate
 from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
-from dask_bkg.background.variance import effective_counts
+from dask_bkg.background.variance import effective_counts, mean_weight
 from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
-from dask_bkg.output.diagnostics import side_path, write_side
 from dask_bkg.selection import Selection, Selections, of_target
+from dask_bkg.store.rows import Layout, write_part
+
+ROLES = ("spectrum", "shape", "night")
+"""What runs contribute to: the order of ``role`` in what is kept."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one target.
+    """What became of one target; what it was made of is in the store of results.
 
     Attributes
     ----------
@@ -42,16 +51,8 @@ class Result:
         File that was written and the name of the background in it.
     threshold
         Energy threshold of the run [TeV], NaN if unknown.
-    contributing, weights, scores
-        Numbers of the contributing runs, nearest first; their weights (empty: all 1), and what they were ranked by.
-    flags
-        Number of bins for each flag, and the bins that were filled.
     failed_runs
         Runs that should have contributed and could not, ``{obs_id: reason}``.
-    notes
-        What was remarkable about contributing runs, ``{obs_id: note}``.
-    digest, files
-        What the next job needs to see that nothing has changed, see `Made`.
     """
 
     obs_id: int
@@ -63,14 +64,7 @@ class Result:
     output: str = ""
     hdu: str = ""
     threshold: float = float("nan")
-    contributing: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-    scores: tuple[float, ...] = ()
-    flags: dict = field(default_factory=dict)
     failed_runs: dict[int, str] = field(default_factory=dict)
-    notes: dict[int, str] = field(default_factory=dict)
-    digest: str = ""
-    files: tuple = ()
 
     @property
     def done(self) -> bool:
@@ -78,8 +72,26 @@ class Result:
         return self.status in ("done", "unchanged")
 
 
+class Place(NamedTuple):
+    """Where tasks write what is kept of the backgrounds of a job.
+
+    Attributes
+    ----------
+    parts
+        Directory of the parts.
+    layout
+        Layout of the store that they go into.
+    job
+        Name of the job.
+    """
+
+    parts: str
+    layout: Layout
+    job: str
+
+
 class Block(NamedTuple):
-    """What the backgrounds of a block of targets have in common.
+    """What the backgrounds of a job have in common.
 
     Attributes
     ----------
@@ -91,42 +103,26 @@ class Block(NamedTuple):
         Header cards that all backgrounds of the job have.
     made_by
         Digest of all settings that a background depends on.
-    side
-        Directory of the side files (`dask_bkg.output.diagnostics`); None: there are none.
+    place
+        Where results are kept; None: nowhere.
+    notes
+        What was remarkable about runs that may contribute, ``{obs_id: note}``.
+    absent
+        Runs of lists by hand that cannot contribute, ``{obs_id of the target: {run: reason}}``.
     """
 
     model: Model
     copy: bool
     cards: dict[str, tuple[object, str]]
     made_by: str
-    side: str | None = None
+    place: Place | None = None
+    notes: Mapping[int, str] = {}
+    absent: Mapping[int, dict[int, str]] = {}
 
 
 Mark = tuple[str, tuple]
-"""``digest`` and ``files`` of a `Made`: what travels to the workers of it."""
-
-
-class Made(NamedTuple):
-    """What is known of the background that an earlier job made of a target.
-
-    Attributes
-    ----------
-    digest
-        Of everything it was made of, see `digest_of`.
-    files
-        Size and time of last change [ns] of its source and its output, as they were left.
-    result
-        What that job told of it.
-    """
-
-    digest: str
-    files: tuple[tuple[int, int], tuple[int, int]]
-    result: Result
-
-    @property
-    def mark(self) -> Mark:
-        """What tells whether it would come out as it is."""
-        return self.digest, self.files
+"""Digest of all that a background was made of (`digest_of`), and size and time of last change [ns] of its source and
+its output, as they were left: equal marks, equal backgrounds."""
 
 
 def write_block(
@@ -142,8 +138,8 @@ def write_block(
     Parameters
     ----------
     batch
-        The targets, and the mark under which earlier jobs have made them: what would be made again as it is, is left
-        alone, and its result has no more than the ``status``.
+        The targets, and the marks of their backgrounds by earlier jobs: what would be made again as it is, is left
+        alone, and of its result there is no more than the ``status``.
     first
         Row of the first of them in the stacks.
     selected, stacks
@@ -152,27 +148,59 @@ def write_block(
         Metadata of the runs of the archive.
     block
         What they have in common.
+
+    Raises
+    ------
+    ArchiveError
+        If what is to be kept of them cannot be written.
     """
-    results = []
-    for row, (target, made) in enumerate(batch, start=first):
-        chosen = of_target(selected, row)
+    results: list[Result] = []
+    records: list[dict[str, Any]] = []
+    for row, (target, mark) in enumerate(batch, start=first):
+        chosen, failed_runs = of_target(selected, row), block.absent.get(target.obs_id, {})
         try:
             if chosen["spectrum"].reason:
                 raise RunError(chosen["spectrum"].reason)
             stacked = {role: stack.of(row) for role, stack in stacks.items()}
             made_by = f"{block.made_by}/{target.threshold!r}/{target.sight!r}{_own_mark(stacked)}"
             digest = digest_of(made_by, chosen, runs.key)
-            if made == (digest, _stat(target)) and _has_side(target, block):
+            if mark == (digest, _stat(target)):
                 results.append(Result(target.obs_id, "unchanged"))
                 continue
-            result = _write_one(target, chosen, stacked, runs, block, digest)
+            result, record = _write_one(target, chosen, stacked, runs, block)
+            records.append(record | {"digest": digest})
         except BackgroundError as error:
-            result = Result(target.obs_id, "failed", str(error))
+            result = Result(target.obs_id, "failed", str(error), failed_runs=failed_runs)
         except Exception as error:  # whatever it is, the other targets go on
             reason = f"run {target.obs_id}: unexpected {type(error).__name__}: {error}"
-            result = Result(target.obs_id, "failed", reason)
+            result = Result(target.obs_id, "failed", reason, failed_runs=failed_runs)
         results.append(result)
+    if records and block.place is not None:
+        about = {"job": block.place.job, "written": time.time_ns()}
+        layout = block.place.layout
+        write_part(block.place.parts, layout.digest, pack([record | about for record in records], layout))
     return results
+
+
+def pack(records: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, NDArray]:
+    """Records of some backgrounds as columns of a part, shape ``(records, ...)``, without those that no record has.
+
+    Of arrays that grow, shorter ones get fill values at the end.
+    """
+    columns: dict[str, NDArray] = {}
+    for name, column in layout.arrays.items():
+        values = [record.get(name) for record in records]
+        if any(value is not None for value in values):
+            width = max(np.shape(value)[-1] for value in values if value is not None)
+            columns[name] = np.full((len(records), *column.shape[:-1], width), column.fill, column.dtype)
+            for row, value in zip(columns[name], values, strict=True):
+                if value is not None:
+                    with np.errstate(over="ignore"):
+                        row[..., : np.shape(value)[-1]] = value
+    for kind, names in layout.table.items():
+        missing = {"integers": 0, "numbers": np.nan, "texts": ""}[kind]
+        columns |= {name: np.array([record.get(name, missing) for record in records]) for name in names}
+    return columns
 
 
 def digest_of(made_by: str, chosen: Mapping[str, Selection], key: NDArray) -> str:
@@ -195,11 +223,6 @@ def _own_mark(stacks: Mapping[str, Stack]) -> str:
     return f"/{sha.hexdigest()[:16]}"
 
 
-def _has_side(target: Target, block: Block) -> bool:
-    """Whether the side file is there, if there is to be one."""
-    return block.side is None or side_path(block.side, target.obs_id).exists()
-
-
 def _stat(target: Target) -> tuple[tuple[int, int], ...]:
     """Size and time of last change [ns] of source and output; zeros for a file that is not there."""
     return tuple(_size_and_time(path) for path in (target.source, target.output))
@@ -217,11 +240,11 @@ def _write_one(
     target: Target,
     contributors: Mapping[str, Selection],
     stacks: Mapping[str, Stack],
-    runs: RunMetadata,
+    metadata: RunMetadata,
     block: Block,
-    digest: str,
-) -> Result:
-    made, chosen = stacked_rate(target, contributors, stacks, runs, block.model), contributors["spectrum"]
+) -> tuple[Result, dict[str, Any]]:
+    """Write the background of a target; what became of it, and what is kept."""
+    made, chosen = stacked_rate(target, contributors, stacks, metadata, block.model), contributors["spectrum"]
     rate, spectrum = made.rate, stacks["spectrum"]
     livetime, n_events = float(spectrum.livetime), round(float(spectrum.counts.sum()))
     weighted = ", weighted" if (chosen.weight != 1).any() else ""
@@ -241,58 +264,70 @@ def _write_one(
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
     name = _write_rate(target, rate.value, block, cards)
-    if block.side is not None:
-        field = None if block.model.field is None else block.model.field.edges
-        values = _behind(target, contributors, stacks, made)
-        write_side(side_path(block.side, target.obs_id), block.model.edges, field, values)
-    return Result(
-        target.obs_id,
-        "done",
-        _remark(contributors),
-        chosen.run.size,
-        livetime / 3600,
-        n_events,
-        target.output,
-        name,
-        target.threshold,
-        tuple(chosen.obs_id.tolist()),
-        tuple(np.round(chosen.weight, 6).tolist()) if (chosen.weight != 1).any() else (),
-        tuple(np.round(chosen.score, 10).tolist()),
-        summarize_flags(rate.flag),
-        digest=digest,
-        files=_stat(target),
+    notes = {run: block.notes[run] for run in chosen.obs_id.tolist() if run in block.notes}
+    failed_runs = block.absent.get(target.obs_id, {})
+    reason = _remarks(target, contributors, notes, failed_runs)
+    runs, hours = int(chosen.run.size), livetime / 3600
+    result = Result(
+        target.obs_id, "done", reason, runs, hours, n_events, target.output, name, target.threshold, failed_runs
     )
+    record = {
+        **{
+            key: getattr(result, key)
+            for key in ("obs_id", "status", "reason", "n_events", "output", "hdu", "threshold")
+        },
+        "livetime": livetime,
+        "notes": json.dumps(notes),
+        "failed_runs": json.dumps(failed_runs),
+        **diagnostics(contributors, stacks, made),
+    }
+    for file, (size, changed) in zip(("source", "output"), _stat(target), strict=True):
+        record |= {f"file_size.{file}": size, f"file_time.{file}": changed}
+    return result, record
 
 
-def _behind(
-    target: Target, contributors: Mapping[str, Selection], stacks: Mapping[str, Stack], made: Estimate
-) -> dict[str, object]:
-    """What the side file has of a background."""
-    rate, weights, spectrum = made.rate, weights_of(stacks), stacks["spectrum"]
-    shape = stacks.get("shape", spectrum)
-    roles = [contributors["spectrum"], contributors.get("shape", contributors["spectrum"]), contributors.get("night")]
-    values: dict[str, object] = {
+def diagnostics(contributors: Mapping[str, Selection], stacks: Mapping[str, Stack], made: Estimate) -> dict[str, Any]:
+    """What is kept of an estimate: arrays and scalars by the names of `dask_bkg.output.backgrounds.layout_of`."""
+    rate, spectrum = made.rate, contributors["spectrum"]
+    # the shape has the runs of the spectrum where it has none of its own
+    chosen = {"spectrum": spectrum, "shape": contributors.get("shape", spectrum)}
+    stacked = {"spectrum": stacks["spectrum"], "shape": stacks.get("shape", stacks["spectrum"])}
+    if "night" in contributors:
+        chosen["night"], stacked["night"] = contributors["night"], stacks["night"]
+    parts, roles = list(stacked.values()), list(chosen.values())
+    effective = [effective_counts(stack.counts, mean_weight(stack.counts, stack.squares)) for stack in parts]
+    values: dict[str, Any] = {
         "rate": rate.value,
         "error": rate.error,
         "flag": rate.flag,
         "resolution": rate.resolution,
-        "counts": spectrum.counts,
-        "effective_counts": effective_counts(spectrum.counts, weights.spectrum),
-        "exposure": spectrum.exposure,
-        "shape_effective_counts": effective_counts(shape.counts, weights.shape),
-        "shape_exposure": shape.exposure,
+        "counts": _by_role([stack.counts for stack in parts]),
+        "effective_counts": _by_role(effective),
+        "exposure": _by_role([stack.exposure for stack in parts]),
         "level_error": rate.level_error,
-        "hours": [0.0 if role is None else role.hours for role in roles],
-        "n_runs": [0 if role is None else role.run.size for role in roles],
-        "widened": [1.0 if role is None else role.widened for role in roles],
+        "contributing": _by_role([role.obs_id for role in roles], -1),
+        "weight": _by_role([role.weight for role in roles]),
+        "score": _by_role([role.score for role in roles]),
         "night_factor": made.night.value,
         "night_error": made.night.error,
-        "threshold": target.threshold,
-        "obs_id": target.obs_id,
     }
+    for name in ROLES:
+        role = chosen.get(name)
+        values[f"hours.{name}"] = 0.0 if role is None else role.hours
+        values[f"n_runs.{name}"] = 0 if role is None else role.run.size
+        values[f"widened.{name}"] = 1.0 if role is None else role.widened
     if made.own is not None:
         values |= {"own_spectrum": made.own.energies, "own_factor": made.own.level.value}
         values["own_error"] = made.own.level.error
+    return values
+
+
+def _by_role(arrays: Sequence[NDArray], fill: float = np.nan) -> NDArray:
+    """Arrays of the first roles, shape ``(role, ...)``; fill values where one is shorter, or a role has none."""
+    shape = (*arrays[0].shape[:-1], max(array.shape[-1] for array in arrays))
+    values = np.full((len(ROLES), *shape), fill)
+    for value, array in zip(values, arrays, strict=False):
+        value[..., : array.shape[-1]] = array
     return values
 
 
@@ -315,8 +350,10 @@ def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str
     return write_background(target.output, hdu)
 
 
-def _remark(contributors: Mapping[str, Selection]) -> str:
-    """What is worth knowing about the selections of a background that was made."""
+def _remarks(
+    target: Target, contributors: Mapping[str, Selection], notes: Mapping[int, str], failed_runs: Mapping[int, str]
+) -> str:
+    """What is worth knowing about a background: its selections, and the runs that contribute or could not."""
     remarks, chosen, shape = [], contributors["spectrum"], contributors.get("shape")
     if not chosen.enough:
         weighted = " (weighted)" if (chosen.weight != 1).any() else ""
@@ -327,6 +364,10 @@ def _remark(contributors: Mapping[str, Selection]) -> str:
         remarks.append(f"kernel widened {chosen.widened:.2f} times: few runs are alike")
     if shape is not None and shape.widened > 1:
         remarks.append(f"kernel of the shape widened {shape.widened:.2f} times: few runs are alike")
+    for run, note in notes.items():
+        remarks.append(note if run == target.obs_id else f"contributing run {run}: {note}")
+    if failed_runs:
+        remarks.append(f"{len(failed_runs)} contributing runs could not be used")
     return "; ".join(remarks)
 
 

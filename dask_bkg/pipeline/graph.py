@@ -23,8 +23,8 @@ from dask_bkg.lazy.layers import Each, Layers, Named, block_size
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import conditions_of, select_runs
 from dask_bkg.lazy.stack import own_stacks, stack_runs
-from dask_bkg.output.provenance import common_cards, config_hash, side_directory
-from dask_bkg.output.write import Block, Made, Mark, Result, write_block
+from dask_bkg.output.provenance import common_cards, config_hash
+from dask_bkg.output.write import Block, Mark, Place, Result, write_block
 from dask_bkg.pipeline.kl import kl_tables
 from dask_bkg.pipeline.memory import runs_wanted
 from dask_bkg.pipeline.tables import Tables
@@ -107,7 +107,8 @@ def build(
     plan: Plan,
     tables: Tables,
     stored: Stored,
-    made: Mapping[int, Made] | None = None,
+    marks: Mapping[int, Mark] | None = None,
+    place: Place | None = None,
     last: Callable[[Graph], tuple[list[Delayed], list[list[Target]]]] | None = None,
 ) -> Graph:
     """The graph of a job, from the store to the files. Computes nothing.
@@ -116,14 +117,16 @@ def build(
     ----------
     plan, tables, stored
         The job, the runs that take part, and the run store.
-    made
-        What earlier jobs have made: backgrounds that would come out the same are not written again.
+    marks
+        Marks of the backgrounds of earlier jobs: those that would come out the same are not written again.
+    place
+        Where results are kept; None: nowhere.
     last
         Makes the final tasks of the graph so far, and says which targets each is of (`final_tasks`); by default
         backgrounds are made of the stacks and written.
     """
     graph = _stacked(plan, tables, stored)
-    graph.writes, graph.parts = last(graph) if last else _writes(plan, tables, stored, graph, made or {})
+    graph.writes, graph.parts = last(graph) if last else _writes(plan, tables, stored, graph, marks or {}, place)
     settings = plan.config.background_selection
     if settings.store_KL:
         # a worker may have another working directory
@@ -212,17 +215,17 @@ def final_tasks(
 
 
 def _writes(
-    plan: Plan, tables: Tables, stored: Stored, graph: Graph, made: Mapping[int, Made]
+    plan: Plan, tables: Tables, stored: Stored, graph: Graph, marks: Mapping[int, Mark], place: Place | None
 ) -> tuple[list[Delayed], list[list[Target]]]:
     """The layer ``write-files``."""
 
     def each(part: list[Target]) -> list[tuple[Target, Mark | None]]:
-        return [(target, made[target.obs_id].mark if target.obs_id in made else None) for target in part]
+        return [(target, marks.get(target.obs_id)) for target in part]
 
-    # a single background in a notebook has no place for results
-    place = plan.config.io.results_dir
-    side = None if place is None else os.path.abspath(side_directory(plan.config))
-    block = Block(model_of(plan), plan.attach_copy, common_cards(plan), made_by(plan, stored), side)
+    noted = zip(tables.runs["obs_id"].tolist(), tables.runs["note"].tolist(), strict=True)
+    notes = {run: str(note) for run, note in noted if note}
+    cards, digest = common_cards(plan), made_by(plan, stored)
+    block = Block(model_of(plan), plan.attach_copy, cards, digest, place, notes, tables.absent)
     return final_tasks(graph, tables, "write-files", _write_batch, each, block=block)
 
 

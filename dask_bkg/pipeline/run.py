@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from dask_bkg.cluster import job_client
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.lazy.execute import compute_each
+from dask_bkg.output.backgrounds import Backgrounds
 from dask_bkg.output.index import check_writable, retire_backgrounds, write_indexes
-from dask_bkg.output.journal import Journal
-from dask_bkg.output.provenance import made_before, told, write_results
-from dask_bkg.output.write import Made, Result
+from dask_bkg.output.provenance import job_of, write_results
+from dask_bkg.output.write import Result
 from dask_bkg.pipeline.graph import Graph, build
 from dask_bkg.pipeline.memory import tell_memory
 from dask_bkg.pipeline.tables import Tables, make_tables
@@ -91,7 +90,7 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     Raises
     ------
     BackgroundError
-        If nothing could be done; `Summary.failed` otherwise tells the runs that could not.
+        If nothing could be done; `Summary.failed` otherwise has the runs that could not.
     """
     with job_client(config, progress=progress) as client:
         plan = plan_job(config)
@@ -100,12 +99,14 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
         stored = update_store(plan, client, config.store_path, progress=progress)
         tables = make_tables(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in tables.failed.items()]
-        made = {} if refresh else made_before(plan)
         retired = retire_backgrounds(plan, tables.ready)
-        job = _Job(plan, stored, tables, made, results)
+        field_edges = None if plan.field_plan is None else plan.field_plan.edges
+        backgrounds = Backgrounds(plan.config.directory("results_dir"), plan.edges, field_edges, job_of(plan))
+        marks = {} if refresh else backgrounds.marks(tables.ready)
+        job = _Job(plan, stored, tables, backgrounds, results)
         try:
             if tables.ready:
-                _compute(build(plan, tables, stored, made), client, config, progress, job)
+                _compute(build(plan, tables, stored, marks, backgrounds.place), client, config, progress, job)
         except BaseException:
             # a task may have written files and not said so yet: only what is known to be done gets its row back
             write_indexes(plan, results)
@@ -113,15 +114,15 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     refused = write_indexes(plan, results, retired)
     results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
     results.sort(key=lambda r: r.obs_id)
-    results_dir = write_results(plan, results, tables.unusable)
-    job.close()
+    results_dir = write_results(plan, results, backgrounds, tables.unusable)
+    job.save()
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
     return Summary(results, results_dir, tables.unusable, plan.missing, stored.opened, stored.read, plan.config)
 
 
 class _Job:
-    """Takes the results of a job as they come, and sees to it that they are known if it is killed.
+    """Takes the results of a job as they come, and sees to it that little is lost if it is killed.
 
     Parameters
     ----------
@@ -130,11 +131,9 @@ class _Job:
     """
 
     def __init__(
-        self, plan: Plan, stored: Stored, tables: Tables, made: Mapping[int, Made], results: list[Result]
+        self, plan: Plan, stored: Stored, tables: Tables, backgrounds: Backgrounds, results: list[Result]
     ) -> None:
-        self.results, self._made, self._tables, self._store = results, made, tables, stored.store
-        self._noted = dict(zip(tables.runs["obs_id"].tolist(), tables.runs["note"].tolist(), strict=True))
-        self._journal = Journal(plan.config.directory("results_dir"))
+        self.results, self._backgrounds, self._store = results, backgrounds, stored.store
         fingerprints = dict(
             zip(tables.targets["obs_id"].tolist(), tables.targets["fingerprint"].tolist(), strict=True)
         )
@@ -149,44 +148,23 @@ class _Job:
 
     def take(self, results: list[Result]) -> None:
         """Add results of a task."""
-        complete = [
-            replace(self._made[r.obs_id].result, status=r.status)
-            if r.status == "unchanged"
-            else with_runs(r, self._noted, self._tables.absent.get(r.obs_id, {}))
-            for r in results
-        ]
-        self.results.extend(complete)
-        written = [result for result in complete if result.status == "done"]
-        self._journal.add({str(result.obs_id): told(result) for result in written})
+        self.results.extend(self._backgrounds.result(r.obs_id) if r.status == "unchanged" else r for r in results)
+        written = [result for result in results if result.status == "done"]
+        self._backgrounds.written(len(written))
         for result in written:
             if result.obs_id in self._known:
                 self._store.saw(result.output, self._known[result.obs_id])
         if time.monotonic() - self._saved > SAVE_EVERY:
-            self._save()
+            self.save()
 
-    def close(self) -> None:
-        """All is written: what was kept for the case of a kill is no more needed."""
-        self._save()
-        self._journal.close()
-
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Tell the run store which of its runs are in the files that were written."""
         try:
             self._store.flush()
         except ArchiveError as error:
             # the next job opens the files that were written, to see that their events are what they were
             log.warning("%s", error)
         self._saved = time.monotonic()
-
-
-def with_runs(result: Result, noted: Mapping[int, str], failed: Mapping[int, str]) -> Result:
-    """A result with what is known of its contributing runs: those that could not be used, and remarkable ones."""
-    notes = {run: str(noted[run]) for run in result.contributing if noted.get(run)}
-    remarks = [result.reason] if result.reason else []
-    if result.done:
-        told = notes.items()
-        remarks += [note if run == result.obs_id else f"contributing run {run}: {note}" for run, note in told]
-        remarks += [f"{len(failed)} contributing runs could not be used"] if failed else []
-    return replace(result, notes=notes, failed_runs=dict(failed), reason="; ".join(remarks))
 
 
 def _compute(graph: Graph, client: Client | None, config: Config, progress: bool, job: _Job) -> None:

@@ -169,9 +169,9 @@ def test_another_selection_than_ours_is_noticed(bench):
     bench = bench("bench_archive")
     total = bench.Histogram(np.ones((20, 5)), np.ones((20, 5)))
     made = bench.Background(7, np.array([1, 2]), total)
-    result = SimpleNamespace(obs_id=7, status="done", reason="", contributing=(1, 3), n_events=100)
+    result = SimpleNamespace(obs_id=7, status="done", reason="", n_events=100)
     with pytest.raises(AssertionError, match="Arrays are not equal"):
-        bench.check_same([made], SimpleNamespace(results=[result]))
+        bench.check_same([made], SimpleNamespace(results=[result]), {7: [1, 3]})
 
 
 # -- bench_kl: the bare operations ---------------------------------------------------------------------------

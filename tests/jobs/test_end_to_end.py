@@ -18,6 +18,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from gammapy.data import DataStore
 from gammapy.irf import Background2D
+from helpers.described import described
 from regions import Regions
 
 from dask_bkg.config import parse_config
@@ -87,7 +88,7 @@ def excluded(archive) -> dict:
 
 
 def finished(summary):
-    return [result for result in summary.results if result.status == "done"]
+    return [result for result in described(summary) if result.status == "done"]
 
 
 # --- expected counts, from the files and from the truth ----------------------------------------------------
@@ -196,7 +197,7 @@ def test_stacks_are_made_of_the_runs_that_pass_the_cuts(dark, job):
     runs = {run.obs_id: run for run in Truth.read(dark).runs}
     day = {i: np.mean([run.gti[0][0], run.gti[-1][1]]) / 86400 for i, run in runs.items()}
     airmass = {i: 1 / np.cos(np.deg2rad(run.zenith)) for i, run in runs.items()}
-    for result in job(dark, False, background_selection=CUTS).results:
+    for result in described(job(dark, False, background_selection=CUTS)):
         i = result.obs_id
         # half an hour about the limit may go either way: when in a run its time is, is a convention
         sure, unsure = (

@@ -13,6 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, Background3D
+from helpers.described import described
 from numpy.testing import assert_allclose
 
 from dask_bkg import make_background
@@ -213,7 +214,7 @@ def test_the_bright_side_is_that_of_the_run_itself(job, tilted, tmp_path, alignm
     sections = {"io": {"from_run": False}, "model": {"field": field}}
     binning = {"mode": "3d", "alignment": alignment}
     config = parse_config(job(tilted, binning=binning, **sections))
-    results = pipeline.run_job(config, progress=False).results
+    results = described(pipeline.run_job(config, progress=False))
     store, edges = RunStore.open(config.store_path), FieldEdges(config.binning.energy_edges, config.binning.fov_edges)
     own = store.field_view_for(edges, alignment, "disc")
     # the view on the sky is the fine one, that on the horizon was filled by the job

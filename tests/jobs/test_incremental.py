@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.described import described
 
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
@@ -105,7 +106,7 @@ def do(job, mine, place):
         selection = {"rank": "none", **sections.pop("background_selection", {})}
         config = parse_config(job(archive, io=io, background_selection=selection, **sections))
         summary = pipeline.run_job(config, progress=False, refresh=refresh)
-        return {result.obs_id: result for result in summary.results}
+        return {result.obs_id: result for result in described(summary)}
 
     return run
 
@@ -427,14 +428,16 @@ def test_an_output_that_somebody_changed_is_written_again(do, first, opened):
     assert {run: data for run, (_, data) in states(again).items()} == {run: data for run, (_, data) in before.items()}
 
 
-@pytest.mark.parametrize("text", [None, "{}", '{"backgrounds": {"64001": {"digest": 3}}}'])
-def test_without_the_tale_of_the_earlier_job_everything_is_made_again(do, first, place, text):
+@pytest.mark.parametrize("text", [None, "{}", '{"attributes": {"dask_bkg_rows": 1, "layout": 3}}', "no JSON"])
+def test_without_the_results_of_the_earlier_job_everything_is_made_again(do, first, place, text):
     first()
-    tale = place.now / "out" / "results" / "provenance.json"
-    tale.unlink()
-    if text is not None:
-        tale.write_text(text)
+    store = place.now / "out" / "results" / "backgrounds.zarr"
+    if text is None:
+        shutil.rmtree(store)
+    else:
+        (store / "zarr.json").write_text(text)
     assert statuses(do()) == all_are("done")
+    assert statuses(do()) == all_are("unchanged")
 
 
 def test_lists_by_hand_of_the_same_runs_make_the_same_backgrounds(do, first):

@@ -11,6 +11,7 @@ import pytest
 from astropy.io import fits
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, Background3D
+from helpers.described import described
 
 from dask_bkg import validate
 from dask_bkg.config import parse_config
@@ -100,7 +101,7 @@ def test_every_run_gets_a_background(done, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_contributing_runs_and_hours(done, mode):
-    for result in done[mode][1].results:
+    for result in described(done[mode][1]):
         if mode == "run-wise":
             assert result.contributing == (result.obs_id,)
         else:
@@ -204,7 +205,7 @@ def test_preset_gammapy_tools(hess, tmp_path, mode):
     smooth = {"smooth": True, "smooth_sigma": 1.0}
     summary = do(small, tmp_path, MODES[mode], preset="gammapy-tools", background_selection=smooth)
     assert summary.failed == {}
-    assert [len(result.contributing) for result in summary.results] == [1 if MODES[mode] else 3] * 4
+    assert [len(result.contributing) for result in described(summary)] == [1 if MODES[mode] else 3] * 4
     for observation in DataStore.from_dir(tmp_path / "out").get_observations(required_irf="full-enclosure"):
         assert observation.bkg.data.shape == (20, 5)
         assert np.isfinite(observation.bkg.data).all()

@@ -16,7 +16,6 @@ from helpers.synthetic import FIRST, keys_of, make_job, refuse
 
 from dask_bkg import selection
 from dask_bkg.lazy.layers import All, Each, Layers, Named, Pairs, batch_size, batches, block_size
-from dask_bkg.output.write import Made, Result
 from dask_bkg.pipeline import graph as wiring
 
 
@@ -163,17 +162,19 @@ def test_ten_times_the_runs_are_not_a_hundred_times_the_tasks():
 
 
 def test_the_graph_of_twenty_thousand_runs_is_none_that_dask_warns_of():
-    """Below 10 MB on the wire, also with all that earlier jobs have told of their backgrounds."""
+    """Below 10 MB on the wire, also with the marks of the backgrounds of earlier jobs."""
     plan, tables, store = make_job(20_000, background_selection={"rank": "kl"})
-    many = tuple(range(120))
-    made = {
-        t.obs_id: Made("0" * 16, ((10**6, 10**18),) * 2, Result(t.obs_id, "done", contributing=many, scores=many))
-        for t in plan.targets
-    }
-    assert len(pickle.dumps(wiring.build(plan, tables, store, made).writes[0].__dask_graph__())) < 10e6
+    marks = {t.obs_id: ("0" * 16, ((10**6, 10**18),) * 2) for t in plan.targets}
+    assert len(pickle.dumps(wiring.build(plan, tables, store, marks).writes[0].__dask_graph__())) < 10e6
     itself = {obs_id: [obs_id] for obs_id in tables.targets["obs_id"].tolist()}
     tables = replace(tables, given=selection.given(itself, tables.targets))
-    assert len(pickle.dumps(wiring.build(plan, tables, store, made).writes[0].__dask_graph__())) < 10e6
+    assert len(pickle.dumps(wiring.build(plan, tables, store, marks).writes[0].__dask_graph__())) < 10e6
+
+
+def test_three_roles_share_one_table_of_conditions():
+    """Dask warns of a graph of more than 10 MiB."""
+    job = make_job(20_000, background_selection={"rank": "conditions"})
+    assert len(pickle.dumps(wiring.build(*job).writes[0].__dask_graph__())) < 10 * 2**20
 
 
 def test_building_computes_nothing():

@@ -20,11 +20,13 @@ from gammapy.data import DataStore
 from helpers.index_files import OBS_IDS, add_old_background, backgrounds, broken_rows
 from helpers.kept_store import keep_store
 
+from dask_bkg.binning import Edges
 from dask_bkg.compat import prepare_dataset, run_make_background
 from dask_bkg.config import load_config, parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError, BackgroundError
-from dask_bkg.output.provenance import config_hash, merge_provenance, summary_table
+from dask_bkg.output.backgrounds import Backgrounds
+from dask_bkg.output.provenance import config_hash, summary_table
 from dask_bkg.output.write import Result
 from dask_bkg.pipeline import graph as wiring
 from dask_bkg.pipeline import run as pipeline
@@ -370,7 +372,7 @@ def test_what_a_stopped_job_has_done_is_not_done_again(stopped, job, four_runs, 
     assert told_of(tmp_path) == told
 
 
-def test_what_a_stopped_job_has_told_is_not_believed_for_ever(stopped, job, four_runs, tmp_path):
+def test_what_a_stopped_job_has_kept_is_not_believed_for_ever(stopped, job, four_runs, tmp_path):
     """A job with other settings has made all anew since: neither are they made again, nor is the old tale told."""
     two = stopped()
     other = {"binning": {"e_bins": 12}}
@@ -385,22 +387,20 @@ def test_what_a_stopped_job_has_told_is_not_believed_for_ever(stopped, job, four
     assert told_of(tmp_path)["backgrounds"] == before["backgrounds"]
 
 
-@pytest.mark.parametrize("tail", ['{"64001": {"sta', "[1, 2]\n", "\0\0\n"])
-def test_a_line_that_was_cut_short(stopped, job, four_runs, tmp_path, tail):
-    """What stands before it counts, and it is no error."""
-    two = stopped()
-    journal = next((tmp_path / "out/results").glob(".dask_bkg-journal-*"))
-    with journal.open("a") as file:
-        file.write(tail)
-    run_make_background(job(four_runs))
-    assert [run for run, status in statuses(tmp_path).items() if status == "unchanged"] == two
-
-
-def test_old_journals_are_cleared_away(stopped, job, four_runs, tmp_path):
+@pytest.mark.parametrize("size", [0, 100, -100])
+def test_a_part_that_was_cut_short(stopped, job, four_runs, tmp_path, size):
+    """The others count, and it is no error."""
     stopped()
+    first, last = sorted((tmp_path / "out/results/.backgrounds-parts").glob("*.npz"))
+    with np.load(first) as part:
+        whole = part["obs_id"].tolist()
+    last.write_bytes(last.read_bytes()[:size])
     run_make_background(job(four_runs))
-    for path in (tmp_path / "out/results").glob(".dask_bkg-journal-*"):
-        os.utime(path, (1e9, 1e9))
+    assert [run for run, status in statuses(tmp_path).items() if status == "unchanged"] == whole
+
+
+def test_nothing_is_left_of_a_stopped_job(stopped, job, four_runs, tmp_path):
+    assert len(stopped()) == len([*(tmp_path / "out/results/.backgrounds-parts").iterdir()]) == 2
     run_make_background(job(four_runs))
     assert not [path.name for path in (tmp_path / "out").rglob(".*")]
 
@@ -553,51 +553,6 @@ def test_provenance_tells_what_runs_were_ranked_by_and_how_they_weigh(job, four_
     assert len({entry["digest"] for entry in told.values()}) == 5
 
 
-def entry_of(status: str, **changes) -> dict:
-    made_by = {"job": "j1", "config_hash": "c1"}
-    return {"status": status, "reason": "", "digest": "d1", "contributing_runs": [1], **made_by, **changes}
-
-
-def test_what_a_job_leaves_of_the_provenance_of_an_earlier_one():
-    """Made anew: the new entry; unchanged or failed: the old one, as the background is the old one."""
-    earlier = {
-        "jobs": {"j1": {"a": 1}, "j0": {"a": 0}},
-        "backgrounds": {
-            "1": entry_of("done"),
-            "2": entry_of("done"),
-            "3": entry_of("done", job="j0"),
-            "4": entry_of("failed", reason="run 4: gone"),
-            "5": entry_of("done", failed_since={"job": "j0", "reason": "run 5: gone"}),
-            "6": entry_of("done", failed_since={"job": "j0", "reason": "run 6: gone"}),
-            # of a journal: the job was killed, and did not say which it was
-            "8": {name: value for name, value in entry_of("done").items() if name not in ("job", "config_hash")},
-        },
-    }
-    new = {
-        "1": entry_of("done", job="j2", digest="d2"),
-        "2": entry_of("unchanged", job="j2"),
-        "4": entry_of("failed", job="j2", reason="run 4: still gone"),
-        "5": entry_of("failed", job="j2", reason="run 5: still gone"),
-        "6": entry_of("unchanged", job="j2"),
-        "7": entry_of("done", job="j2"),
-        "8": entry_of("unchanged", job="j2", config_hash="c2"),
-    }
-    told = merge_provenance(earlier, {"jobs": {"j2": {"a": 2}}, "versions": {"x": "2"}, "backgrounds": new})
-    since = {"job": "j2", "reason": "run 5: still gone"}
-    assert told["backgrounds"] == {
-        "1": new["1"],
-        "2": entry_of("done"),
-        "3": entry_of("done", job="j0"),
-        "4": new["4"],
-        "5": entry_of("done", failed_since=since),
-        "6": entry_of("done"),
-        "7": new["7"],
-        "8": entry_of("done", job="j2", config_hash="c2"),
-    }
-    assert set(told["jobs"]) == {"j0", "j1", "j2"}
-    assert told["versions"] == {"x": "2"}
-
-
 def test_unchanged_backgrounds_are_those_of_the_job_that_made_them(job, four_runs, tmp_path):
     """Another cluster and another runlist are another job, but not another background."""
     results = tmp_path / "out" / "results"
@@ -616,7 +571,7 @@ def test_unchanged_backgrounds_are_those_of_the_job_that_made_them(job, four_run
 
 
 def test_what_is_no_more_as_it_was_left_is_made_again(job, four_runs, run_path, tmp_path):
-    """A file that is gone, one that somebody changed, a side file that nobody can read; else nothing is written."""
+    """A file that is gone, one that somebody changed, a store of results that is lost; else nothing is written."""
     out = tmp_path / "out"
 
     def written() -> list[int]:
@@ -634,6 +589,9 @@ def test_what_is_no_more_as_it_was_left_is_made_again(job, four_runs, run_path, 
     os.utime(run_path(four_runs, 64004))
     assert written() == [64001, 64003, 64004]
     (out / "results/provenance.json").write_text("{}")
+    assert written() == []
+    assert set(told_of(tmp_path)["backgrounds"]) == set(map(str, OBS_IDS))
+    shutil.rmtree(out / "results/backgrounds.zarr")
     assert written() == OBS_IDS
     # an index that is lost is written again, the backgrounds are not
     (out / "hdu-index.fits.gz").unlink()
@@ -670,15 +628,15 @@ def test_a_run_that_fails_later_keeps_the_provenance_of_its_background(job, four
     assert {after["job"], since["job"]} == set(told["jobs"])
 
 
-@pytest.mark.parametrize("name", ["provenance.json", "summary.ecsv"])
-def test_results_that_cannot_be_read_are_put_aside(job, four_runs, tmp_path, name, caplog):
+def test_results_that_cannot_be_read_are_put_aside(job, four_runs, tmp_path, caplog):
     results = tmp_path / "out" / "results"
-    results.mkdir(parents=True)
-    (results / name).write_text("[1, 2, somebody's notes")
+    (results / "backgrounds.zarr").mkdir(parents=True)
+    (results / "backgrounds.zarr" / "zarr.json").write_text("[1, 2, somebody's notes")
     run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
-    assert (results / f"unreadable-{name}").read_text() == "[1, 2, somebody's notes"
-    assert "64001" in (results / name).read_text()
-    assert name in caplog.text
+    assert (results / "unreadable-backgrounds.zarr" / "zarr.json").read_text() == "[1, 2, somebody's notes"
+    for name in ("provenance.json", "summary.ecsv"):
+        assert "64001" in (results / name).read_text()
+    assert "backgrounds.zarr cannot be read" in caplog.text
 
 
 def test_effective_configuration_and_summary_can_be_read(job, four_runs, tmp_path):
@@ -695,9 +653,11 @@ def test_effective_configuration_and_summary_can_be_read(job, four_runs, tmp_pat
     assert not (tmp_path / "out" / "results").exists()
 
 
-def test_summary_of_nothing_and_of_failures():
-    assert len(summary_table([])) == 0
-    table = summary_table([Result(7, "failed", "run 7: gone")])
+def test_summary_of_nothing_and_of_failures(tmp_path):
+    assert len(summary_table({})) == 0
+    store = Backgrounds(tmp_path, Edges(np.array([0.1, 1]), np.array([0, 1])), None, ("a job", {}))
+    store.record([Result(7, "failed", "run 7: gone")])
+    table = summary_table(store.entries())
     assert (table["OBS_ID"][0], table["STATUS"][0], table["REMARK"][0]) == (7, "failed", "run 7: gone")
 
 

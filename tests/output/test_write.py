@@ -17,6 +17,7 @@ from gammapy.irf import Background2D
 from gammapy.makers import MapDatasetMaker
 from gammapy.maps import MapAxis, WcsGeom
 
+import dask_bkg
 from dask_bkg import selection
 from dask_bkg.background.fill import ENERGY_POOLED, EXTRAPOLATED, RING_FILLED, SHAPE_POOLED
 from dask_bkg.background.irf import rate_to_background
@@ -24,8 +25,10 @@ from dask_bkg.background.model import Model, RunMetadata
 from dask_bkg.background.stack import stack_of_itself
 from dask_bkg.compat import run_make_background
 from dask_bkg.config import parse_config
+from dask_bkg.errors import ArchiveError
 from dask_bkg.output import provenance as bookkeeping
-from dask_bkg.output.write import Block, Made, Result, digest_of, summarize_flags, write_block
+from dask_bkg.output.backgrounds import Backgrounds
+from dask_bkg.output.write import Block, Result, digest_of, summarize_flags, write_block
 from dask_bkg.plan import plan_job
 from dask_bkg.reduction.reduce import reduce_block
 
@@ -53,11 +56,27 @@ def selected(plan, **changes):
 
 
 @pytest.fixture
-def write(plan, stacks):
+def kept(plan, tmp_path):
+    """The store of results as it is by now, and what it has of the targets: ``kept("digest")``, a value each."""
+
+    def look(name=None):
+        backgrounds = Backgrounds(tmp_path / "kept", plan.edges, None, ("a job", {"config_hash": "c"}))
+        if name is None:
+            return backgrounds
+        dataset = dask_bkg.open_backgrounds(tmp_path / "kept")
+        return dict(zip(dataset.obs_id.values.tolist(), dataset[name].values, strict=True))
+
+    return look
+
+
+@pytest.fixture
+def write(plan, stacks, kept):
     """Write the backgrounds of a plan, each run its own; targets, selections, ... may be changed."""
 
-    def do(targets=plan.targets, chosen=None, copy=True, marks=None, state=None, first=0, made_by="settings"):
-        block = Block(Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by)
+    def do(targets=plan.targets, chosen=None, copy=True, marks=None, state=None, first=0, made_by="settings", **more):
+        block = Block(
+            Model(plan.edges, plan.rate), copy, bookkeeping.common_cards(plan), made_by, kept().place, **more
+        )
         targets = list(zip(targets, marks or [None] * len(targets), strict=True))
         metadata = RunMetadata(
             np.arange(4, dtype=np.uint64) if state is None else state, np.full(4, 20.0), np.full(4, 1e4)
@@ -148,7 +167,7 @@ def test_cards_of_the_background(finished):
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_the_rate(plan, write, stacks):
+def test_what_is_written_is_the_rate(plan, write, stacks, kept):
     results = write()
     assert [result.status for result in results] == ["done"] * 4
     expected, _ = rate_to_background(stacks[0][2], stacks[1][2], plan.edges, plan.rate)
@@ -156,18 +175,25 @@ def test_what_is_written_is_the_rate(plan, write, stacks):
     assert written.quantity.to_value("s-1 TeV-1 sr-1") == pytest.approx(expected.quantity.value, rel=1e-6)
     assert results[2].n_events == stacks[0][2].sum()
     assert results[2].hours == pytest.approx(stacks[2][2] / 3600, abs=1e-6)
-    assert (results[2].contributing, results[2].weights) == ((64003,), ())
+    kept()
+    assert kept("contributing")[64003][0].tolist() == [64003, *[-1] * 127]
+    assert kept("weight")[64003][0, 0] == 1
+    assert kept("rate")[64003] == pytest.approx(expected.quantity.value, rel=1e-6)
 
 
-def test_a_part_of_a_block_takes_its_own_rows(plan, write):
+def test_a_part_of_a_block_takes_its_own_rows(plan, write, kept):
     """Blocks of hundreds of targets are written by several tasks."""
     whole = write()
+    kept()
+    digests = kept("digest")
     events = [result.n_events for result in whole]
     assert len(set(events)) == 4
     part = write(plan.targets[2:], first=2)
     assert [result.n_events for result in part] == events[2:]
-    assert [result.contributing for result in part] == [(64003,), (64004,)]
-    assert [result.digest for result in part] == [result.digest for result in whole[2:]]
+    kept()
+    assert [kept("contributing")[obs_id][0, 0] for obs_id in (64003, 64004)] == [64003, 64004]
+    assert kept("digest") == digests
+    assert len(set(digests.values())) == 4
 
 
 def test_a_background_alone(plan, write):
@@ -218,10 +244,30 @@ def test_a_kernel_of_the_shape_that_was_widened_is_told(plan, stacks):
     assert results[1].reason == ""
 
 
-def test_weights_and_scores_are_told(plan, write):
-    result = write(chosen=selected(plan, weight=np.array([1 / 3]), score=np.array([0.123456789012])))[0]
-    assert result.weights == (0.333333,)
-    assert result.scores == (0.123456789,)
+def test_weights_and_scores_are_kept(plan, write, kept):
+    write(chosen=selected(plan, weight=np.array([1 / 3]), score=np.array([0.123456789012])))
+    kept()
+    assert kept("weight")[64001][0, 0] == np.float32(1 / 3)
+    assert kept("score")[64001][0, 0] == 0.123456789012
+
+
+def test_runs_that_are_remarkable_or_absent_are_kept(plan, write, kept, stacks):
+    about = {"notes": {64002: "odd", 64009: "none of these"}, "absent": {64001: {7: "run 7: gone"}}}
+    results = write(**about)
+    assert [result.reason for result in results] == ["1 contributing runs could not be used", "odd", "", ""]
+    assert [result.failed_runs for result in results] == [{7: "run 7: gone"}, {}, {}, {}]
+    kept()
+    assert list(kept("notes").values()) == ["{}", '{"64002": "odd"}', "{}", "{}"]
+    assert kept("failed_runs")[64001] == '{"7": "run 7: gone"}'
+    stacks[0][0] = 0
+    assert write(**about)[0].failed_runs == {7: "run 7: gone"}
+
+
+def test_what_cannot_be_kept_is_the_end_of_all(write, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".backgrounds-parts").write_text("in the way")
+    with pytest.raises(ArchiveError, match=r"\.backgrounds-parts cannot be written"):
+        write()
 
 
 def test_the_threshold_is_in_the_header_where_it_is_known(plan, write):
@@ -242,8 +288,15 @@ def test_a_stack_without_events_has_no_background(plan, write, stacks):
 # --- what need not be made again ---------------------------------------------------------------------------
 
 
-def marks_of(results):
-    return [Made(result.digest, result.files, result).mark for result in results]
+@pytest.fixture
+def marks(plan, kept):
+    """Marks of the targets, by what the store has of them."""
+
+    def look():
+        found = kept().marks(plan.targets)
+        return [found.get(target.obs_id) for target in plan.targets]
+
+    return look
 
 
 def written(results) -> list[tuple[int, bytes]]:
@@ -251,10 +304,10 @@ def written(results) -> list[tuple[int, bytes]]:
     return [(path.stat().st_mtime_ns, path.read_bytes()) for path in paths]
 
 
-def test_what_would_come_out_the_same_is_left_alone(write):
+def test_what_would_come_out_the_same_is_left_alone(write, marks):
     first = write()
     before = written(first)
-    again = write(marks=marks_of(first))
+    again = write(marks=marks())
     assert [result.status for result in again] == ["unchanged"] * 4
     assert all(result.done for result in again)
     assert written(first) == before
@@ -270,7 +323,7 @@ def test_without_a_mark_it_is_made_again_and_is_the_same_bytes(write):
 
 
 @pytest.mark.parametrize("change", ["events", "weight", "runs", "settings", "source", "output", "gone"])
-def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
+def test_what_has_changed_is_made_again_and_no_other(plan, write, marks, change):
     first = write()
     how, state = {}, np.arange(4, dtype=np.uint64)
     if change == "events":
@@ -285,7 +338,7 @@ def test_what_has_changed_is_made_again_and_no_other(plan, write, change):
         Path(first[0].output).unlink()
     else:
         Path(getattr(plan.targets[0], change)).touch()
-    again = write(marks=marks_of(first), state=state, **how)
+    again = write(marks=marks(), state=state, **how)
     rest = "done" if change == "settings" else "unchanged"
     assert [result.status for result in again] == ["done", rest, rest, rest]
 

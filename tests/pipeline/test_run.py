@@ -12,6 +12,7 @@ from astropy.io import fits
 from dask.callbacks import Callback
 from dask.utils import key_split
 from distributed import Client, LocalCluster, wait
+from helpers.described import described
 from helpers.synthetic import keys_of, refuse
 from numpy.testing import assert_array_equal
 
@@ -92,7 +93,7 @@ def test_the_graph_is_the_eager_way_step_by_step(graph):
     built, plan = graph(background_selection={"rank": "elevation", "time_request": 0.6}, config={"block": 2})
     runs = reduce_block(plan.runs, plan.edges, plan.regions, "geometry", "disc")
     airmass = 1 / np.cos(np.deg2rad(runs.zenith.values))
-    (results,) = dask.compute(*built.writes[:1], scheduler="synchronous")
+    results, selected = dask.compute(built.writes[0], built.selected["spectrum"][0], scheduler="synchronous")
     parts = dask.compute(*built.stacks["spectrum"], scheduler="synchronous")
     stacks = Stack(*map(np.concatenate, zip(*parts, strict=True)))
     for i, obs_id in enumerate(OBS_IDS):
@@ -102,7 +103,7 @@ def test_the_graph_is_the_eager_way_step_by_step(graph):
         assert_array_equal(stacks.counts[i], runs.counts.values[used].sum(axis=0))
         assert stacks.livetime[i] == pytest.approx(runs.livetime.values[used].sum())
         if i < len(results):
-            assert results[i].contributing == tuple(OBS_IDS[j] for j in used)
+            assert selected.of(i).obs_id.tolist() == [OBS_IDS[j] for j in used]
             rate, _ = rate_to_background(stacks.counts[i], stacks.exposure[i], plan.edges, plan.rate)
             written = fits.getdata(results[i].output, results[i].hdu)["BKG"][0]
             assert rate.quantity.to_value("s-1 MeV-1 sr-1") == pytest.approx(written.T, rel=1e-6)
@@ -280,7 +281,7 @@ def test_a_bad_run_is_reported_and_the_others_go_on(job, four_runs, run_path, ra
     assert [result.status for result in summary.results] == ["done", "failed", "done", "done"]
     assert summary.failed.keys() == summary.unusable.keys() == {64002}
     assert "run_064002" in summary.failed[64002]
-    assert all(64002 not in result.contributing for result in summary.results)
+    assert all(64002 not in result.contributing for result in described(summary))
     assert summary.runs_read == 3
 
 
@@ -356,7 +357,7 @@ def test_runs_of_a_list_that_cannot_be_used_are_told_of_where_they_matter(job, f
     run_path(four_runs, 64002).write_bytes(b"not FITS")
     lists = {64001: [64002, 64003], 64003: [64001, 64004]}
     config = job(four_runs, io=OTHERS, background_selection={"bkg_runlist": lists})
-    results = {r.obs_id: r for r in pipeline.run_job(parse_config(config), progress=False).results}
+    results = {r.obs_id: r for r in described(pipeline.run_job(parse_config(config), progress=False))}
     assert results[64001].failed_runs.keys() == {64002}
     assert results[64001].reason == "1 contributing runs could not be used"
     assert (results[64003].failed_runs, results[64003].reason) == ({}, "")
@@ -370,7 +371,7 @@ def test_what_was_remarkable_about_a_run_is_told_with_those_it_contributes_to(jo
     edit_run(run_path(four_runs, 64002), spoil)
     lists = {64001: [64002], 64002: [64002], 64003: [64004], 64004: [64003]}
     config = job(four_runs, io=OTHERS, background_selection={"bkg_runlist": lists})
-    first, second, third, _ = pipeline.run_job(parse_config(config), progress=False).results
+    first, second, third, _ = described(pipeline.run_job(parse_config(config), progress=False))
     assert first.reason.startswith("contributing run 64002: 40 of ")
     assert second.reason.startswith("40 of ")
     assert first.notes.keys() == second.notes.keys() == {64002}

@@ -55,7 +55,7 @@ def test_table_of_numpy_numbers_and_nan():
 
 
 def test_summary_rows_fit_their_header():
-    done = Result(64001, "done", "", 3, 1.25, 4000, "/out/run.fits", "BACKGROUND", 0.2, (1, 2, 3))
+    done = Result(64001, "done", "", 3, 1.25, 4000, "/out/run.fits", "BACKGROUND", 0.2)
     failed = Result(64002, "failed", "no events")
     rows = report.summary_rows([done, failed])
     assert rows == [[64001, "done", 3, 1.25, 4000, "/out/run.fits"], [64002, "failed", 0, 0.0, 0, "-"]]

@@ -1,0 +1,528 @@
+"""A zarr group that grows by rows: written ahead in parts by any number of tasks, folded into few large files by one.
+
+A row is an item with a number (``obs_id``): a run of an archive, or the background of one.  It has scalars, which are
+packed into three arrays on disk (``integers``, ``numbers``, ``texts``: the *table*), and a value in each of the large
+arrays, whose files are shards of `SHARD` rows.
+
+*Parts.*  A task writes all that it knows of its items into one file next to the store (`write_part`), at once and
+whole.  What is in a part is safe, whoever is killed.
+
+*Folding.*  One process at a time, which holds a lock, appends the items of the parts to the arrays (`Rows.fold`):
+first the large arrays, then numbers and texts, last the integers, whose ``obs_id`` makes the rows valid; then it
+removes the parts.  Killed in between it leaves rows without a number, which the next one writes over, and the parts.
+
+*Rows are only added.*  Of the rows of one item the last one counts; an older one stays as it was, so that readers see
+what they have opened, until a shard has few rows that count: these are then appended again, and the shard is removed
+(`Rows.tidy`).  Row numbers are never used twice: who still reads a shard that is gone finds fill values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from dask_bkg.errors import ArchiveError
+from dask_bkg.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of what is described here; a store of another one is not touched."""
+
+SHARD = 500
+"""Rows of a file of an array."""
+
+CHUNK = 25
+"""Rows that are packed together in it: 1.9 MB of a 3D background's rates, of which one is read in 5 ms."""
+
+PER_SHARD = SHARD // CHUNK
+
+TABLE_CHUNK = 16384
+"""Rows of a file of the table: the table of 16,000 runs is three files."""
+
+GROWTH = 128
+"""Step in which the last axis of an array grows, if it does; 32 steps are one file."""
+
+FILL: dict[str, Any] = {"integers": -1, "numbers": np.nan, "texts": ""}
+"""What the arrays of the table say of rows that are not there."""
+
+DTYPES: dict[str, Any] = {"integers": "int64", "numbers": "float64", "texts": str}
+
+_one_at_a_time = threading.Lock()
+
+
+class Column(NamedTuple):
+    """A large array of a store.
+
+    Attributes
+    ----------
+    dtype
+        Its type.
+    dims, shape
+        Axes after that of the rows; of one whose last axis grows (``grows``) the last size is not looked at.
+    units, long_name
+        Attributes of the array.
+    grows
+        Whether the last axis becomes longer when an item needs it; shorter items have fill values at the end.
+    """
+
+    dtype: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    units: str = ""
+    long_name: str = ""
+    grows: bool = False
+
+    @property
+    def fill(self) -> Any:
+        """What rows have that were not written: NaN, -1, or the largest number of a type without sign."""
+        dtype = np.dtype(self.dtype)
+        return {"f": np.nan, "i": -1}.get(dtype.kind) or int(np.iinfo(dtype).max)
+
+
+class Layout(NamedTuple):
+    """What the items of a store have.
+
+    Attributes
+    ----------
+    arrays
+        Large arrays by name.
+    integers, numbers, texts
+        Names of scalars: int64, of which the first one is ``obs_id``; float64; and texts.
+    axes
+        What else tells this store from others, such as bin edges; goes into JSON.
+    """
+
+    arrays: Mapping[str, Column]
+    integers: tuple[str, ...]
+    numbers: tuple[str, ...]
+    texts: tuple[str, ...]
+    axes: Mapping[str, Any]
+
+    @property
+    def table(self) -> dict[str, tuple[str, ...]]:
+        """Names of the scalars by the array of the table that holds them."""
+        return {name: getattr(self, name) for name in FILL}
+
+    def as_json(self) -> dict[str, Any]:
+        """The layout as it is written into the attributes of the store."""
+        return json.loads(json.dumps({**self._asdict(), "arrays": {k: v._asdict() for k, v in self.arrays.items()}}))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Layout:
+        """The inverse of `as_json`."""
+        arrays = {
+            name: Column(**{**column, "dims": tuple(column["dims"]), "shape": tuple(column["shape"])})
+            for name, column in value["arrays"].items()
+        }
+        integers, numbers, texts = (tuple(value[name]) for name in FILL)
+        return cls(arrays, integers, numbers, texts, value["axes"])
+
+    @property
+    def digest(self) -> str:
+        """Eight letters that are equal for equal layouts."""
+        text = json.dumps(self.as_json(), sort_keys=True)
+        return hashlib.blake2b(f"{FORMAT} {text}".encode(), digest_size=4).hexdigest()
+
+
+def write_part(directory: str | os.PathLike[str], digest: str, columns: Mapping[str, ArrayLike]) -> Path:
+    """Write what is known of some items into one file, atomically; any number of processes at once.
+
+    Parameters
+    ----------
+    directory
+        Where the parts of a store are; made if missing.
+    digest
+        `Layout.digest` of the store.
+    columns
+        Arrays of shape ``(items, ...)`` by the names of the layout, ``obs_id`` among them; of those that are missing
+        the rows have fill values.
+
+    Raises
+    ------
+    ArchiveError
+        If the directory cannot be written, or its disk is full.
+    """
+    path = Path(directory, f"{digest}-{time.time_ns():020d}-{secrets.token_hex(4)}.npz")
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, allow_pickle=False, **{name: np.asarray(column) for name, column in columns.items()})
+    return path
+
+
+class Rows:
+    """A store of rows, as the one process that holds its lock sees it; without the lock it can be read.
+
+    Attributes
+    ----------
+    path
+        Its directory.
+    layout
+        What its items have.
+    table
+        Scalars by name, arrays of shape ``(rows,)``; rows without an item have ``obs_id`` -1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        found = self.attributes
+        if found.get("dask_bkg_rows") != FORMAT:
+            raise ArchiveError(
+                f"{self.path} is no store of rows of version {FORMAT}, which this program reads: move it away, and "
+                "run the job again; or use the program that made it."
+            )
+        self.layout = Layout.from_json(found["layout"])
+        self.table: dict[str, NDArray] = {}
+        self.read()
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout, title: str) -> Rows:
+        """An empty store, made under another name and then renamed; the caller holds the lock."""
+        temporary = path.with_name(f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-40:]}")
+        attributes: dict[str, Any] = {"title": title, "dask_bkg_rows": FORMAT, "layout": layout.as_json()}
+        with _disk_errors(path):
+            group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+            for name, scalars in layout.table.items():
+                _create_table_array(group, name, len(scalars))
+            for name, column in layout.arrays.items():
+                _create_array(group, name, column)
+            _consolidate(temporary)
+            os.rename(temporary, path)
+        return cls(path)
+
+    # -- attributes --------------------------------------------------------------------------------------------
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the group, as they are on disk."""
+        try:
+            return json.loads((self.path / "zarr.json").read_text())["attributes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def set_attributes(self, **changes: Any) -> None:
+        """Set attributes of the group."""
+        metadata = json.loads((self.path / "zarr.json").read_text())
+        if all(metadata["attributes"].get(name) == value for name, value in changes.items()):
+            return
+        metadata["attributes"].update(changes)
+        with atomic_path(self.path / "zarr.json") as temporary:
+            temporary.write_text(json.dumps(metadata, indent=2))
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Read the table as it is on disk by now."""
+        table: dict[str, NDArray] = {}
+        for kind, names in self.layout.table.items():
+            values = np.asarray(self._array(kind)[:])
+            values = values.astype(object) if kind == "texts" else values
+            table |= {name: values[:, i].copy() for i, name in enumerate(names)}
+        # the store may grow between the reading of two arrays; rows that one of them does not have are not valid yet
+        n = min(column.size for column in table.values())
+        self.table = {name: column[:n] for name, column in table.items()}
+
+    def latest(self) -> NDArray:
+        """Rows that count: of each item the last one, in the order of ``obs_id``; without those that are lost."""
+        obs_id = self.table["obs_id"]
+        rows = np.flatnonzero(obs_id >= 0)
+        rows = rows[np.argsort(obs_id[rows], kind="stable")]
+        last = np.append(obs_id[rows][1:] != obs_id[rows][:-1], True)[: rows.size]
+        rows = rows[last]
+        return rows[np.isin(rows // SHARD, self._lost_shards(), invert=True)]
+
+    def _lost_shards(self) -> list[int]:
+        """Shards with rows of which the file of an array is missing."""
+        used = set(np.unique(np.flatnonzero(self.table["obs_id"] >= 0) // SHARD).tolist())
+        if not used:
+            return []
+        there = [{*_shards_on_disk(self.path / name)} for name in self.layout.arrays]
+        return sorted(used - set.intersection(used, *there))
+
+    def values(self, name: str, rows: NDArray) -> NDArray:
+        """Values of a large array at some rows, shape ``(rows, ...)``; reads the chunks that hold them.
+
+        Raises
+        ------
+        ArchiveError
+            If a file of it is damaged.
+        """
+        array, rows = self._array(name), np.asarray(rows, dtype=np.int64)
+        found = np.empty((rows.size, *array.shape[1:]), array.dtype)
+        chunks = np.unique(rows // CHUNK)
+        for some in np.split(chunks, np.flatnonzero((np.diff(chunks) > 1) | (np.diff(chunks // PER_SHARD) > 0)) + 1):
+            if some.size:
+                first, stop = int(some[0]) * CHUNK, (int(some[-1]) + 1) * CHUNK
+                here = (rows >= first) & (rows < stop)
+                found[here] = self._slice(array, name, first, stop)[rows[here] - first]
+        return found
+
+    def _slice(self, array: zarr.Array, name: str, first: int, stop: int) -> NDArray:
+        try:
+            return np.asarray(array[first:stop])
+        except (RuntimeError, ValueError) as error:
+            file = self.path / name / f"c.{first // SHARD}.*"
+            raise ArchiveError(
+                f"{file} is damaged ({error}): remove it, and start again; what was in it is made again."
+            ) from error
+
+    def _array(self, name: str, mode: Any = "r") -> zarr.Array:
+        # chunks of fill values are written too: a file that is missing is one that is lost
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            array = zarr.open_array(self.path, path=name, mode=mode)
+        assert isinstance(array, zarr.Array)
+        return array
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def fold(self, directory: str | os.PathLike[str]) -> int:
+        """Take the parts of this store into it, whoever wrote them, and remove them; the caller holds the lock.
+
+        Parameters
+        ----------
+        directory
+            Where the parts are.
+
+        Returns
+        -------
+        items
+            Number of items that were in the parts.
+
+        Raises
+        ------
+        ArchiveError
+            If the store cannot be written; the parts that are not in it are kept.
+        """
+        self.read()
+        total = 0
+        for paths in _groups(sorted(Path(directory).glob(f"{self.layout.digest}-*.npz"))):
+            with ExitStack() as stack:
+                parts = [stack.enter_context(np.load(path)) for path in paths]
+                total += self.append(parts).size
+            for path in paths:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or has parts of another store
+            os.rmdir(directory)
+        return total
+
+    def append(self, parts: Sequence[Mapping[str, NDArray]]) -> NDArray:
+        """Add the items of some parts, and return their rows; the caller holds the lock.
+
+        Parameters
+        ----------
+        parts
+            For each of them arrays as of `write_part`; items that come twice count as they were in the last one.
+        """
+        obs_id = np.concatenate([part["obs_id"] for part in parts])
+        used = np.flatnonzero(self.table["obs_id"] >= 0)
+        first = int(used[-1]) + 1 if used.size else 0
+        rows, order = np.arange(first, first + obs_id.size), np.argsort(obs_id, kind="stable")
+        with _disk_errors(self.path):
+            self._make_room(first + obs_id.size, parts)
+            for name, column in self.layout.arrays.items():
+                array = self._array(name, "r+")
+                shape = (*column.shape[:-1], array.shape[-1]) if column.grows else column.shape
+                array[first : first + obs_id.size] = _joined(name, parts, shape, column)[order]
+                _sync(self.path / name, first // SHARD, (first + obs_id.size - 1) // SHARD)
+            columns = {name: self._scalars(name, parts)[order] for name in self.table}
+            self.update(rows, columns)
+        return rows
+
+    def _scalars(self, name: str, parts: Sequence[Mapping[str, NDArray]]) -> NDArray:
+        fill = next(FILL[kind] for kind, names in self.layout.table.items() if name in names)
+        values = [part[name] if name in part else np.full(len(part["obs_id"]), fill) for part in parts]
+        return np.concatenate([np.asarray(value, dtype=self.table[name].dtype) for value in values])
+
+    def update(self, rows: NDArray, columns: Mapping[str, ArrayLike]) -> None:
+        """Set scalars of some rows; the caller holds the lock.
+
+        Integers are written last: a row becomes valid by its ``obs_id``, when all that it has is there.
+        """
+        if not len(rows):
+            return
+        for name, column in columns.items():
+            self.table[name][rows] = column
+        first, stop = int(np.min(rows)), int(np.max(rows)) + 1
+        with _disk_errors(self.path):
+            for kind in ("numbers", "texts", "integers"):
+                names = self.layout.table[kind]
+                if columns.keys() & set(names):
+                    block = np.stack([self.table[name][first:stop] for name in names], axis=1)
+                    # texts of fixed width would be as wide as the longest one
+                    block = block.astype(np.dtypes.StringDType()) if kind == "texts" else block
+                    self._array(kind, "r+")[first:stop] = block
+                    _sync(self.path / kind, first // TABLE_CHUNK, (stop - 1) // TABLE_CHUNK)
+
+    def _make_room(self, n_rows: int, parts: Sequence[Mapping[str, NDArray]]) -> None:
+        """Make the arrays long enough, in whole shards, and wide enough."""
+        n_rows, grown = max(-(-n_rows // SHARD) * SHARD, self.table["obs_id"].size), False
+        for name in (*self.layout.arrays, *FILL):
+            array, column = self._array(name, "r+"), self.layout.arrays.get(name)
+            shape = (n_rows, *array.shape[1:])
+            if column is not None and column.grows:
+                width = max([part[name].shape[-1] for part in parts if name in part], default=0)
+                shape = (*shape[:-1], max(shape[-1], -(-width // GROWTH) * GROWTH))
+            if shape != array.shape:
+                array.resize(shape)
+                grown = True
+        if grown:
+            _consolidate(self.path)
+            for kind, names in self.layout.table.items():
+                for name in names:
+                    more = n_rows - self.table[name].size
+                    self.table[name] = np.append(self.table[name], np.full(more, FILL[kind], self.table[name].dtype))
+
+    def tidy(self) -> None:
+        """Remove shards whose rows were replaced; rows that count in a shard of which most were go to the end.
+
+        The caller holds the lock.
+        """
+        counts = np.zeros(self.table["obs_id"].size, dtype=bool)
+        counts[self.latest()] = True
+        used, counting = (
+            mask.reshape(-1, SHARD).sum(axis=1)
+            for mask in (self.table["obs_id"] >= 0, counts)  # in whole shards
+        )
+        full = np.flatnonzero(used)[:-1]  # the last one is not, or not for long
+        for shard in full[counting[full] < used[full] / 2].tolist():
+            rows = shard * SHARD + np.flatnonzero(counts[shard * SHARD : (shard + 1) * SHARD])
+            if rows.size:
+                part = {name: column[rows] for name, column in self.table.items()}
+                self.append([part | {name: self.values(name, rows) for name in self.layout.arrays}])
+            here = np.arange(shard * SHARD, (shard + 1) * SHARD)
+            self.update(here, dict.fromkeys(self.layout.integers, -1))
+            self.update(here, dict.fromkeys(self.layout.texts, "") | dict.fromkeys(self.layout.numbers, np.nan))
+        self._remove_empty_shards()
+
+    def _remove_empty_shards(self) -> None:
+        """Remove the files of shards without a row, but for those that come after the last row."""
+        shards = np.unique(np.flatnonzero(self.table["obs_id"] >= 0) // SHARD)
+        with _disk_errors(self.path):
+            for name in self.layout.arrays:
+                for shard in {*_shards_on_disk(self.path / name)} - {*shards.tolist()}:
+                    if shard < shards.max(initial=0):
+                        for file in (self.path / name).glob(f"c.{shard}.*"):
+                            file.unlink(missing_ok=True)
+
+
+def _groups(paths: list[Path]) -> Iterator[list[Path]]:
+    """Parts in groups of about a shard; one that cannot be read is removed."""
+    group: list[Path] = []
+    n = 0
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as file, np.load(path) as part:
+                if (member := file.testzip()) is not None:
+                    raise zipfile.BadZipFile(member)
+                size = part["obs_id"].size
+        except FileNotFoundError:
+            continue
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            log.warning("%s cannot be read (%s) and is removed: what it had is made again", path, error)
+            path.unlink(missing_ok=True)
+            continue
+        if group and n + size > SHARD:
+            yield group
+            group, n = [], 0
+        group.append(path)
+        n += size
+    if group:
+        yield group
+
+
+def _joined(name: str, parts: Sequence[Mapping[str, NDArray]], shape: tuple[int, ...], column: Column) -> NDArray:
+    """An array of the items of all parts, with fill values where a part does not have it or is not as wide."""
+    sizes = [len(part["obs_id"]) for part in parts]
+    values = np.full((sum(sizes), *shape), column.fill, column.dtype)
+    place = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if name in part:
+            found = part[name]
+            values[place : place + size, ..., : found.shape[-1]] = found
+        place += size
+    return values
+
+
+def _create_table_array(group: zarr.Group, name: str, n: int) -> None:
+    group.create_array(
+        name,
+        shape=(0, n),
+        chunks=(TABLE_CHUNK, max(n, 1)),
+        dtype=DTYPES[name],
+        fill_value=FILL[name],
+        compressors=[ZstdCodec(level=1, checksum=True)],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("row", f"{name}_name"),
+    )
+
+
+def _create_array(group: zarr.Group, name: str, column: Column) -> None:
+    shape, chunks, shards = (column.shape,) * 3
+    if column.grows:
+        shape, chunks = ((*column.shape[:-1], GROWTH),) * 2
+        shards = (*column.shape[:-1], 32 * GROWTH)
+    group.create_array(
+        name,
+        shape=(0, *shape),
+        chunks=(CHUNK, *chunks),
+        shards=(SHARD, *shards),
+        dtype=column.dtype,
+        fill_value=column.fill,
+        # bytes of a kind together: 3D rates and errors take 55 % of their bytes, and 0.25 s a shard of 37 MB
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("row", *column.dims),
+        attributes={"units": column.units, "long_name": column.long_name},
+    )
+
+
+def _consolidate(path: Path) -> None:
+    """Gather the metadata of the arrays in those of the group: readers see all of them grow at once."""
+    # the filters of warnings are one list for all threads: two at once would leave it as the first one made it
+    with _one_at_a_time, warnings.catch_warnings():
+        # zarr says that the specification does not have it yet; xarray warns of groups without it
+        warnings.simplefilter("ignore", UserWarning)
+        zarr.consolidate_metadata(str(path))
+
+
+def _shards_on_disk(directory: Path) -> Iterator[int]:
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            prefix, _, rest = name.partition(".")
+            if prefix == "c" and not name.endswith(".partial"):
+                yield int(rest.partition(".")[0])
+
+
+def _sync(directory: Path, first: int, last: int) -> None:
+    """Have the files of some chunks on the disk before what makes them valid is written."""
+    for chunk in range(first, last + 1):
+        for path in directory.glob(f"c.{chunk}.*"):
+            with open(path, "rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """`ArchiveError` for what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or give a place that you may write "
+            "to, and start again; what is finished is kept."
+        ) from error
