@@ -13,7 +13,7 @@ from astropy.utils import iers
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.simulate.files import ALTITUDE, LATITUDE, LONGITUDE, MJD_REFERENCE
+from dask_bkg.simulate.files import ALTITUDE, LATITUDE, LONGITUDE, MISSION_START
 from dask_bkg.simulate.sky import EMPTY_FIELDS, TARGETS, Field, Stream, displace, random_stream, to_angles, to_vector
 from dask_bkg.simulate.truth import (
     FIRST_SEASON,
@@ -115,7 +115,7 @@ def _draw_run(
         dec_pnt=pointing[1],
         alt_pnt=float(alt),
         az_pnt=float(az),
-        gti=_draw_good_times((middle - Time(MJD_REFERENCE, format="mjd", scale="utc")).sec, rng),
+        gti=_draw_good_times((middle - MISSION_START).sec, rng),
         deadc=round(float(rng.uniform(0.85, 0.95)), 5),
         nsb=nsb,
         tels=tuple(tel for tel in (1, 2, 3, 4) if tel != broken),
