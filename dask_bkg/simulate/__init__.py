@@ -23,7 +23,7 @@ import numpy as np
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.simulate.camera import ELONGATION_MAX, TILT_MAX
 from dask_bkg.simulate.events import STAR_LOSS, STAR_MAGNITUDE, STAR_RADIUS, draw_events
-from dask_bkg.simulate.files import DATA_DIR, HDU_INDEX, run_path, write_indices, write_run, write_sky
+from dask_bkg.simulate.files import DATA_DIR, HDU_INDEX, run_cards, run_path, write_indices, write_run, write_sky
 from dask_bkg.simulate.plan import FIRST_OBS_ID, SEASON_NIGHTS, Calendar, plan_runs
 from dask_bkg.simulate.response import ENERGY_RANGE
 from dask_bkg.simulate.sky import TARGETS, draw_stars, target_sources
@@ -143,12 +143,12 @@ def simulate_archive(
     truth = Truth(seed, float(events), planned, sky, draw_stars(seed) if stars else (), **numbers)
     truth.write(directory)  # first: an archive that was interrupted is recognised, and can be overwritten
     write_sky(directory, truth)
-    counts = []
+    cards, counts = run_cards(planned), []
     for number, (run, horizon) in enumerate(zip(planned, horizons, strict=True)):
         columns = draw_events(run, number, truth, horizon)
-        write_run(directory, run, columns, truth, background_in_files)
+        write_run(directory, run, cards[number], columns, truth, background_in_files)
         counts.append(len(columns["TIME"]))
-    write_indices(directory, planned, counts, background_in_files)
+    write_indices(directory, planned, cards, counts, background_in_files)
     return truth
 
 

@@ -13,7 +13,7 @@ from astropy.utils import iers
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.simulate.files import ALTITUDE, LATITUDE, LONGITUDE, MJD_REFERENCE
+from dask_bkg.simulate.files import ALTITUDE, LATITUDE, LONGITUDE, MISSION_START
 from dask_bkg.simulate.sky import EMPTY_FIELDS, TARGETS, Field, Stream, displace, random_stream, to_angles, to_vector
 from dask_bkg.simulate.truth import (
     FIRST_SEASON,
@@ -72,9 +72,10 @@ def plan_runs(
     aims = [_aim(number, targets) for number in range(runs)]
     middles = _draw_middles([field for field, _ in aims], seed, calendar)
     horizons = _horizons(middles)
+    times = zip(middles.mjd.tolist(), (middles - MISSION_START).sec.tolist(), strict=True)
     planned = tuple(
-        _draw_run(number, events, seed, *aims[number], middles[number], horizons[number], calendar.weather)
-        for number in range(runs)
+        _draw_run(number, events, seed, *aim, *time, horizon, calendar.weather)
+        for number, (aim, time, horizon) in enumerate(zip(aims, times, horizons, strict=True))
     )
     return planned, horizons
 
@@ -97,13 +98,15 @@ def _draw_run(
     seed: int,
     field: Field,
     pointing: tuple[float, float],
-    middle: Time,
+    mjd: float,
+    middle: float,
     horizon: NDArray,
     weather: float,
 ) -> SimulatedRun:
+    """Draw the conditions of a run whose middle is at an MJD and a mission time [s]."""
     rng = random_stream(seed, Stream.CONDITIONS, number)
     az, alt = to_angles(horizon @ to_vector(*pointing))
-    mjd, zenith = float(middle.mjd), 90.0 - float(alt)
+    zenith = 90.0 - float(alt)
     nsb = round(float(rng.normal(6.5 if field is TARGETS[0] else 6.0, 0.4)), 3)  # the galactic field is brighter
     broken = int(rng.choice(5, p=[0.88] + 4 * [0.03]))
     return SimulatedRun(
@@ -115,7 +118,7 @@ def _draw_run(
         dec_pnt=pointing[1],
         alt_pnt=float(alt),
         az_pnt=float(az),
-        gti=_draw_good_times((middle - Time(MJD_REFERENCE, format="mjd", scale="utc")).sec, rng),
+        gti=_draw_good_times(middle, rng),
         deadc=round(float(rng.uniform(0.85, 0.95)), 5),
         nsb=nsb,
         tels=tuple(tel for tel in (1, 2, 3, 4) if tel != broken),

@@ -1,4 +1,4 @@
-"""The instrument of the simulated archive: how it responds, and the response HDUs that say so.
+"""The instrument of the simulated archive: how it responds, and the tables of the files that say so.
 
 The array is invented, of the size of VERITAS.  Background and gamma rays share its threshold and its acceptance
 across the field, so that the files agree with themselves: the effective area of a run turns on where the background
@@ -7,13 +7,13 @@ of that run does, as in real archives.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-
-from dask_bkg.simulate.fits_bytes import Cards, Columns, table_hdu
 
 ENERGY_RANGE = (0.05, 100.0)
 """Reconstructed energies that are kept [TeV]."""
@@ -39,6 +39,31 @@ GADF: dict[str, object] = {
 
 _AREA = 1.0e5  # effective area above threshold at zenith [m2]
 _EDGE, _EDGE_WIDTH = 3.0, 0.12  # the camera is cut softly around here [deg]
+
+Columns = Mapping[str, tuple[NDArray, str | None]]
+"""Values and unit of the columns of a table by name."""
+
+Cards = Mapping[str, object]
+"""Header cards by keyword: a value, or a pair of value and comment."""
+
+
+class Table(NamedTuple):
+    """A table of a FITS file.
+
+    Attributes
+    ----------
+    name
+        Name of its HDU.
+    columns
+        Values and unit of each column.  The first axis of the values is the rows; what has more axes is a column of
+        vectors, whose axes are in reverse order in the file, as FITS counts them.
+    cards
+        Header cards other than those of the structure.
+    """
+
+    name: str
+    columns: Columns
+    cards: Cards
 
 
 def energy_threshold(zenith: ArrayLike, factor: float = 1.0) -> NDArray:
@@ -119,8 +144,8 @@ def effective_area(energy: ArrayLike, offset: ArrayLike, zenith: ArrayLike, fact
     return area * turn_on(energy, zenith, factor) * acceptance(energy, offset, zenith)
 
 
-def aeff_hdu(obs_id: int, zenith: float, azimuth: float, factor: float = 1.0) -> bytes:
-    """Effective area of one run as an AEFF_2D HDU, with its safe energy range in LO_THRES and HI_THRES.
+def aeff_table(obs_id: int, zenith: float, azimuth: float, factor: float = 1.0) -> Table:
+    """Effective area of one run as an AEFF_2D table, with its safe energy range in LO_THRES and HI_THRES.
 
     ``factor`` as for `energy_threshold`.
     """
@@ -134,12 +159,12 @@ def aeff_hdu(obs_id: int, zenith: float, azimuth: float, factor: float = 1.0) ->
         "HI_THRES": (ENERGY_RANGE[1], "[TeV]"),
     }
     axes = {"ENERG": (energy, "TeV"), "THETA": (offset, "deg")}
-    return _response_hdu("EFFECTIVE AREA", ("EFF_AREA", "AEFF_2D"), axes, {"EFFAREA": (area, "m2")}, cards)
+    return _response_table("EFFECTIVE AREA", ("EFF_AREA", "AEFF_2D"), axes, {"EFFAREA": (area, "m2")}, cards)
 
 
 @lru_cache(maxsize=1)
-def edisp_hdu() -> bytes:
-    """Energy dispersion as an EDISP_2D HDU: log-normal, without bias, the same for all runs."""
+def edisp_table() -> Table:
+    """Energy dispersion as an EDISP_2D table: log-normal, without bias, the same for all runs."""
     energy, offset = np.geomspace(*ENERGY_TRUE_RANGE, 4), np.linspace(0.0, 4.0, 3)
     migra = np.linspace(0.5, 1.7, 61)
     center = _centers(migra)
@@ -147,12 +172,12 @@ def edisp_hdu() -> bytes:
     density /= center * ENERGY_RESOLUTION * np.sqrt(2 * np.pi)
     matrix = np.broadcast_to(density[:, None], (offset.size - 1, center.size, energy.size - 1))
     axes = {"ENERG": (energy, "TeV"), "MIGRA": (migra, None), "THETA": (offset, "deg")}
-    return _response_hdu("ENERGY DISPERSION", ("EDISP", "EDISP_2D"), axes, {"MATRIX": (matrix, None)}, {})
+    return _response_table("ENERGY DISPERSION", ("EDISP", "EDISP_2D"), axes, {"MATRIX": (matrix, None)}, {})
 
 
 @lru_cache(maxsize=1)
-def psf_hdu() -> bytes:
-    """Point spread function as a PSF_3GAUSS HDU of which one Gaussian is used, the same for all runs."""
+def psf_table() -> Table:
+    """Point spread function as a PSF_3GAUSS table of which one Gaussian is used, the same for all runs."""
     energy, offset = np.geomspace(*ENERGY_TRUE_RANGE, 4), np.linspace(0.0, 4.0, 3)
     ones = np.ones((offset.size - 1, energy.size - 1))
     scale = 1.0 / (2 * np.pi * np.deg2rad(PSF_SIGMA) ** 2)
@@ -163,11 +188,11 @@ def psf_hdu() -> bytes:
     for i in (2, 3):  # a width of zero would divide by zero in readers, an amplitude of zero does not
         data |= {f"AMPL_{i}": (0 * ones, None), f"SIGMA_{i}": (PSF_SIGMA * ones, "deg")}
     axes = {"ENERG": (energy, "TeV"), "THETA": (offset, "deg")}
-    return _response_hdu("PSF", ("RPSF", "PSF_3GAUSS"), axes, data, {})
+    return _response_table("PSF", ("RPSF", "PSF_3GAUSS"), axes, data, {})
 
 
 def background_axes() -> tuple[NDArray, NDArray]:
-    """Edges of energy [TeV] and offset [deg] on which `background_hdu` writes the true rate."""
+    """Edges of energy [TeV] and offset [deg] on which `background_table` writes the true rate."""
     return _log_edges(*ENERGY_RANGE, per_decade=40), np.linspace(0.0, OFFSET_MAX, 36)
 
 
@@ -177,8 +202,8 @@ def background_nodes() -> tuple[NDArray, NDArray]:
     return _log_centers(energy), _centers(offset)
 
 
-def background_hdu(obs_id: int, rate: NDArray) -> bytes:
-    """True background of one run as a BKG_2D HDU.
+def background_table(obs_id: int, rate: NDArray) -> Table:
+    """True background of one run as a BKG_2D table.
 
     Parameters
     ----------
@@ -191,17 +216,17 @@ def background_hdu(obs_id: int, rate: NDArray) -> bytes:
     axes = {"ENERG": (energy, "TeV"), "THETA": (offset, "deg")}
     cards = {"OBS_ID": (obs_id, "run number"), "FOVALIGN": ("RADEC", "alignment of the field of view")}
     data = {"BKG": (rate * 1e-6, "s-1 MeV-1 sr-1")}  # per MeV is what the format asks for
-    return _response_hdu("BACKGROUND", ("BKG", "BKG_2D"), axes, data, cards)
+    return _response_table("BACKGROUND", ("BKG", "BKG_2D"), axes, data, cards)
 
 
-def _response_hdu(name: str, classes: tuple[str, str], axes: Columns, data: Columns, cards: Cards) -> bytes:
+def _response_table(name: str, classes: tuple[str, str], axes: Columns, data: Columns, cards: Cards) -> Table:
     """Return the one-row table of a response; ``data`` have the axes in reverse order, as FITS counts them."""
     columns: dict[str, tuple[NDArray, str | None]] = {}
     for axis, (edges, unit) in axes.items():
         columns |= {f"{axis}_LO": (edges[:-1], unit), f"{axis}_HI": (edges[1:], unit)}
     one_row = {key: (values.astype(np.float32)[None], unit) for key, (values, unit) in (columns | {**data}).items()}
     kind = {"HDUCLAS1": "RESPONSE", "HDUCLAS2": classes[0], "HDUCLAS3": "FULL-ENCLOSURE", "HDUCLAS4": classes[1]}
-    return table_hdu(name, one_row, GADF | kind | {"TELESCOP": "VERITAS", "INSTRUME": "simulated"} | {**cards})
+    return Table(name, one_row, GADF | kind | {"TELESCOP": "VERITAS", "INSTRUME": "simulated"} | {**cards})
 
 
 def _log_edges(low: float, high: float, per_decade: int) -> NDArray:

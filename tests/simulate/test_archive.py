@@ -17,7 +17,7 @@ from scipy.integrate import dblquad
 
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.simulate import STAR_LOSS, STAR_MAGNITUDE, STAR_RADIUS, Truth, response, simulate_archive
-from dask_bkg.simulate.fits_bytes import primary_hdu, table_hdu
+from dask_bkg.simulate.files import fits_bytes
 
 RUNS, EVENTS, SEED = 15, 4000, 3
 SITE = EarthLocation.from_geodetic(-110.952, 31.675, 1268)
@@ -124,7 +124,7 @@ def test_table_bytes_read_back_by_astropy(tmp_path):
         "CUBE": (np.arange(12, dtype=np.float32).reshape(2, 2, 3), "m2"),
     }
     cards = {"TINY": (1.25e-17, "a comment"), "QUOTE": "it's", "FLAG": False, "COUNT": np.int64(7)}
-    (tmp_path / "t.fits").write_bytes(primary_hdu() + table_hdu("T", columns, cards))
+    (tmp_path / "t.fits").write_bytes(fits_bytes([response.Table("T", columns, cards)]))
     with fits.open(tmp_path / "t.fits") as hdus:
         hdus.verify("exception")
         hdu = hdus["T"]
@@ -134,6 +134,17 @@ def test_table_bytes_read_back_by_astropy(tmp_path):
         assert (hdu.header["TINY"], hdu.header["QUOTE"], hdu.header["FLAG"]) == (1.25e-17, "it's", False)
         assert hdu.header["COUNT"] == 7
         assert hdu.header.comments["TINY"] == "a comment"
+
+
+def test_tables_of_one_kind_have_their_own_rows_and_cards(tmp_path):
+    values = [1, True, 1.0, "1", 2]
+    tables = [response.Table("T", {"X": (np.arange(n), None)}, {"A": value}) for n, value in enumerate(values)]
+    (tmp_path / "t.fits").write_bytes(fits_bytes(tables))
+    with fits.open(tmp_path / "t.fits") as hdus:
+        hdus.verify("exception")
+        for n, (value, hdu) in enumerate(zip(values, hdus[1:], strict=True)):
+            assert (type(hdu.header["A"]), hdu.header["A"]) == (type(value), value)
+            np.testing.assert_array_equal(hdu.data["X"], np.arange(n))
 
 
 HEADER_KEYS = (
