@@ -1,7 +1,7 @@
-"""Write beside, then rename: a reader sees the old file or the new one, never a part of one.
+"""Write to a temporary path next to the target, then rename: a reader sees the old or the new, never a part.
 
-Everything that this package writes goes through `atomic_path`. A job that is killed leaves at most a hidden
-temporary file behind, which `remove_leftovers` clears away when it is old enough to belong to nobody.
+What this package writes goes through `atomic_path` or `atomic_directory`. A killed job leaves at most temporary
+files, which `remove_leftovers` clears away when they are so old that no running job can need them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,24 +20,22 @@ from pathlib import Path
 
 from dask_bkg.errors import ArchiveError
 
-__all__ = ["atomic_path", "inside", "locked", "remove_leftovers", "write_pieces"]
+__all__ = ["atomic_directory", "atomic_path", "inside", "remove_leftovers", "write_error", "write_pieces"]
 
 log = logging.getLogger(__name__)
 
 # Level 4 on a H.E.S.S. run (1.05 MB): 28 ms and 646 kB; level 6: 46 ms and 634 kB; level 9: 157 ms and 632 kB.
 COMPRESS_LEVEL = 4
 
-LOCK_NAME = ".dask_bkg-lock"
-LOCK_STALE = 300.0
-"""Seconds after which a lock belongs to a job that was killed: it is held while small files are read and written."""
+DAY = 86400.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LEFTOVER = re.compile(r"^\.dask_bkg-\d+-[0-9a-f]{16}-")
+_LEFTOVER = re.compile(r"\.dask_bkg-\d+-[0-9a-f]{16}-")
 
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``target`` that takes its place when the block ends without an error.
+    """Give a temporary path next to ``target`` that takes its place when the block ends without an error.
 
     The temporary file is hidden, lies in the same directory (a rename does not cross file systems) and ends
     like ``target``, so that writers which look at the suffix do the right thing. Missing directories are made.
@@ -57,8 +56,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     ['note.txt']
     """
     target = Path(target)
-    # The process id alone is not unique where several machines write to one network disk.
-    temporary = target.with_name(f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{target.name[-40:]}")
+    temporary = _temporary(target, target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -68,10 +66,65 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if not _concerns(error, target, temporary):
             raise
-        raise _write_error(error, target) from error
+        raise write_error(error, target) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(
+    target: str | os.PathLike[str], parent: str | os.PathLike[str] | None = None, replace: bool = False
+) -> Iterator[Path]:
+    """Give the path of a temporary directory that becomes ``target`` when the block ends without an error.
+
+    The block makes the directory. A killed job leaves it; see `remove_leftovers`.
+
+    Parameters
+    ----------
+    target
+        Where the directory will be.
+    parent
+        Where it is filled, on the same disk; next to ``target`` if not given. It is made if missing.
+    replace
+        Whether it takes the place of a ``target`` that is there. If not, and another job has made ``target`` since,
+        that one stays.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; ``target`` is then as it was before.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> parent = Path(tempfile.mkdtemp())
+    >>> with atomic_directory(parent / "matrix") as path:
+    ...     path.mkdir()
+    >>> [entry.name for entry in parent.iterdir()]
+    ['matrix']
+    """
+    target = Path(target)
+    parent = target.parent if parent is None else Path(parent)
+    temporary, old = _temporary(target, parent), _temporary(target, parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if replace:
+            with suppress(FileNotFoundError):
+                os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except OSError as error:
+            # a directory with something in it is never replaced by a rename: another job was faster
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):
+                    os.rename(old, target)
+                raise
+    finally:
+        for path in (temporary, old):
+            with suppress(OSError):
+                _remove(path)
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], compress: bool) -> None:
@@ -90,111 +143,58 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], compress: boo
         os.fsync(stream.fileno())
 
 
-def remove_leftovers(directory: str | os.PathLike[str], older_than: float = 86400.0) -> list[Path]:
-    """Remove the temporary files that killed jobs left in ``directory`` and below; return what was removed.
+def remove_leftovers(
+    directory: str | os.PathLike[str], older_than: float = DAY, names: Iterable[str] = ("",), below: bool = True
+) -> list[Path]:
+    """Remove the temporary files and directories that killed jobs left in a directory; return what was removed.
 
-    Only files named by `atomic_path` and not touched for ``older_than`` seconds (one day) are removed: younger
-    ones may belong to a job that is still running. Symbolic links to directories are not followed.
+    Only what `atomic_path` and `atomic_directory` have named is removed. Symbolic links are not followed.
+
+    Parameters
+    ----------
+    directory
+        Where to look.
+    older_than
+        Seconds since the last change: younger ones may belong to a job that is still running.
+    names
+        How the names of the targets begin; by default of any name.
+    below
+        Whether to look in its subdirectories too.
     """
     removed = []
-    latest = time.time() - older_than
-    for folder, _, names in os.walk(directory):
-        for path in (Path(folder, name) for name in names if _LEFTOVER.match(name)):
-            try:
-                if path.lstat().st_mtime <= latest:
-                    path.unlink()
-                    removed.append(path)
-            except FileNotFoundError:  # another job was faster
-                continue
-            except OSError as error:
-                log.warning("The leftover %s cannot be removed (%s); remove it by hand.", path, error.strerror)
+    latest, names = time.time() - older_than, tuple(names)
+    for folder, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            ours = _LEFTOVER.match(name)
+            if ours and name.startswith(names, ours.end()) and _remove_old(Path(folder, name), latest):
+                removed.append(Path(folder, name))
+        folders[:] = [name for name in folders if below and not _LEFTOVER.match(name)]
     return sorted(removed)
 
 
-@contextmanager
-def locked(directory: str | os.PathLike[str], timeout: float = 600.0, stale: float = LOCK_STALE) -> Iterator[None]:
-    """Keep other jobs from changing the index or results of ``directory`` until the block ends.
-
-    What is read and written back within the block cannot lose what another job writes meanwhile. A lock older than
-    ``stale`` seconds is taken over. The directory is made if missing.
-
-    Raises
-    ------
-    ArchiveError
-        If the directory cannot be written, or another job holds the lock for ``timeout`` seconds.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> directory = Path(tempfile.mkdtemp())
-    >>> with locked(directory):
-    ...     [path.name for path in directory.iterdir()]
-    ['.dask_bkg-lock']
-    >>> list(directory.iterdir())
-    []
-    """
-    lock = Path(directory, LOCK_NAME)
-    mark = secrets.token_hex(8)
+def _remove_old(path: Path, latest: float) -> bool:
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        _take(lock, mark, timeout, stale)
-    except OSError as error:
-        raise _write_error(error, lock) from error
-    try:
-        yield
-    finally:
-        # a job that stood still for minutes may have lost the lock to another one
-        if _mark_of(lock) == mark:
-            lock.unlink(missing_ok=True)
-
-
-def _take(lock: Path, mark: str, timeout: float, stale: float) -> None:
-    """Make the lock file; opening it exclusively is atomic on network disks too."""
-    end = time.monotonic() + timeout
-    while True:
-        with suppress(FileExistsError):
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            try:
-                os.write(handle, mark.encode())
-            except BaseException:
-                lock.unlink(missing_ok=True)
-                raise
-            finally:
-                os.close(handle)
-            return
-        if _remove_stale(lock, stale):
-            continue
-        if time.monotonic() > end:
-            raise ArchiveError(
-                f"Another job holds {lock} since {timeout:.0f} s. Start again when it has ended; if there is none, "
-                "remove this file: finished runs are kept."
-            )
-        time.sleep(0.05)
-
-
-def _remove_stale(lock: Path, stale: float) -> bool:
-    """Remove the lock of a job that was killed; whether there is a reason to try again at once."""
-    with suppress(FileNotFoundError):
-        mark = _mark_of(lock)
-        if time.time() - lock.stat().st_mtime < stale:
+        if path.lstat().st_mtime > latest:
             return False
-        # of several jobs that find it, one only can move it away; what it moved may be the new lock of another
-        aside = lock.with_name(f"{LOCK_NAME}-{secrets.token_hex(8)}")
-        os.rename(lock, aside)
-        if _mark_of(aside) != mark:
-            with suppress(OSError):
-                os.link(aside, lock)
-        else:
-            log.warning("The lock %s of a job that was killed is removed.", lock)
-        aside.unlink()
+        _remove(path)
+    except FileNotFoundError:  # another job was faster
+        return False
+    except OSError as error:
+        log.warning("The leftover %s cannot be removed (%s); remove it by hand.", path, error.strerror)
+        return False
     return True
 
 
-def _mark_of(lock: Path) -> str | None:
-    try:
-        return lock.read_text()
-    except OSError:
-        return None
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _temporary(target: Path, parent: Path) -> Path:
+    # the process id alone is not unique where several machines write to one network disk
+    return parent / f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{target.name[-40:]}"
 
 
 def inside(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -251,7 +251,8 @@ def _concerns(error: OSError, target: Path, temporary: Path) -> bool:
     return not named.isdisjoint(map(str, (target, temporary, *target.parents)))
 
 
-def _write_error(error: OSError, target: Path) -> ArchiveError:
+def write_error(error: OSError, target: Path) -> ArchiveError:
+    """The error of a file that the disk refuses to write: why, and what to do."""
     if error.errno in _FULL:
         problem = f"The disk or quota of {target.parent} is full"
         remedy = "Make room, or write to another disk, and start again: finished runs are kept"
