@@ -133,6 +133,9 @@ class Lock:
 
     def _take_away(self, text: str) -> None:
         """Remove the lock of a killed job, which has this text."""
+        # a job that gave it back and ended between the two looks was not killed
+        if _read_text(self.path) != text:
+            return
         # of several jobs that find it, one only can move it away; what it moved may be the new lock of another
         aside = self.path.with_name(f"{self.path.name}-{secrets.token_hex(8)}")
         try:

@@ -166,7 +166,26 @@ def test_a_lock_that_is_kept_alive_is_not_taken_over(lock, monkeypatch):
     assert len(calls) == after, "it goes on after the end of the block"
 
 
-def test_a_lock_of_which_another_job_puts_a_new_one_meanwhile_is_given_back(lock, monkeypatch):
+def test_a_job_that_gives_its_lock_back_and_ends_is_not_taken_for_a_killed_one(lock, monkeypatch):
+    """A third job has the lock by the time at which the second one has found out that the first is no more."""
+    first, third = Lock(lock.path, "writes"), Lock(lock.path, "writes")
+    first.acquire()
+
+    def ended(holder):
+        monkeypatch.setattr(lock_module, "_is_dead", is_dead)
+        first.release()
+        third.acquire()
+        return True
+
+    is_dead = lock_module._is_dead
+    monkeypatch.setattr(lock_module, "_is_dead", ended)
+    monkeypatch.setattr(os, "rename", lambda *args: pytest.fail("the lock of the third is moved away"))
+    with pytest.raises(StoreBusyError):
+        lock.acquire()
+    third.check()
+
+
+def test_the_new_lock_of_a_job_that_was_faster_is_put_back(lock, monkeypatch):
     """Two jobs find the lock of a killed one; the later moves away the new lock of the first, and puts it back."""
     leave_lock(lock.path, age=3600)
     first, rename = Lock(lock.path, "writes"), os.rename
