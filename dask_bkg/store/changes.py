@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from dask_bkg.binning import View
 from dask_bkg.dl3.read import RunFile
+from dask_bkg.files import MISSING, StatCache, State
 from dask_bkg.sky.exclusion import SkyRegions, concat_regions, exclusion_digest
 from dask_bkg.store import layout
-from dask_bkg.store.hints import MISSING, Hints, State, out_of_reach, states_of
+from dask_bkg.store.run_files import is_known, out_of_reach, states_of
 from dask_bkg.store.table import Table, failed_key
 from dask_bkg.store.update import BlockWork
 
@@ -84,7 +85,7 @@ class Asked:
         Rows of which the digest of the whole exclusion was brought up to date.
     """
 
-    def __init__(self, table: Table, hints: Hints, views: Sequence[View], regions: SkyRegions | None):
+    def __init__(self, table: Table, hints: StatCache, views: Sequence[View], regions: SkyRegions | None):
         self.table, self.hints, self.views, self.regions = table, hints, views, regions
         self.whole = digest_of(regions)
         self.absent: dict[int, str] = {}
@@ -113,13 +114,13 @@ class Asked:
             return None
         valid = [self.table.is_valid(view.name, row) for view in self.views]
         held = tuple(ok and self._same_exclusion(view, row) for ok, view in zip(valid, self.views, strict=True))
-        if all(held) and self.hints.knows(run, fingerprint, states):
+        if all(held) and is_known(self.hints, run, fingerprint, states):
             return None
         other = [view.name for view, ok, still in zip(self.views, valid, held, strict=True) if ok and not still]
         return Needed(run, held, self.table.exclusions[other[0]]["whole_exclusion"][row] if other else "")
 
     def _failed_as_before(self, run: RunFile, row: int, states: Mapping[str, State | None]) -> bool:
-        if not self.hints.knows(run, "", states):
+        if not is_known(self.hints, run, "", states):
             return False
         if out_of_reach(run, states) and MISSING in states.values():
             return True

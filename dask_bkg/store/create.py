@@ -1,14 +1,9 @@
-"""How a store of run histograms, and a view of it, come into being: beside, and then renamed."""
+"""How a store of run histograms, and a view of it, come into being: whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dask_bkg.binning import FIELD, View
+from dask_bkg.files import atomic_directory, remove_leftovers
 from dask_bkg.schema import RUN_NUMBERS, UNITS
 from dask_bkg.store.layout import (  # fmt: skip
     LAYOUT,
@@ -29,19 +25,16 @@ from dask_bkg.store.layout import (  # fmt: skip
     consolidate,
     coordinates,
     histograms,
-    is_full,
     timestamp,
     told,
 )
 
 LEFT_BEHIND = 3600.0
-"""Seconds after which what is being made, a matter of seconds, belongs to a job that was killed."""
-
-_BESIDE = r"\.dask_bkg-\d+-[0-9a-f]{16}-"
+"""Seconds after which what is made within seconds is that of a killed job."""
 
 
 def create(path: Path, view: View, block: int) -> None:
-    """Write an empty store, beside and then renamed; if another job was faster, its store stays."""
+    """Write an empty store; if another job was faster, its store stays."""
     now = timestamp()
     attributes = {
         "title": "Run histograms of a gamma-ray archive",
@@ -54,7 +47,7 @@ def create(path: Path, view: View, block: int) -> None:
         "made": now,
         "written": now,
     }
-    with _beside(path, path.parent) as temporary:
+    with _made_whole(path, path) as temporary:
         group = _make_group(temporary, view, 0, block, attributes)
         _table_arrays(group)
         consolidate(temporary)
@@ -62,37 +55,19 @@ def create(path: Path, view: View, block: int) -> None:
 
 def create_view(path: Path, view: View, n_runs: int, block: int) -> None:
     """Add an empty view to a store."""
-    with _beside(path / view.name, path.parent) as temporary:
+    with _made_whole(path, path / view.name) as temporary:
         _make_group(temporary, view, n_runs, block, {})
         consolidate(temporary)
 
 
 @contextmanager
-def _beside(target: Path, directory: Path) -> Iterator[Path]:
-    """A directory to be filled, which then takes its place, unless there is something in it by now."""
-    temporary = directory / f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{target.name[-40:]}"
+def _made_whole(store: Path, target: Path) -> Iterator[Path]:
+    """A temporary directory that becomes a store or a part of it; what killed jobs left of such is removed."""
     with told(target):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            _clear_beside(target, directory)
+        # next to the store: nothing in it may be taken for a view
+        remove_leftovers(store.parent, LEFT_BEHIND, (target.name[-40:], *VIEW_NAMES), below=False)
+        with atomic_directory(target, store.parent) as temporary:
             yield temporary
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                # a directory with something in it is never replaced: another job was faster
-                if not is_full(target):
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _clear_beside(target: Path, directory: Path) -> None:
-    """Remove what a job that was killed while it made the same thing, or a view, has left."""
-    ours = re.compile(f"{_BESIDE}({re.escape(target.name[-40:])}|({'|'.join(VIEW_NAMES)})-[0-9a-f]+)")
-    for path in directory.iterdir():
-        with suppress(OSError):
-            if ours.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_BEHIND:
-                shutil.rmtree(path)
 
 
 def _make_group(directory: Path, view: View, n_runs: int, block: int, attributes: dict[str, Any]) -> zarr.Group:

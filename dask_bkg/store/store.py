@@ -21,12 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.binning import Edges, FieldEdges, View, field_view, is_sum_of, ring_view
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError
+from dask_bkg.files import MISSING, Lock, StatCache, state_of
 from dask_bkg.sky.exclusion import SkyRegions
 from dask_bkg.store import layout
 from dask_bkg.store.changes import Asked, Needed, digest_of, exclusions_used, make_blocks, void_lost, warn_of_replaced
 from dask_bkg.store.create import create, create_view
-from dask_bkg.store.hints import MISSING, Hints, state_of
-from dask_bkg.store.lock import WriteLock
+from dask_bkg.store.run_files import by_fingerprint
 from dask_bkg.store.table import Table
 from dask_bkg.store.update import BlockDone, BlockWork, RunDone, put_histograms
 
@@ -54,8 +54,9 @@ class RunStore:
         self.block = int(layout.attributes_of(path)["block"])
         self.views = layout.views_of(path)
         self._table = Table.read(path, self.views)
-        self._hints = Hints(path.with_name(f"{path.name}.hints.json"))
-        self._lock: WriteLock | None = None
+        self._hints = StatCache(path.with_name(f"{path.name}.hints.json"))
+        self._marks: dict[str, set[str]] | None = None
+        self._lock: Lock | None = None
         self._guard = threading.RLock()
         self._new: set[int] = set()
         # of this job alone, never on disk: rows that were planned and not looked at yet, and runs out of reach
@@ -174,22 +175,18 @@ class RunStore:
         """
         if self._lock is not None:
             raise RuntimeError("this store is being written already")
-        lock = WriteLock(self.path)
+        lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"writes into {self.path}")
         with layout.told(self.path):
             lock.acquire()
-        self._lock, stop = lock, threading.Event()
-        beat = threading.Thread(target=lock.live, args=(stop, self._flush_if_due), daemon=True, name="run-store")
+        self._lock = lock
         try:
             # another job may have written since this one was opened
             layout.clear_leftovers(self.path)
             self._read_again()
-            beat.start()
-            yield
-            self.flush()
+            with lock.kept_alive(self._flush_if_due):
+                yield
+                self.flush()
         finally:
-            stop.set()
-            if beat.is_alive():
-                beat.join()
             self._close(lock)
 
     def _read_again(self) -> None:
@@ -202,9 +199,10 @@ class RunStore:
             self.views = layout.views_of(self.path)
         self._table = Table.read(self.path, self.views)
         self._hints.refresh()
+        self._marks = None
         self._new, self._unseen = set(), set()
 
-    def _close(self, lock: WriteLock) -> None:
+    def _close(self, lock: Lock) -> None:
         """Keep what was recorded, whatever ended the work, and give the lock back."""
         try:
             self.flush()
@@ -253,8 +251,7 @@ class RunStore:
             before = layout.attributes_of(self.path)
             warn_of_replaced(work, len({run.obs_id for run in runs}), before)
             rows = self._table.rows_for([needed.run.obs_id for needed in work])
-            lock = {"lock": str(self._lock.path), "token": self._lock.token}
-            about = {"views": tuple(names), "whole_exclusion": whole, **lock}
+            about = {"views": tuple(names), "whole_exclusion": whole, "lock": self._lock}
             blocks = make_blocks(work, rows, self._table, self.block, about)
             self._prepare(rows, names, np.array([needed.held for needed in work], dtype=bool).reshape(-1, len(names)))
             exclusions = exclusions_used(self._table, before["exclusions"], whole, bool(work))
@@ -322,7 +319,8 @@ class RunStore:
         for view, key in zip(views, run.keys, strict=True):
             self._table.keys[view][run.row] = key
         for hint in run.hints:
-            self._hints.add(hint)
+            self._hints.add(*hint)
+        self._marks = None
         self._new.add(run.row)
         self._unseen.discard(run.row)
 
@@ -337,8 +335,7 @@ class RunStore:
         self.flush()
         for name, part in zip(done.views, done.unwritten, strict=True):
             if part:
-                place = self._lock.path, self._lock.token
-                put_histograms(str(self.path), self.views[name], done.block, part, *place)
+                put_histograms(str(self.path), self.views[name], done.block, part, self._lock)
 
     def saw(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         """A file as it is now holds the run of this fingerprint: it need not be opened to find that out.
@@ -346,10 +343,13 @@ class RunStore:
         For files that the job itself has changed or made, such as by a background that it attached; `flush` keeps it.
         """
         name = os.path.abspath(path)
-        if (state := state_of(name)) not in (None, MISSING):
-            with self._guard:
-                for mark in self._hints.marks(fingerprint):
-                    self._hints.add((name, *state, mark))
+        if (state := state_of(name)) == MISSING:
+            return
+        with self._guard:
+            if self._marks is None:
+                self._marks = by_fingerprint(self._hints.facts())
+            for mark in self._marks.get(fingerprint, (fingerprint,)):
+                self._hints.add(name, state, mark)
 
     def _flush_if_due(self) -> None:
         if self._new and time.monotonic() - self._flushed > max(FLUSH_EVERY, 10 * self._took):

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from dask_bkg.binning import View
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import RunError
+from dask_bkg.files import MISSING, Lock, State
 from dask_bkg.reduction import reduce
 from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS
 from dask_bkg.sky.exclusion import SkyRegions, exclusion_digest
-from dask_bkg.store import layout, lock
-from dask_bkg.store.hints import MISSING, Hint, State, mark_of, out_of_reach, states_of
+from dask_bkg.store import layout
+from dask_bkg.store.run_files import Hint, mark_of, out_of_reach, states_of
 from dask_bkg.store.table import failed_key, key_of
 
 
@@ -44,8 +45,8 @@ class BlockWork(NamedTuple):
         Names of the views, in the order in which they are needed again.
     whole_exclusion
         Digest of all regions together.
-    lock, token
-        Lock of the store, and what must stand in it.
+    lock
+        Lock of the store, which must hold when something is written.
     """
 
     block: int
@@ -56,8 +57,7 @@ class BlockWork(NamedTuple):
     held: tuple[tuple[bool, ...], ...]
     views: tuple[str, ...]
     whole_exclusion: str
-    lock: str
-    token: str
+    lock: Lock
 
 
 class RunDone(NamedTuple):
@@ -197,7 +197,7 @@ def _failed(work: BlockWork, i: int, error: Exception, states: Mapping[str, Stat
 def _hints(run: RunFile, fingerprint: str, states: Mapping[str, State | None]) -> tuple[Hint, ...]:
     """What is remembered of the files of a run."""
     mark = mark_of(run, fingerprint)
-    return tuple((path, *state, mark) for path, state in states.items() if state is not None)
+    return tuple((path, state, mark) for path, state in states.items() if state is not None)
 
 
 def write_histograms(store_path: str, view: View, work: BlockWork, new: Mapping[int, Mapping[str, NDArray]]) -> None:
@@ -210,20 +210,15 @@ def write_histograms(store_path: str, view: View, work: BlockWork, new: Mapping[
     view
         The view.
     work
-        Its ``block``, ``lock`` and ``token`` are looked at.
+        Its ``block`` and ``lock`` are looked at.
     new
         Histograms of rows of this block.
     """
-    put_histograms(store_path, view, work.block, new, work.lock, work.token)
+    put_histograms(store_path, view, work.block, new, work.lock)
 
 
 def put_histograms(
-    store_path: str,
-    view: View,
-    block: int,
-    new: Mapping[int, Mapping[str, NDArray]],
-    lock_path: str | Path,
-    token: str,
+    store_path: str, view: View, block: int, new: Mapping[int, Mapping[str, NDArray]], lock: Lock
 ) -> None:
     """What `write_histograms` does, for one who has no work of a task."""
     packed = {}
@@ -239,7 +234,7 @@ def put_histograms(
         for row, histograms in new.items():
             values[row - first] = histograms[name]
         packed[name] = (array, slice(first, stop), values)
-    lock.check(lock_path, token)
+    lock.check()
     with layout.told(store_path):
         for array, rows, values in packed.values():
             array[rows] = values
