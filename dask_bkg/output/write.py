@@ -178,7 +178,7 @@ def write_block(
     if records and block.place is not None:
         about = {"job": block.place.job, "written": time.time_ns()}
         layout = block.place.layout
-        write_part(block.place.parts, layout.digest, pack([record | about for record in records], layout))
+        write_part(block.place.parts, layout, pack([record | about for record in records], layout))
     return results
 
 

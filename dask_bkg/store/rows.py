@@ -27,6 +27,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -56,8 +57,8 @@ PER_SHARD = SHARD // CHUNK
 TABLE_CHUNK = 16384
 """Rows of a file of the table: the table of 16,000 runs is three files."""
 
-GROWTH = 128
-"""Step in which the last axis of an array grows, if it does; 32 steps are one file."""
+GROWTH = 512
+"""Step in which the last axis of an array grows, if it does; 8 steps are one file."""
 
 FILL: dict[str, Any] = {"integers": -1, "numbers": np.nan, "texts": ""}
 """What the arrays of the table say of rows that are not there."""
@@ -141,15 +142,15 @@ class Layout(NamedTuple):
         return hashlib.blake2b(f"{FORMAT} {text}".encode(), digest_size=4).hexdigest()
 
 
-def write_part(directory: str | os.PathLike[str], digest: str, columns: Mapping[str, ArrayLike]) -> Path:
+def write_part(directory: str | os.PathLike[str], layout: Layout, columns: Mapping[str, ArrayLike]) -> Path:
     """Write what is known of some items into one file, atomically; any number of processes at once.
 
     Parameters
     ----------
     directory
         Where the parts of a store are; made if missing.
-    digest
-        `Layout.digest` of the store.
+    layout
+        Layout of the store.
     columns
         Arrays of shape ``(items, ...)`` by the names of the layout, ``obs_id`` among them; of those that are missing
         the rows have fill values.
@@ -159,9 +160,16 @@ def write_part(directory: str | os.PathLike[str], digest: str, columns: Mapping[
     ArchiveError
         If the directory cannot be written, or its disk is full.
     """
-    path = Path(directory, f"{digest}-{time.time_ns():020d}-{secrets.token_hex(4)}.npz")
+    path = Path(directory, f"{layout.digest}-{time.time_ns():020d}-{secrets.token_hex(4)}.npz")
+    n = len(np.asarray(columns["obs_id"]))
+    # few arrays here too: to read the header of each takes longer than its numbers
+    members = {
+        kind: np.stack([np.asarray(columns.get(name, np.full(n, FILL[kind]))) for name in names], axis=1)
+        for kind, names in layout.table.items()
+    }
+    members |= {name: np.asarray(columns[name]) for name in layout.arrays if name in columns}
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **{name: np.asarray(column) for name, column in columns.items()})
+        np.savez(stream, allow_pickle=False, **members)
     return path
 
 
@@ -312,13 +320,18 @@ class Rows:
         total = 0
         for paths in _groups(sorted(Path(directory).glob(f"{self.layout.digest}-*.npz"))):
             with ExitStack() as stack:
-                parts = [stack.enter_context(np.load(path)) for path in paths]
-                total += self.append(parts).size
+                files = [stack.enter_context(np.load(path)) for path in paths]
+                total += self.append([ChainMap(self._table_of(file), file) for file in files]).size
             for path in paths:
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # it is not there, or has parts of another store
             os.rmdir(directory)
         return total
+
+    def _table_of(self, file: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Scalars of a part, or of the store, by name."""
+        packed = {kind: file[kind] for kind in FILL}
+        return {name: packed[kind][:, i] for kind, names in self.layout.table.items() for i, name in enumerate(names)}
 
     def append(self, parts: Sequence[Mapping[str, NDArray]]) -> NDArray:
         """Add the items of some parts, and return their rows; the caller holds the lock.
@@ -326,7 +339,7 @@ class Rows:
         Parameters
         ----------
         parts
-            For each of them arrays as of `write_part`; items that come twice count as they were in the last one.
+            For each of them columns as of `write_part`; items that come twice count as they were in the last one.
         """
         obs_id = np.concatenate([part["obs_id"] for part in parts])
         used = np.flatnonzero(self.table["obs_id"] >= 0)
@@ -429,7 +442,7 @@ def _groups(paths: list[Path]) -> Iterator[list[Path]]:
             with zipfile.ZipFile(path) as file, np.load(path) as part:
                 if (member := file.testzip()) is not None:
                     raise zipfile.BadZipFile(member)
-                size = part["obs_id"].size
+                size = len(part["integers"])
         except FileNotFoundError:
             continue
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
@@ -475,7 +488,7 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
     shape, chunks, shards = (column.shape,) * 3
     if column.grows:
         shape, chunks = ((*column.shape[:-1], GROWTH),) * 2
-        shards = (*column.shape[:-1], 32 * GROWTH)
+        shards = (*column.shape[:-1], 8 * GROWTH)
     group.create_array(
         name,
         shape=(0, *shape),
@@ -484,7 +497,7 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
         dtype=column.dtype,
         fill_value=column.fill,
         # bytes of a kind together: 3D rates and errors take 55 % of their bytes, and 0.25 s a shard of 37 MB
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=2, shuffle="shuffle"), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("row", *column.dims),
         attributes={"units": column.units, "long_name": column.long_name},

@@ -65,7 +65,7 @@ class Job:
         """What a task does; its result for each run."""
         layout = layout_of(EDGES, self.field)
         records = [record_of(i, self.directory.parent / "out", self.field, self.name, **changes) for i in obs_ids]
-        write_part(self.backgrounds.place.parts, layout.digest, pack(records, layout))
+        write_part(self.backgrounds.place.parts, layout, pack(records, layout))
         return [Result(obs_id, "done") for obs_id in obs_ids]
 
 

@@ -317,6 +317,39 @@ def test_a_job_killed_in_mid_write(in_place, run_path, tmp_path):
         assert (directory / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+KILLED_WITH_TWO_WRITTEN = """
+import json, os, signal, sys
+from dask_bkg import compat
+from dask_bkg.pipeline import graph
+
+write_block, calls = graph.write_block, []
+
+def killed_at_the_third(targets, *args):
+    calls.append(targets)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_block(targets, *args)
+
+graph.WRITE_BATCH, graph.write_block = 1, killed_at_the_third
+compat.run_make_background(json.loads(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_job_has_written_is_not_written_again(job, four_runs, tmp_path):
+    """It had no time to say anything: what its tasks have written is all that the next job has to go by."""
+    config = job(four_runs)
+    command = [sys.executable, "-c", KILLED_WITH_TWO_WRITTEN, json.dumps(config)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/data").glob("run_*")}
+    assert len(before) == 2
+    run_make_background(config)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/data").glob("run_*")}
+    assert {name: after[name] for name in before} == before
+    assert sorted(statuses(tmp_path).values()) == ["done", "done", "unchanged", "unchanged"]
+    assert {entry["job"] for entry in told_of(tmp_path)["backgrounds"].values()} == set(told_of(tmp_path)["jobs"])
+    assert not [path.name for path in (tmp_path / "out").rglob(".*")]
+
+
 @pytest.fixture
 def stopped(job, four_runs, tmp_path, monkeypatch):
     """A job that is stopped when it has written two of four backgrounds: ``stopped(section={...})`` gives these."""
@@ -393,7 +426,7 @@ def test_a_part_that_was_cut_short(stopped, job, four_runs, tmp_path, size):
     stopped()
     first, last = sorted((tmp_path / "out/results/.backgrounds-parts").glob("*.npz"))
     with np.load(first) as part:
-        whole = part["obs_id"].tolist()
+        whole = part["integers"][:, 0].tolist()
     last.write_bytes(last.read_bytes()[:size])
     run_make_background(job(four_runs))
     assert [run for run, status in statuses(tmp_path).items() if status == "unchanged"] == whole

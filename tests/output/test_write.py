@@ -176,7 +176,9 @@ def test_what_is_written_is_the_rate(plan, write, stacks, kept):
     assert results[2].n_events == stacks[0][2].sum()
     assert results[2].hours == pytest.approx(stacks[2][2] / 3600, abs=1e-6)
     kept()
-    assert kept("contributing")[64003][0].tolist() == [64003, *[-1] * 127]
+    contributing = kept("contributing")[64003][0]
+    assert contributing[0] == 64003
+    assert (contributing[1:] == -1).all()
     assert kept("weight")[64003][0, 0] == 1
     assert kept("rate")[64003] == pytest.approx(expected.quantity.value, rel=1e-6)
 

@@ -60,7 +60,7 @@ def parts_of(store):
 
 
 def put(store, obs_ids, version=0, width=3):
-    return write_part(parts_of(store), LAYOUT.digest, columns(obs_ids, version, width))
+    return write_part(parts_of(store), LAYOUT, columns(obs_ids, version, width))
 
 
 def versions(store) -> dict[int, int]:
@@ -103,7 +103,7 @@ def test_of_the_rows_of_an_item_the_last_one_counts(store):
 
 
 def test_what_a_part_does_not_have_is_filled(store):
-    write_part(parts_of(store), LAYOUT.digest, {"obs_id": [7], "digest": ["none"]})
+    write_part(parts_of(store), LAYOUT, {"obs_id": [7], "digest": ["none"]})
     store.fold(parts_of(store))
     rows = store.latest()
     assert np.isnan(store.values("rate", rows)).all()
@@ -204,7 +204,7 @@ def test_a_part_that_is_damaged_costs_its_items_alone(store, caplog):
 
 def test_parts_of_another_layout_are_left(store):
     other = LAYOUT._replace(axes={"energy": [0.1, 10.0]})
-    path = write_part(parts_of(store), other.digest, columns(range(3)))
+    path = write_part(parts_of(store), other, columns(range(3)))
     put(store, range(3, 5))
     assert store.fold(parts_of(store)) == 2
     assert list(parts_of(store).iterdir()) == [path]
