@@ -268,8 +268,7 @@ def parallactic_angles(sight: Sight) -> NDArray:
     steps = max(1, math.ceil(sight.ontime / STEP))
     middle = (np.arange(steps) + 0.5) / steps - 0.5
     times = sight.time + middle * sight.ontime / SECONDS_PER_DAY
-    zeniths = [zenith_position(time, sight.site_lon, sight.site_lat) for time in times.tolist()]
-    return np.array([position_angle(sight.ra, sight.dec, *zenith) for zenith in zeniths])
+    return position_angle(sight.ra, sight.dec, *zenith_position(times, sight.site_lon, sight.site_lat))
 
 
 def _upwards(target: Target, settings: FieldSettings) -> tuple[float, float]:

@@ -102,7 +102,7 @@ def parallactic(numbers: Mapping[str, float], system: str) -> float:
         zenith = zenith_position(mjd, numbers["site_lon"], lat)
         away = abs(float(fov.separation(*pointing, *zenith)) - numbers["zenith"])
         if not away > ZENITH_TOLERANCE:
-            return position_angle(*pointing, *zenith)
+            return float(position_angle(*pointing, *zenith))
     if np.isfinite([numbers["zenith"], numbers["azimuth"], lat]).all():
         return parallactic_angle(numbers["zenith"], numbers["azimuth"], lat)
     return float("nan")

@@ -1,10 +1,4 @@
-"""The field of view of a run, aligned with the horizon: where its events lie in it, and where the zenith is.
-
-astropy's way through AltAz takes 50 ms for a pointing alone.  Here ERFA's parameters are made for the beginning and
-the end of a run; what changes between is linear to 1e-7 deg, but for the rotation of the Earth, which each event has
-of its own.  Nothing is downloaded: UT1 - UTC and polar motion are those that come with astropy, and beyond their last
-day stay what they were then.
-"""
+"""The field of view of a run, aligned with the horizon, where its file says where the horizon was."""
 
 from __future__ import annotations
 

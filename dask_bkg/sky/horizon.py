@@ -1,13 +1,14 @@
-"""Where the zenith is in a field of view: sidereal time and precession by plain formulas, to 0.02 deg.
+"""Where the zenith is in a field of view, and where events lie in one that is aligned with the horizon: by ERFA.
 
-astropy's transformation to AltAz takes 50 ms a run, and its tables of the Earth's rotation; neither is needed here.
-Nutation, aberration, refraction and UT1 - UTC are left out: together less than 0.02 deg.
+astropy's way through AltAz takes 50 ms for a pointing alone.  Here ERFA's parameters are made for the beginning and
+the end of a run; what changes between is linear to 1e-7 deg, but for the rotation of the Earth, which each event has
+of its own.  Nothing is downloaded: UT1 - UTC and polar motion are those that come with astropy, and beyond their last
+day stay what they were then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import atan2, cos, degrees, radians, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -21,70 +22,66 @@ from dask_bkg.sky import fov
 
 SECONDS_PER_DAY = 86400.0
 
-LEAP_SECONDS = ((0, 32), (53736, 33), (54832, 34), (56109, 35), (57204, 36), (57754, 37))
-"""First day [MJD] and TAI - UTC [s] from then on; before 1999 a second or two less, 0.01 deg."""
-
 TAI_FROM = {"TT": 32.184, "TDB": 32.184, "TDT": 32.184, "ET": 32.184, "TAI": 0.0, "GPS": -19.0}
 """What a time system is ahead of TAI [s]; those that are not here are UTC."""
 
 
+EARTH_RATE = 2 * np.pi * 1.00273781191135448 / SECONDS_PER_DAY
+"""Rotation of the Earth [rad s-1]."""
+
+
 def to_utc(mjd: float, system: str) -> float:
-    """A time [MJD] in one of the systems of FITS (TIMESYS) as UTC.
+    """A time [MJD] in one of the systems of FITS (TIMESYS) as UTC; NaN stays NaN.
 
     Examples
     --------
     >>> round((to_utc(53090.0, "TT") - 53090.0) * 86400, 3)
     -64.184
     """
-    if system not in TAI_FROM:
+    if system not in TAI_FROM or not np.isfinite(mjd):
         return mjd
-    leap = [seconds for day, seconds in LEAP_SECONDS if mjd >= day][-1]
-    return mjd - (TAI_FROM[system] + leap) / 86400.0
+    day, fraction, _ = erfa.taiutc(DJM0, mjd - TAI_FROM[system] / SECONDS_PER_DAY)
+    return float(day - DJM0 + fraction)
 
 
-def zenith_position(mjd: float, lon: float, lat: float) -> tuple[float, float]:
+def zenith_position(mjd: ArrayLike, lon: float, lat: float) -> tuple[NDArray, NDArray]:
     """ICRS position [deg] of the zenith of a site.
 
-    Mean sidereal time and the precession angles of IAU 1976 (Meeus, Astronomical Algorithms, 12.4 and 21.3).
+    From the Earth rotation angle, precession, nutation and aberration by ERFA (IAU 2006/2000A).  UT1 - UTC, below a
+    second or 0.004 deg, and the polar motion are left out: the table of them would cost a millisecond a run.
 
     Parameters
     ----------
     mjd
-        Time, UTC.
+        Times, UTC, any shape.
     lon, lat
         The site [deg], longitude positive east.
+
+    Returns
+    -------
+    ra, dec
+        Of the shape of ``mjd``.
 
     Examples
     --------
     >>> ra, dec = zenith_position(51544.5, 0.0, 50.0)
-    >>> round(ra, 2), round(dec, 2)
-    (280.46, 50.0)
+    >>> round(float(ra), 2), round(float(dec), 2)
+    (280.47, 50.0)
     """
-    days = mjd - 51544.5
-    t = days / 36525.0
-    sidereal = 280.46061837 + 360.98564736629 * days + 0.000387933 * t * t + lon
-    zeta = radians((2306.2181 * t + 0.30188 * t * t) / 3600)
-    z = radians((2306.2181 * t + 1.09468 * t * t) / 3600)
-    theta = radians((2004.3109 * t - 0.42665 * t * t) / 3600)
-    ra, dec = radians(sidereal) - z, radians(lat)
-    x, up = (
-        cos(theta) * cos(dec) * cos(ra) + sin(theta) * sin(dec),
-        cos(theta) * sin(dec) - sin(theta) * cos(dec) * cos(ra),
-    )
-    y = cos(dec) * sin(ra)
-    return degrees(atan2(y, x) - zeta) % 360.0, degrees(atan2(up, np.hypot(x, y)))
+    # the difference of UTC and TDB, a minute, is nothing to precession
+    ra, dec, _ = erfa.atic13(erfa.era00(DJM0, mjd) + np.deg2rad(lon), np.deg2rad(lat), DJM0, mjd)
+    return np.rad2deg(ra), np.rad2deg(dec)
 
 
-def position_angle(ra: float, dec: float, ra_to: float, dec_to: float) -> float:
+def position_angle(ra: ArrayLike, dec: ArrayLike, ra_to: ArrayLike, dec_to: ArrayLike) -> NDArray:
     """Direction from one sky position to another [deg], from north through east, in (-180, 180].
 
     Examples
     --------
-    >>> round(position_angle(10.0, 0.0, 11.0, 0.0), 6)
+    >>> round(float(position_angle(10.0, 0.0, 11.0, 0.0)), 6)
     90.0
     """
-    turn, lat, to = radians(ra_to - ra), radians(dec), radians(dec_to)
-    return degrees(atan2(sin(turn) * cos(to), sin(to) * cos(lat) - cos(to) * sin(lat) * cos(turn)))
+    return np.rad2deg(erfa.pas(*(np.deg2rad(angle) for angle in (ra, dec, ra_to, dec_to))))
 
 
 def parallactic_angle(zenith: float, azimuth: float, lat: float) -> float:
@@ -102,12 +99,8 @@ def parallactic_angle(zenith: float, azimuth: float, lat: float) -> float:
     >>> round(parallactic_angle(30.0, 270.0, 0.0), 6)   # on the equator, in the west: the zenith is to the east
     90.0
     """
-    alt, az, lat = radians(90.0 - zenith), radians(azimuth), radians(lat)
-    return degrees(atan2(-sin(az) * cos(lat), sin(lat) * cos(alt) - cos(lat) * sin(alt) * cos(az)))
-
-
-EARTH_RATE = 2 * np.pi * 1.00273781191135448 / SECONDS_PER_DAY
-"""Rotation of the Earth [rad s-1]."""
+    azimuth, elevation, lat = np.deg2rad([azimuth, 90.0 - zenith, lat])
+    return float(np.rad2deg(erfa.hd2pa(*erfa.ae2hd(azimuth, elevation, lat), lat)))
 
 
 class Times(NamedTuple):
