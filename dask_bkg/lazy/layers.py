@@ -215,15 +215,17 @@ class Layers:
 
     def _add(self, name: str, tasks: Iterable[Task | DataNode], inputs: Iterable[Any] = ()) -> None:
         """Add a layer, and the graphs of the collections that it takes."""
-        below = set[str]()
+        below, graphs = set[str](), dict[int, Any]()
         for value in _flat(inputs):
             if isinstance(value, (Blocks, Shared)):
                 below.add(value.name)
             elif isinstance(value, (da.Array, Delayed)):
-                graph: Any = value.__dask_graph__()
-                self._layers = {**graph.layers, **self._layers}
-                self._needs = {**graph.dependencies, **self._needs}
-                below |= set(value.__dask_layers__())
+                below.update(value.__dask_layers__())
+                # the delayed values of a layer have the same graph
+                graphs[id(value.dask)] = value.dask
+        for graph in graphs.values():
+            self._layers = {**graph.layers, **self._layers}
+            self._needs = {**graph.dependencies, **self._needs}
         self._layers[name], self._needs[name] = {task.key: task for task in tasks}, below
 
 
