@@ -122,8 +122,14 @@ class Layers:
         return Shared(name)
 
     def map(self, what: str, function: Callable, /, **inputs: Any) -> Blocks:
-        """Add a task a block: the function of the inputs, by their names; at least one of them has blocks."""
-        name, n = f"{what}-{self.token}", next(filter(None, map(_n_blocks, inputs.values())), 0)
+        """Add a task a block: the function of the inputs, by their names; at least one of them has blocks.
+
+        Raises
+        ------
+        ValueError
+            If the inputs have different numbers of blocks.
+        """
+        name, n = f"{what}-{self.token}", _n_blocks(what, inputs)
         tasks = [Task((name, i), function, **self._all_at(inputs, i)) for i in range(n)]
         self._add(name, tasks, inputs.values())
         return Blocks(name, n)
@@ -142,7 +148,7 @@ class Layers:
         ``only`` are the rows that are wanted; None: all.
         """
         name = f"{what}-{self.token}"
-        n_rows, n_columns = (next(filter(None, map(_n_blocks, part.values())), 0) for part in (rows, columns))
+        n_rows, n_columns = _n_blocks(what, rows), _n_blocks(what, columns)
         chosen = tuple(range(n_rows)) if only is None else tuple(only)
         shared = self._all_at(others, 0)
         right = [self._all_at(columns, j) for j in range(n_columns)]
@@ -209,15 +215,17 @@ class Layers:
 
     def _add(self, name: str, tasks: Iterable[Task | DataNode], inputs: Iterable[Any] = ()) -> None:
         """Add a layer, and the graphs of the collections that it takes."""
-        below = set[str]()
+        below, graphs = set[str](), dict[int, Any]()
         for value in _flat(inputs):
             if isinstance(value, (Blocks, Shared)):
                 below.add(value.name)
             elif isinstance(value, (da.Array, Delayed)):
-                graph: Any = value.__dask_graph__()
-                self._layers = {**graph.layers, **self._layers}
-                self._needs = {**graph.dependencies, **self._needs}
-                below |= set(value.__dask_layers__())
+                below.update(value.__dask_layers__())
+                # the delayed values of a layer have the same graph
+                graphs[id(value.dask)] = value.dask
+        for graph in graphs.values():
+            self._layers = {**graph.layers, **self._layers}
+            self._needs = {**graph.dependencies, **self._needs}
         self._layers[name], self._needs[name] = {task.key: task for task in tasks}, below
 
 
@@ -232,13 +240,19 @@ def _flat(inputs: Iterable[Any]) -> Iterator[Any]:
             yield value
 
 
-def _n_blocks(value: Any) -> int:
-    """Number of blocks of an input; 0 for what is the same for all."""
-    if isinstance(value, Blocks):
-        return value.n
-    if isinstance(value, da.Array):
-        return value.numblocks[0]
-    return len(value.values) if isinstance(value, Each) else 0
+def _n_blocks(what: str, inputs: dict[str, Any]) -> int:
+    """Number of blocks of the inputs of a layer; what is the same for all blocks has none."""
+    numbers: dict[str, int] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Blocks):
+            numbers[name] = value.n
+        elif isinstance(value, da.Array):
+            numbers[name] = value.numblocks[0]
+        elif isinstance(value, Each):
+            numbers[name] = len(value.values)
+    if len(set(numbers.values())) > 1:
+        raise ValueError(f"{what}: inputs must have the same number of blocks, got {numbers}")
+    return next(iter(numbers.values()), 0)
 
 
 def _take(block: Any, name: str) -> NDArray:

@@ -87,6 +87,15 @@ def test_a_task_takes_blocks_shared_values_lists_and_names():
     assert computed(layers, layers.map("again", dict, total=total, of=leaves))[3] == {"total": 7, "of": 3}
 
 
+def test_inputs_of_different_numbers_of_blocks_are_an_error():
+    """A block more would be left out, one less be missed only when the graph is computed."""
+    layers, leaves = numbers(4)
+    with pytest.raises(ValueError, match=r"sums: inputs must have the same number of blocks, got .*'a': 4.*'b': 3"):
+        layers.map("sums", dict, a=leaves, b=Each([1, 2, 3]), same=5)
+    with pytest.raises(ValueError, match="pairs: inputs must have the same number of blocks"):
+        layers.pairs("pairs", dict, {"i": leaves}, {"j": Each([7, 8]), "k": da.zeros(6, chunks=2)})
+
+
 def test_pairs_are_made_of_the_rows_that_are_wanted():
     layers, leaves = numbers(3)
     pairs = layers.pairs("pairs", dict, {"i": leaves}, {"j": Each([7, 8])}, [2, 0])
