@@ -9,11 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from distributed import Client
 from helpers.slurm_fixtures import JOB, PATIENCE, PYTHON_BIN, SITE, outputs
 
-from dask_bkg.config.yaml import plain
+from dask_bkg.config.yaml import dump_yaml, parse_yaml, read_yaml
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MACHINES = ("machines/run.sh", "machines/scheduler.sh", "machines/worker.sh")
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 def settings(job, archive, tmp_path):
     """The job as a file."""
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(plain(job(archive[0], **JOB))))
+    path.write_text(dump_yaml(job(archive[0], **JOB)))
     return path
 
 
@@ -113,13 +112,13 @@ def test_one_job_that_fails_says_so_and_leaves_nothing(slurm, settings, shell, t
 def dask_directory(monkeypatch, tmp_path):
     """The jobqueue.yaml of deploy/, filled in for the private Slurm, where Dask looks for it."""
     text = DEPLOY.joinpath("jobqueue.yaml").read_text()
-    given = yaml.safe_load(text)["jobqueue"]["slurm"]
+    given = parse_yaml(text)["jobqueue"]["slurm"]
     for key in ("queue", "memory", "interface", "job-script-prologue", "scheduler-options"):
         assert key in given or f"# {key}:" in text or key == "scheduler-options"
         given[key] = SITE[key]
     directory = tmp_path / "dask"
     directory.mkdir()
-    (directory / "jobqueue.yaml").write_text(yaml.safe_dump({"jobqueue": {"slurm": given}}))
+    (directory / "jobqueue.yaml").write_text(dump_yaml({"jobqueue": {"slurm": given}}))
     monkeypatch.setenv("DASK_CONFIG", str(directory))
     return given
 
@@ -135,8 +134,8 @@ def test_from_the_login_node(slurm, settings, shell, dask_directory, by_threads,
     assert "#SBATCH --no-requeue" in text
     assert re.search(r"ok +the worker can write to .*out$", text, re.MULTILINE)
     assert "PROBLEM" not in text
-    values = yaml.safe_load(settings.read_text())
-    settings.write_text(yaml.safe_dump({**values, "slurm": {"workers": 2}}))
+    values = read_yaml(settings)
+    settings.write_text(dump_yaml({**values, "slurm": {"workers": 2}}))
     report = tmp_path / "report.html"
     text = done(shell(f"{run} --performance-report {report}"))
     assert "dashboard: http://127.0.0.1:" in text

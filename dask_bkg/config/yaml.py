@@ -2,84 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from datetime import date
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.emitter import Emitter
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import implicit_resolvers
 
 from dask_bkg.config.models import SECTIONS, Config, Section, choices_of, unit_of
 from dask_bkg.config.presets import ABOUT, PRESETS
 from dask_bkg.errors import ConfigError
 
-#: What a number looks like. YAML 1.1 takes 1e-9 for a text (it has no dot), 010 for 8 and 12:30 for 750.
-_INTEGER = re.compile(r"[-+]?[0-9][0-9_]*$")
-_FLOAT = re.compile(
-    r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-)
-_OWN_RULES = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
-_NUMBER_STARTS = list("-+.0123456789")
 
+class _Constructor(SafeConstructor):
+    """Plain values by YAML 1.2, but for what PyYAML, and so gammapy-tools, reads otherwise (YAML 1.1)."""
 
-class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that refuses what YAML would silently misread."""
+    def construct_yaml_int(self, node: ScalarNode) -> int:
+        """Refuse a leading zero: octal in YAML 1.1, decimal in YAML 1.2."""
+        number = super().construct_yaml_int(node)
+        if re.match("[-+]?0[0-9_]", node.value):
+            problem = f'the number {node.value} begins with a zero: write {number}, or "{node.value}" in quotes'
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return number
 
-    # Dates stay texts: they are the same then in YAML and in JSON.
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, rule) for tag, rule in rules if tag not in _OWN_RULES]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def construct_yaml_str(self, node: ScalarNode) -> str | bool:
+        """Take yes, no, on, off without quotes for booleans."""
+        is_bool = node.style is None and re.fullmatch("yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", node.value)
+        return self.construct_yaml_bool(node) if is_bool else node.value
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Refuse a leading zero (octal to YAML, decimal to an observer)."""
-        text = node.value.replace("_", "")
-        if re.match(r"[-+]?0[0-9]", text):
-            short = text.lstrip("+0") or "0"
-            raise yaml.constructor.ConstructorError(
-                problem=f"the number {node.value} begins with a zero, which YAML reads as octal: "
-                f'write {short}, or "{node.value}" in quotes',
-                problem_mark=node.start_mark,
-            )
-        return int(text)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that is given twice; YAML would keep the last one."""
-        seen = set()
-        for key_node, _ in node.value:
-            # A merge (<<) may be overridden, that is what it is for.
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key} is given twice: keep one of them", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """A safe YAML writer: no anchors, short lists on one line."""
-
-    def ignore_aliases(self, data: Any) -> bool:
+    def check_mapping_key(self, node: Node, key_node: Node, mapping: dict, key: Any, value: Any) -> bool:
+        """Refuse a key that is given twice (ruamel.yaml's own error prints both values, whole sections too)."""
+        if key in mapping or isinstance(key, tuple):
+            problem = "is given twice: keep one of them" if key in mapping else "must be a word or a number"
+            raise ConstructorError(problem=f"the key {key} {problem}", problem_mark=key_node.start_mark)
         return True
 
 
-def _represent_list(dumper: yaml.SafeDumper, items: list) -> yaml.SequenceNode:
-    nested = any(isinstance(item, (list, dict)) for item in items)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=not nested)
+_Constructor.add_default_constructor("int")
+_Constructor.add_default_constructor("str")
+# Dates stay texts: they are the same then in YAML and in JSON.
+_Constructor.add_default_constructor("timestamp", "construct_yaml_str")
 
 
-for _reader_or_writer in (_Loader, _Dumper):
-    # The writer keeps YAML's own rules too, and so quotes a text that any reader would take for a number.
-    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, _NUMBER_STARTS)
-    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, _NUMBER_STARTS)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Dumper.add_representer(list, _represent_list)
+class _Representer(SafeRepresenter):
+    """Short lists on one line; texts and numbers that YAML 1.1 and 1.2 read alike."""
+
+    def represent_sequence(self, tag: str, sequence: list, flow_style: bool | None = None) -> SequenceNode:
+        nested = any(isinstance(item, (list, dict)) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=not nested)
+
+    def represent_scalar(self, tag: str, value: str, style: str | None = None, anchor: Any = None) -> ScalarNode:
+        if tag.endswith(":str") and any(rule.match(value) for _, _, rule, _ in implicit_resolvers):
+            style = "'"
+        elif tag.endswith(":float") and "." not in value:
+            value = value.replace("e", ".0e")
+        return super().represent_scalar(tag, value, style, anchor)
+
+
+class _Emitter(Emitter):
+    """Line breaks between the items of a long list only.
+
+    Within a long text ruamel.yaml 0.18 and 0.19 break where they must not: after the key of a path, and in double
+    quotes such that the text is another one when it is read.
+    """
+
+    def expect_scalar(self) -> None:
+        width, self.best_width = self.best_width, sys.maxsize
+        super().expect_scalar()
+        self.best_width = width
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor, yaml.Representer, yaml.Emitter = _Constructor, _Representer, _Emitter
+    yaml.default_flow_style = yaml.allow_unicode = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
+    yaml.width = 110
+    return yaml
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -107,12 +118,12 @@ def parse_yaml(text: str, source: str = "configuration") -> dict:
     {'binning': {'e_min': 0.1}}
     """
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
+        content = _yaml().load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}{line}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (YAMLError, RecursionError, ValueError, LookupError) as error:
         raise ConfigError(f"{source}: not valid YAML ({error})") from error
     if content is None:
         return {}
@@ -130,7 +141,9 @@ def dump_yaml(mapping: Mapping) -> str:
     run_selection:
       runlist: [64080, 64081]
     """
-    return yaml.dump(plain(mapping), Dumper=_Dumper, sort_keys=False, width=110)
+    text = StringIO()
+    _yaml().dump(plain(mapping), text)
+    return text.getvalue()
 
 
 def plain(mapping: Any) -> Any:
@@ -275,9 +288,10 @@ def _template_line(section: str, key: str, model: type[Section], chosen: Mapping
     """Return the line of one option: indent, comment sign, key, default, [unit], choices, meaning."""
     option = model.model_fields[key]
     value = chosen.get(key, option.default)
-    default = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000)
     live = f"{section}.{key}" in _LIVE or (key == "preset" and value is not None)
-    line = f"{'    ' if section else ''}{'' if live else '# '}{key}: {default.splitlines()[0]}"
+    # a table of seasons has its line too: JSON is YAML on one line
+    default = f"{key}: {json.dumps(value)}" if isinstance(value, Mapping) else dump_yaml({key: value}).rstrip()
+    line = f"{'    ' if section else ''}{'' if live else '# '}{default}"
     unit = f"[{unit_of(option)}] " if unit_of(option) else ""
     choices = f"{' | '.join(choices_of(option))}; " if choices_of(option) else ""
     return f"{line:<42} # {unit}{choices}{option.description}"

@@ -8,7 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 
@@ -16,6 +15,7 @@ from dask_bkg.cli import main
 from dask_bkg.cluster import check
 from dask_bkg.cluster.check import check_worker, file_system, one_worker
 from dask_bkg.config import parse_config
+from dask_bkg.config.yaml import dump_yaml
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_the_command(job, four_runs, tmp_path):
     path = tmp_path / "config.yaml"
     for out, status in (("out", 0), ("file/out", 1)):
         (tmp_path / "file").touch()
-        path.write_text(yaml.safe_dump(job(four_runs, cluster="local", io={"out_dir": str(tmp_path / out)})))
+        path.write_text(dump_yaml(job(four_runs, cluster="local", io={"out_dir": str(tmp_path / out)})))
         done = CliRunner().invoke(main, ["cluster", "check", str(path)])
         assert done.exit_code == status, done.output
         assert ("PROBLEM" in done.output) == bool(status)

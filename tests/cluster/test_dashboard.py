@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 from distributed.deploy import SubprocessCluster
@@ -17,6 +16,7 @@ from dask_bkg.cli import main
 from dask_bkg.cluster import dashboard, make_client
 from dask_bkg.cluster.dashboard import dashboard_lines, tunnel
 from dask_bkg.cluster.usage import _totals, told_usage, usage_since
+from dask_bkg.config.yaml import dump_yaml
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_threads_have_nothing_to_tell(caplog):
 def test_a_report_of_the_job(job, four_runs, tmp_path):
     """Dask's own page; threads have no scheduler that could write one."""
     config, report = tmp_path / "config.yaml", tmp_path / "new" / "report.html"
-    config.write_text(yaml.safe_dump(job(four_runs, cluster="local", io={"from_run": True})))
+    config.write_text(dump_yaml(job(four_runs, cluster="local", io={"from_run": True})))
     for command in ("reduce", "run"):
         done = CliRunner().invoke(main, [command, str(config), "--performance-report", str(report)])
         assert done.exit_code == 0, done.output

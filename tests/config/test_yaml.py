@@ -76,6 +76,11 @@ def test_leading_zero_in_a_key_is_refused():
         parse_yaml("background_selection: {bkg_runlist: {020136: [1]}}")
 
 
+def test_leading_zero_of_a_negative_number():
+    with pytest.raises(ConfigError, match='write -1, or "-01" in quotes'):
+        parse_yaml("binning: {off_min: -01}")
+
+
 def test_duplicate_key_is_refused_with_its_line():
     with pytest.raises(ConfigError, match="line 3: the key e_min is given twice"):
         parse_yaml("binning:\n  e_min: 0.1\n  e_min: 0.2\n")
@@ -138,6 +143,18 @@ def test_round_trip(tree):
 def test_dump_keeps_the_order_and_short_lists_on_a_line():
     text = dump_yaml({"z": {"b": [1, 2], "a": [[1, 2], [3, 4]]}, "a": 1})
     assert text == "z:\n  b: [1, 2]\n  a:\n  - [1, 2]\n  - [3, 4]\na: 1\n"
+
+
+def test_dump_breaks_long_lists_and_no_texts():
+    path, escaped = "/archive" * 20, "\u00e9\x01" * 30 + " 0" * 30
+    text = dump_yaml({"io": {"in_dir": path}, "target": escaped, "runlist": list(range(64000, 64100))})
+    assert f"  in_dir: {path}\n" in text
+    lines = text.splitlines()
+    assert lines[3].startswith("runlist: [64000, 64001,")
+    assert len(lines) == 3 + 7
+    assert max(len(line) for line in lines[3:]) < 120
+    assert not [line for line in lines if line != line.rstrip()]
+    assert parse_yaml(text)["target"] == yaml.safe_load(text)["target"] == escaped
 
 
 def test_plain_turns_numpy_astropy_and_paths_into_python():
