@@ -51,7 +51,7 @@ def write_validation(validation: Validation, directory: Path) -> str:
     with atomic_path(directory / "validation.ecsv") as path:
         _table(columns).write(path, format="ascii.ecsv", overwrite=True)
     with atomic_path(directory / "validation.html") as path:
-        path.write_text(make_page(validation, told, columns, rows))
+        path.write_text(make_page(validation, told, columns, rows), encoding="utf-8")
     return describe(validation, told, columns, rows)
 
 
