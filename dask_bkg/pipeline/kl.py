@@ -30,7 +30,7 @@ from dask_bkg.pipeline.update import update_store
 from dask_bkg.plan import plan_archive
 from dask_bkg.settings import shape_settings
 from dask_bkg.similarity import ShapeSettings
-from dask_bkg.store import layout
+from dask_bkg.store.rows import consolidate
 
 DAY = 86400.0
 
@@ -83,7 +83,7 @@ def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: i
     try:
         lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
         compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
-        layout.consolidate(beside)
+        consolidate(beside)
         old = beside.with_suffix(".old")
         if target.exists():
             os.replace(target, old)
