@@ -339,6 +339,9 @@ class Rows:
         used = np.flatnonzero(self.table["obs_id"] >= 0)
         first = int(used[-1]) + 1 if used.size else 0
         rows, order = np.arange(first, first + obs_id.size), np.argsort(obs_id, kind="stable")
+        # a file that was lost and is made anew would let its rows count again, without their values
+        for shard in self._lost_shards():
+            self.update(np.arange(shard * SHARD, (shard + 1) * SHARD), dict.fromkeys(self.layout.integers, -1))
         with _disk_errors(self.path):
             self._make_room(first + obs_id.size, parts)
             for name, column in self.layout.arrays.items():

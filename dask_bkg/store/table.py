@@ -84,6 +84,7 @@ class Table:
         self.view_row = {}
         for name, view in self.views.items():
             rows = view.latest()
+            rows = rows[np.isfinite(view.table["ontime"][rows])]
             self.view_row[name] = dict(zip(view.table["obs_id"][rows].tolist(), rows.tolist(), strict=True))
 
     def text(self, name: str, obs_id: int) -> str:
@@ -106,9 +107,8 @@ class Table:
         row, fingerprint = self.view_row.get(view, {}).get(obs_id), self.text("fingerprint", obs_id)
         if row is None or not fingerprint or self.text("error", obs_id):
             return -1
-        table = self.views[view].table
-        valid = np.isfinite(table["ontime"][row])
-        return row if valid and self.key(view, obs_id) == key_of(fingerprint, table["exclusion"][row]) else -1
+        exclusion = self.views[view].table["exclusion"][row]
+        return row if self.key(view, obs_id) == key_of(fingerprint, exclusion) else -1
 
     def columns(self) -> dict[str, NDArray]:
         """Numbers and texts of all runs in the order of ``obs_id``, with the exclusion of the fine view."""
