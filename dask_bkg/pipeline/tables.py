@@ -123,8 +123,8 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     about |= {"failed": failed, "unusable": unusable}
     if plan.config.io.from_run:
         itself = selection.given({obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}, targets)
-        field = {"field_rows": field_rows, "field_keys": field_keys}
-        return Tables(**about, runs=targets, run_rows=rows, run_keys=keys, **field, given=itself)
+        about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
+        return Tables(**about, runs=targets, given=itself)
     if not usable:
         reasons = "\n".join(f"  {reason}" for reason in list(unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")

@@ -117,7 +117,7 @@ def place_of(path: str | os.PathLike[str], view: str) -> Path:
 def create(path: Path, view: View, block: int) -> None:
     """Write an empty store, under another name and then renamed; if another job was faster, its store stays."""
     now = timestamp()
-    attributes = {
+    attributes: dict[str, Any] = {
         "title": "Run histograms of a gamma-ray archive",
         "dask_bkg_layout": LAYOUT,
         "program": PROGRAM,

@@ -108,7 +108,7 @@ class Table:
         if row is None or not fingerprint or self.text("error", obs_id):
             return -1
         exclusion = self.views[view].table["exclusion"][row]
-        return row if self.key(view, obs_id) == key_of(fingerprint, exclusion) else -1
+        return row if self.key(view, obs_id) == key_of(fingerprint, str(exclusion)) else -1
 
     def columns(self) -> dict[str, NDArray]:
         """Numbers and texts of all runs in the order of ``obs_id``, with the exclusion of the fine view."""
