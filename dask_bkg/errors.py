@@ -14,7 +14,7 @@ class ArchiveError(BackgroundError):
 
 
 class StoreBusyError(ArchiveError):
-    """Another job is writing to the run store."""
+    """Another job holds the lock of the run store or of a directory."""
 
 
 class RunError(BackgroundError):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from dask_bkg.dl3.attach import BLOCK, digests, other_hdus_digest, read_fits_bytes, split_hdus, unreadable
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_path, state_of
 
-__all__ = ["Ledger", "copy_file", "is_copy"]
+__all__ = ["COPIES", "background", "copy_file", "copy_of", "is_copy"]
 
-LEDGER = ".dask_bkg-copies.json"
+COPIES = ".dask_bkg-copies.json"
+"""Name of the `dask_bkg.files.StatCache` of copies, in their directory."""
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str], force: bool = False) -> bool:
@@ -104,60 +103,14 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-class Ledger:
-    """Copies below a directory that were found to be whole, so that they need not be read again to see it.
-
-    Each entry holds for as long as size and time of last change of both files are what they were; one that does not
-    hold says nothing.  The file is a convenience: without it everything is looked at again.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._path = Path(directory) / LEDGER
-        self._entries: dict[str, list] = {}
-        self._changed = False
-        try:
-            entries = json.loads(self._path.read_text())
-            self._entries = {str(k): list(v) for k, v in entries.items()} if isinstance(entries, dict) else {}
-        except (OSError, ValueError, TypeError):
-            pass
-
-    def knows(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> bool:
-        """Whether ``target`` is known to be a whole copy of ``source``, as both are now."""
-        entry = self._entries.get(str(target))
-        return entry is not None and entry[:2] == self._state(source, target)
-
-    def has_background(self, target: str | os.PathLike[str], name: str, hdu_class: str) -> bool:
-        """Whether a copy, as it is now, is known to have this background."""
-        entry = self._entries.get(str(target))
-        return entry is not None and entry[1] == _size_and_time(target) and entry[2] == [name, hdu_class]
-
-    def add(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Enter a copy that is whole."""
-        state = self._state(source, target)
-        if None not in state and not self.knows(source, target):
-            self._entries[str(target)], self._changed = [*state, None], True
-
-    def add_background(self, target: str | os.PathLike[str], name: str, hdu_class: str) -> None:
-        """Enter a background that a copy in the ledger has."""
-        entry = self._entries.get(str(target))
-        if entry is not None and entry[1] == _size_and_time(target) and entry[2] != [name, hdu_class]:
-            entry[2], self._changed = [name, hdu_class], True
-
-    def save(self) -> None:
-        """Write what is new."""
-        if self._changed:
-            with atomic_path(self._path) as path:
-                path.write_text(json.dumps(self._entries))
-            self._changed = False
-
-    @staticmethod
-    def _state(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[Any]:
-        return [_size_and_time(source), _size_and_time(target)]
+# -- what a `dask_bkg.files.StatCache` remembers of copies, so that they need not be read again -----------------
 
 
-def _size_and_time(path: str | os.PathLike[str]) -> list[int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
+def copy_of(source: str | os.PathLike[str]) -> str:
+    """The fact that a file is a whole copy of ``source``, as this is now."""
+    return f"copy of {os.fspath(source)} {state_of(source)}"
+
+
+def background(name: str, hdu_class: str) -> str:
+    """The fact that a file has a background HDU of this name and class."""
+    return f"background {name} {hdu_class}"

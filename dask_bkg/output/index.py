@@ -24,7 +24,7 @@ from dask_bkg.plan import Plan
 def check_writable(config: Config) -> None:
     """Raise `ArchiveError` if nothing can be written to the output, before hours of work are done.
 
-    What killed jobs left half-written there is cleared away.
+    What killed jobs left half-written there, gigabytes perhaps, is cleared away.
     """
     for name in ("out_dir", "results_dir"):
         if getattr(config.io, name) is None:  # a run store in a place of its own needs neither

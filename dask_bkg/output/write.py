@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from dask_bkg.background.variance import effective_counts, mean_weight
 from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
+from dask_bkg.files import MISSING, State, state_of
 from dask_bkg.selection import Selection, Selections, of_target
 from dask_bkg.store.rows import Layout, write_part
 
@@ -223,17 +223,9 @@ def _own_mark(stacks: Mapping[str, Stack]) -> str:
     return f"/{sha.hexdigest()[:16]}"
 
 
-def _stat(target: Target) -> tuple[tuple[int, int], ...]:
-    """Size and time of last change [ns] of source and output; zeros for a file that is not there."""
-    return tuple(_size_and_time(path) for path in (target.source, target.output))
-
-
-def _size_and_time(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
+def _stat(target: Target) -> tuple[State, ...]:
+    """States of source and output; `MISSING` also where the disk does not say."""
+    return tuple(state_of(path) or MISSING for path in (target.source, target.output))
 
 
 def _write_one(

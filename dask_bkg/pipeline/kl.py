@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from dask_bkg.cluster import job_client
 from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
+from dask_bkg.files import atomic_directory
 from dask_bkg.lazy.execute import compute_each
 from dask_bkg.lazy.kl import add_shapes, bounds, kl_matrix
 from dask_bkg.lazy.layers import All, Each, Layers
@@ -31,8 +29,6 @@ from dask_bkg.plan import plan_archive
 from dask_bkg.settings import shape_settings
 from dask_bkg.similarity import ShapeSettings
 from dask_bkg.store.rows import consolidate
-
-DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Matrix:
 def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     """Write the divergence of every run of ``search_datastore`` from every other to ``results_dir/kl.zarr``.
 
-    A block at a time, beside and then renamed; the matrix is never whole in memory.
+    A block at a time; the matrix is never whole in memory, and an earlier one stays until the new one is complete.
 
     Raises
     ------
@@ -78,26 +74,10 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
 
 
 def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: int) -> None:
-    _remove_leftovers(target)
-    beside = target.with_name(f".dask_bkg-{os.getpid()}-{uuid.uuid4().hex[:16]}-{target.name}")
-    try:
-        lazy: Delayed = matrix.to_zarr(beside, compute=False, consolidated=False)
+    with atomic_directory(target, replace=True) as temporary:
+        lazy: Delayed = matrix.to_zarr(temporary, compute=False, consolidated=False)
         compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
-        consolidate(beside)
-        old = beside.with_suffix(".old")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(beside, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Clear away what killed jobs left, gigabytes perhaps; what was begun today may be another job's at work."""
-    for left in target.parent.glob(f".dask_bkg-*-{target.name}*"):
-        if left.stat().st_mtime < time.time() - DAY:
-            shutil.rmtree(left, ignore_errors=True)
+        consolidate(temporary)
 
 
 def _raise(done: object) -> None:

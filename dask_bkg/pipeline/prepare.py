@@ -16,13 +16,14 @@ from astropy.table import Table
 
 from dask_bkg.config import Config
 from dask_bkg.config.yaml import dump_yaml, plain, with_absolute_paths
+from dask_bkg.dl3 import copies
 from dask_bkg.dl3.attach import has_background
-from dask_bkg.dl3.copies import Ledger, copy_file, is_copy
+from dask_bkg.dl3.copies import copy_file, copy_of, is_copy
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.errors import ArchiveError, RunError
-from dask_bkg.files import atomic_path, inside, locked, remove_leftovers
+from dask_bkg.files import StatCache, atomic_path, inside, locked, remove_leftovers, state_of
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +121,9 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
         check_fit(before.obs, archive.obs)
     remove_leftovers(in_dir)
     copied: set[str] = set()
-    ledger = Ledger(in_dir)
+    cache = StatCache(in_dir / copies.COPIES)
     if copy:
-        rows, failed, copied = _copy_runs(archive, runs, in_dir, overwrite, ledger)
+        rows, failed, copied = _copy_runs(archive, runs, in_dir, overwrite, cache)
     else:
         rows, failed = linked_rows(archive, runs, in_dir)
     for obs_id, reason in failed.items():
@@ -137,18 +138,18 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
         # read now and not at the start: another job may have added runs meanwhile
         now = existing_store(in_dir)
         if now is not None:
-            rows = merge_index(now.hdu, _with_backgrounds_there(rows, now, good, copied, ledger))
+            rows = merge_index(now.hdu, _with_backgrounds_there(rows, now, good, copied, cache))
             obs, data_dirs = merge_index(now.obs, obs), [*now.data_dirs, *data_dirs]
         write_index(in_dir, rows, obs, data_dirs)
-        ledger.save()
+        cache.save()
     return failed
 
 
 def _copy_runs(
-    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, ledger: Ledger
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, cache: StatCache
 ) -> tuple[Table, dict[int, str], set[str]]:
     """Copy the files of runs that are not there; returns rows, failed runs, and the files that were written."""
-    outdated, refused = _survey(archive, runs, in_dir, overwrite, ledger)
+    outdated, refused = _survey(archive, runs, in_dir, overwrite, cache)
     _retire_rows(in_dir, archive, outdated.values())
     copied: set[str] = set()
 
@@ -157,8 +158,9 @@ def _copy_runs(
             raise RunError(refused[path])
         relative = place_below(archive, path)
         if path in outdated and str(outdated[path]) not in copied:
+            fact = copy_of(path)
             copy_file(path, outdated[path], force=True)
-            ledger.add(path, outdated[path])
+            cache.add(outdated[path], state_of(outdated[path]), fact)
             copied.add(str(outdated[path]))
         return relative
 
@@ -167,20 +169,21 @@ def _copy_runs(
 
 
 def _survey(
-    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, ledger: Ledger
+    archive: Datastore, runs: list[int], in_dir: Path, overwrite: bool, cache: StatCache
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Files of the runs that have to be copied, with their places, and those that cannot be, with the reason."""
     outdated: dict[str, Path] = {}
     refused: dict[str, str] = {}
     for path in _files(archive, runs):
         target = inside(in_dir, place_below(archive, path))
+        state, fact = state_of(target), copy_of(path)
         try:
-            if not overwrite and ledger.knows(path, target):
+            if not overwrite and cache.knows(target, state, fact):
                 continue
             if not is_copy(path, target) or (overwrite and not target.samefile(path)):
                 outdated[path] = target
             else:
-                ledger.add(path, target)
+                cache.add(target, state, fact)
         except RunError as error:
             refused[path] = str(error)
     return outdated, refused
@@ -233,20 +236,22 @@ def _path_or_none(store: Datastore, row: int) -> str | None:
         return None
 
 
-def _with_backgrounds_there(rows: Table, now: Datastore, runs: list[int], copied: set[str], ledger: Ledger) -> Table:
+def _with_backgrounds_there(
+    rows: Table, now: Datastore, runs: list[int], copied: set[str], cache: StatCache
+) -> Table:
     """New rows of runs, with those backgrounds that kept files have in ``in_dir`` instead of the source's."""
     backgrounds, gone = {}, []
     source = Datastore(now.directory, rows, now.obs, (Path("/"),))
     for obs_id in runs:
         own = _background_row(now, obs_id)
-        if own is not None and _is_there(now, own, copied, ledger):
+        if own is not None and _is_there(now, own, copied, cache):
             row = now.hdu[own]
             names = (str(row["FILE_DIR"]), str(row["FILE_NAME"]), str(row["HDU_NAME"]), str(row["HDU_CLASS"]))
             backgrounds[obs_id] = names
             continue
         new = _background_row(source, obs_id)
         # an earlier job may have replaced the source's background in a copy that is kept
-        if new is not None and _in_kept_copy(source, new, copied) and not _is_there(source, new, copied, ledger):
+        if new is not None and _in_kept_copy(source, new, copied) and not _is_there(source, new, copied, cache):
             gone.append(obs_id)
     missing = np.isin(rows["OBS_ID"], gone) & (np.asarray(rows["HDU_TYPE"]) == "bkg")
     return background_rows(rows[~missing], backgrounds)
@@ -261,14 +266,15 @@ def _in_kept_copy(store: Datastore, row: int, copied: set[str]) -> bool:
     return path is not None and path.startswith(os.path.join(store.directory, "")) and path not in copied
 
 
-def _is_there(store: Datastore, row: int, copied: set[str], ledger: Ledger) -> bool:
+def _is_there(store: Datastore, row: int, copied: set[str], cache: StatCache) -> bool:
     """Whether a background is in a file of ``in_dir`` that was not written by this job."""
     if not _in_kept_copy(store, row, copied):
         return False
     path, *names = store.path(row), *(str(store.hdu[name][row]) for name in ("HDU_NAME", "HDU_CLASS"))
-    if ledger.has_background(path, *names):
+    state, fact = state_of(path), copies.background(*names)
+    if cache.knows(path, state, fact):
         return True
     found = has_background(path, *names)
     if found:
-        ledger.add_background(path, *names)
+        cache.add(path, state, fact)
     return found

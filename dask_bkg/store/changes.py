@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from dask_bkg.binning import View
 from dask_bkg.dl3.read import RunFile
+from dask_bkg.files import MISSING, StatCache, State
 from dask_bkg.sky.exclusion import SkyRegions, concat_regions, exclusion_digest
 from dask_bkg.store import layout
-from dask_bkg.store.hints import MISSING, Hints, State, mark_of, out_of_reach, states_of
+from dask_bkg.store.run_files import is_known, mark_of, out_of_reach, states_of
 from dask_bkg.store.table import Table, failed_with
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Asked:
         Rows, by view, of which the digest of the whole exclusion was brought up to date in memory.
     """
 
-    def __init__(self, table: Table, hints: Hints, views: Sequence[View], regions: SkyRegions | None):
+    def __init__(self, table: Table, hints: StatCache, views: Sequence[View], regions: SkyRegions | None):
         self.table, self.hints, self.views, self.regions = table, hints, views, regions
         self.whole = digest_of(regions)
         self.absent: dict[int, str] = {}
@@ -95,10 +96,10 @@ class Asked:
 
         The table says so too, for hints that a killed job did not come to write.
         """
-        if self.hints.knows(run, fingerprint, states):
+        if is_known(self.hints, run, fingerprint, states):
             return True
         seen, mark = json.loads(self.table.text("files", run.obs_id) or "[]"), mark_of(run, fingerprint)
-        return all(state is not None and [path, *state, mark] in seen for path, state in states.items())
+        return all(state is not None and [path, list(state), mark] in seen for path, state in states.items())
 
     def _failed_as_before(self, run: RunFile, states: Mapping[str, State | None]) -> bool:
         if not self._is_known(run, "", states):

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.binning import FIELD, Edges, View
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_directory, atomic_path, remove_leftovers
 from dask_bkg.reduction.reduce import solid_angles
 from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, axis_coords
 from dask_bkg.store.rows import Column, Layout, Rows
@@ -128,22 +125,12 @@ def create(path: Path, view: View, block: int) -> None:
         "made": now,
         "written": now,
     }
-    temporary = path.with_name(f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-40:]}")
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _clear_beside(path)
+        remove_leftovers(path.parent, LEFT_BEHIND, (path.name[-40:],), below=False)
+        with atomic_directory(path) as temporary:
             zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
             Rows.create(temporary / RUNS, RUNS_LAYOUT, "Runs of a gamma-ray archive")
             create_view(temporary, view)
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                # a directory with something in it is never replaced: another job was faster
-                if not _is_full(path):
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def create_view(path: Path, view: View) -> None:
@@ -151,25 +138,11 @@ def create_view(path: Path, view: View) -> None:
     Rows.create(place_of(path, view.name), layout_of(view), "Histograms of the runs of a gamma-ray archive")
 
 
-def _clear_beside(path: Path) -> None:
-    """Remove what a job that was killed while it made the same store has left."""
-    ours = re.compile(rf"\.dask_bkg-\d+-[0-9a-f]{{16}}-{re.escape(path.name[-40:])}")
-    for left in path.parent.iterdir():
-        with suppress(OSError):
-            if ours.fullmatch(left.name) and time.time() - left.stat().st_mtime > LEFT_BEHIND:
-                shutil.rmtree(left)
-
-
 def clear_leftovers(path: Path) -> None:
     """Remove what killed jobs left half-written; only for the one who holds the lock."""
-    for folder, folders, names in os.walk(path):
-        for name in [name for name in folders if name.startswith(".dask_bkg-")]:
-            folders.remove(name)
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-        for name in names:
-            if name.endswith(".partial") or name.startswith(".dask_bkg-"):
-                with suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
+    remove_leftovers(path, 0.0)
+    for partial in path.rglob("*.partial"):  # as zarr names them
+        partial.unlink(missing_ok=True)
 
 
 def _is_full(directory: Path) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,12 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.binning import Edges, FieldEdges, View, field_view, is_sum_of, ring_view
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError
+from dask_bkg.files import MISSING, Lock, StatCache, state_of
 from dask_bkg.sky.exclusion import SkyRegions
 from dask_bkg.store import layout
 from dask_bkg.store.changes import Asked, Needed, digest_of, exclusions_used, warn_of_replaced
-from dask_bkg.store.hints import MISSING, Hints, state_of
-from dask_bkg.store.lock import WriteLock
 from dask_bkg.store.rows import SHARD
+from dask_bkg.store.run_files import by_fingerprint
 from dask_bkg.store.table import Table
 from dask_bkg.store.update import BlockWork, RunDone
 
@@ -52,8 +51,9 @@ class RunStore:
         self.block = int(layout.attributes_of(path)["block"])
         self.views = layout.views_of(path)
         self._table = Table(path, self.views)
-        self._hints = Hints(path.with_name(f"{path.name}.hints.json"))
-        self._lock: WriteLock | None = None
+        self._hints = StatCache(path.with_name(f"{path.name}.hints.json"))
+        self._marks: dict[str, set[str]] | None = None
+        self._lock: Lock | None = None
         self._touched: dict[str, set[int]] = {}
         self._unfolded = 0
         # of this job alone, never on disk: runs that were planned and are not in the store yet; runs out of reach
@@ -173,24 +173,21 @@ class RunStore:
         """
         if self._lock is not None:
             raise RuntimeError("this store is being written already")
-        lock = WriteLock(self.path)
+        lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"writes into {self.path}")
         with layout.disk_errors(self.path):
             lock.acquire()
-        self._lock, stop = lock, threading.Event()
-        beat = threading.Thread(target=lock.live, args=(stop, lambda: None), daemon=True, name="run-store")
+        self._lock = lock
         try:
-            beat.start()
-            self._take_over()
-            yield
-            self.flush()
-            for rows in (*self._table.views.values(), self._table.runs):
-                rows.tidy()
-            self._table.index()
-            with suppress(OSError):  # another job, which was taken over, may have written there meanwhile
-                os.rmdir(self.path / layout.PARTS)
+            with lock.kept_alive():
+                self._take_over()
+                yield
+                self.flush()
+                for rows in (*self._table.views.values(), self._table.runs):
+                    rows.tidy()
+                self._table.index()
+                with suppress(OSError):  # another job, which was taken over, may have written there meanwhile
+                    os.rmdir(self.path / layout.PARTS)
         finally:
-            stop.set()
-            beat.join()
             self._close(lock)
 
     def _take_over(self) -> None:
@@ -207,6 +204,7 @@ class RunStore:
         # parts of views that were removed
         shutil.rmtree(self.path / layout.PARTS, ignore_errors=True)
         self._hints.refresh()
+        self._marks = None
         self._touched, self._unseen, self._recorded, self._unfolded = {}, set(), set(), 0
 
     def _fold(self, directory: Path) -> None:
@@ -215,7 +213,7 @@ class RunStore:
             rows.fold(directory)
         self._table.index()
 
-    def _close(self, lock: WriteLock) -> None:
+    def _close(self, lock: Lock) -> None:
         """Keep what was recorded, whatever ended the work, and give the lock back."""
         try:
             self.flush()
@@ -324,7 +322,8 @@ class RunStore:
             if run.status == "absent":
                 self._absent[run.obs_id] = run.error
             for hint in run.hints:
-                self._hints.add(hint)
+                self._hints.add(*hint)
+        self._marks = None
         self._recorded |= {run.obs_id for run in done}
         self._unfolded += len(done)
         if self._unfolded >= SHARD:
@@ -336,9 +335,12 @@ class RunStore:
         For files that the job itself has changed or made, such as by a background that it attached; `flush` keeps it.
         """
         name = os.path.abspath(path)
-        if (state := state_of(name)) not in (None, MISSING):
-            for mark in self._hints.marks(fingerprint):
-                self._hints.add((name, *state, mark))
+        if (state := state_of(name)) == MISSING:
+            return
+        if self._marks is None:
+            self._marks = by_fingerprint(self._hints.facts())
+        for mark in self._marks.get(fingerprint, (fingerprint,)):
+            self._hints.add(name, state, mark)
 
     def flush(self) -> None:
         """Fold what was recorded, and write the hints.

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from dask_bkg.binning import View
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import RunError
+from dask_bkg.files import MISSING, State
 from dask_bkg.reduction import reduce
 from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.sky.exclusion import SkyRegions, exclusion_digest
 from dask_bkg.store import layout
-from dask_bkg.store.hints import MISSING, Hint, State, mark_of, out_of_reach, states_of
 from dask_bkg.store.rows import write_part
+from dask_bkg.store.run_files import Hint, mark_of, out_of_reach, states_of
 from dask_bkg.store.table import failed_with, key_of
 
 
@@ -163,7 +164,7 @@ def _failed(
 def _hints(run: RunFile, fingerprint: str, states: Mapping[str, State | None]) -> tuple[Hint, ...]:
     """What is remembered of the files of a run."""
     mark = mark_of(run, fingerprint)
-    return tuple((path, *state, mark) for path, state in states.items() if state is not None)
+    return tuple((path, state, mark) for path, state in states.items() if state is not None)
 
 
 def write_runs(work: BlockWork, views: Sequence[View], runs: Sequence[Found]) -> None:

@@ -1,4 +1,4 @@
-"""The ledger of copies: what it knows saves a look, and it forgets whatever has changed."""
+"""Copies that are known to be whole are not read again, unless they or their sources have changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import pytest
 
 from dask_bkg.dl3 import attach, copies
-from dask_bkg.dl3.copies import LEDGER, Ledger
+from dask_bkg.dl3.copies import COPIES, background, copy_of
+from dask_bkg.files import StatCache, state_of
 from dask_bkg.pipeline.prepare import prepare_runs
 
 
@@ -19,40 +20,42 @@ def pair(tmp_path):
     return source, target
 
 
-def entered(directory, source, target) -> Ledger:
-    ledger = Ledger(directory)
-    ledger.add(source, target)
-    ledger.add_background(target, "BACKGROUND", "bkg_2d")
-    ledger.save()
-    return Ledger(directory)
+def entered(directory, source, target) -> StatCache:
+    cache = StatCache(directory / COPIES)
+    for fact in (copy_of(source), background("BACKGROUND", "bkg_2d")):
+        cache.add(target, state_of(target), fact)
+    cache.save()
+    return StatCache(directory / COPIES)
+
+
+def is_known(cache, source, target) -> bool:
+    return cache.knows(target, state_of(target), copy_of(source))
+
+
+def has_background(cache, target, hdu_class="bkg_2d") -> bool:
+    return cache.knows(target, state_of(target), background("BACKGROUND", hdu_class))
 
 
 def test_what_was_entered_is_known_to_the_next_job(tmp_path, pair):
-    assert not Ledger(tmp_path).knows(*pair)
-    ledger = entered(tmp_path, *pair)
-    assert ledger.knows(*pair)
-    assert ledger.has_background(pair[1], "BACKGROUND", "bkg_2d")
-    assert not ledger.has_background(pair[1], "BACKGROUND", "bkg_3d")
+    assert not is_known(StatCache(tmp_path / COPIES), *pair)
+    cache = entered(tmp_path, *pair)
+    assert is_known(cache, *pair)
+    assert has_background(cache, pair[1])
+    assert not has_background(cache, pair[1], "bkg_3d")
 
 
 @pytest.mark.parametrize("changed", [0, 1], ids=["source", "target"])
 def test_a_file_that_changed_is_not_known(tmp_path, pair, changed):
-    ledger = entered(tmp_path, *pair)
+    cache = entered(tmp_path, *pair)
     pair[changed].write_bytes(b"another")
-    assert not ledger.knows(*pair)
-    assert ledger.has_background(pair[1], "BACKGROUND", "bkg_2d") == (changed == 0)
+    assert not is_known(cache, *pair)
+    assert has_background(cache, pair[1]) == (changed == 0)
 
 
 def test_a_touched_file_is_looked_at_again(tmp_path, pair):
-    ledger = entered(tmp_path, *pair)
+    cache = entered(tmp_path, *pair)
     os.utime(pair[1], ns=(1, 1))
-    assert not ledger.knows(*pair)
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"b.fits": 3}', "null"])
-def test_a_ledger_that_is_none_says_nothing(tmp_path, pair, text):
-    (tmp_path / LEDGER).write_text(text)
-    assert not Ledger(tmp_path).knows(*pair)
+    assert not is_known(cache, *pair)
 
 
 def test_copies_that_did_not_change_are_not_opened(job, four_runs, tmp_path, monkeypatch):

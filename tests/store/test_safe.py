@@ -19,9 +19,9 @@ from helpers.archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, c
 from dask_bkg import dl3
 from dask_bkg.binning import Edges, fine_view
 from dask_bkg.errors import ArchiveError
+from dask_bkg.files import Lock, stat_cache
 from dask_bkg.reduction import reduce
-from dask_bkg.store import hints as hints_module
-from dask_bkg.store import layout, lock
+from dask_bkg.store import layout
 from dask_bkg.store import load as load_module
 from dask_bkg.store import table as table_module
 from dask_bkg.store import update as update_module
@@ -317,8 +317,8 @@ def refuse(monkeypatch):
     def refused(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(lock.os, "open", refused)
-    monkeypatch.setattr(hints_module, "atomic_path", refused)
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(stat_cache, "atomic_path", refused)
 
 
 def test_a_store_that_may_only_be_read(archive, filled, monkeypatch):
@@ -452,7 +452,9 @@ def test_the_lock_of_a_dead_job_is_taken_over(archive, filled, dead, caplog):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     if dead.startswith("here"):
-        leave_lock(filled.path, pid=gone.pid, host=lock._place())
+        lock = Lock(filled.path.with_name("runs.zarr.lock"), "")
+        lock.acquire()
+        leave_lock(filled.path, pid=gone.pid, host=json.loads(lock.path.read_text())["host"])
     else:
         leave_lock(filled.path, age=301.0)
     assert update(filled, run_files(archive[0], 12)) == {}

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dask_bkg import files as atomic
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import LOCK_NAME, atomic_path, inside, locked, remove_leftovers, write_pieces
+from dask_bkg.files import atomic_directory, atomic_path, inside, remove_leftovers, write_pieces
 
 
 def names(directory: Path) -> list[str]:
@@ -85,6 +84,24 @@ def test_leftovers_are_found_below_but_only_our_own_and_old_ones(tmp_path):
     assert all(path.exists() for path in foreign)
 
 
+def test_leftovers_of_some_targets_in_one_directory(tmp_path):
+    """Directories with all that is in them; a link is removed, and not what it leads to."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "data").touch()
+    places = ["runs.zarr", "rings-01", "kl.zarr", "below/runs.zarr"]
+    left = [tmp_path / Path(place).parent / f".dask_bkg-1-{'a' * 16}-{Path(place).name}" for place in places]
+    for path in left:
+        (path / "counts").mkdir(parents=True)
+    link = tmp_path / f".dask_bkg-2-{'b' * 16}-runs.zarr"
+    link.symlink_to(tmp_path / "precious")
+    gone = remove_leftovers(tmp_path, 0, ["runs.zarr", "rings"], below=False)
+    assert gone == sorted([*left[:2], link])
+    assert [path.exists() for path in left] == [False, False, True, True]
+    assert (tmp_path / "precious" / "data").exists()
+    assert remove_leftovers(tmp_path, 0) == sorted(left[2:])
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, monkeypatch, number):
     target = tmp_path / "run.fits"
@@ -93,7 +110,7 @@ def test_a_full_disk_is_named_and_the_old_file_kept(tmp_path, monkeypatch, numbe
     def full(handle):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(atomic.os, "fsync", full)  # network disks often tell only here
+    monkeypatch.setattr(os, "fsync", full)  # network disks often tell only here
     with pytest.raises(ArchiveError, match="full") as caught, atomic_path(target) as path:
         write_pieces(path, [b"new"], compress=False)
     assert str(tmp_path) in str(caught.value)
@@ -155,7 +172,7 @@ def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch, number):
     def refuse(source, target):
         raise OSError(number, os.strerror(number), str(source), None, str(target))
 
-    monkeypatch.setattr(atomic.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(ArchiveError, match="cannot be written"), atomic_path(tmp_path / "run.fits") as path:
         path.write_bytes(b"")
     assert names(tmp_path) == []
@@ -176,6 +193,47 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path):
         path.write_bytes(b"new")
     assert original.read_bytes() == b"old"
     assert (link.read_bytes(), link.is_symlink()) == (b"new", False)
+
+
+def fill(directory: Path, text: str) -> None:
+    directory.mkdir()
+    (directory / "part").write_text(text)
+
+
+def test_a_directory_appears_only_at_the_end(tmp_path):
+    target = tmp_path / "deep" / "kl.zarr"
+    with atomic_directory(target) as path:
+        fill(path, "new")
+        assert path.parent == target.parent
+        assert not target.exists()
+    assert (target / "part").read_text() == "new"
+    with atomic_directory(target / "rings", tmp_path) as path:
+        fill(path, "ring")
+        assert path.parent == tmp_path
+    assert (target / "rings" / "part").read_text() == "ring"
+    assert (names(tmp_path), names(target.parent)) == (["deep"], ["kl.zarr"])
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_directory_that_is_there_is_kept_or_replaced(tmp_path, replace):
+    target = tmp_path / "kl.zarr"
+    fill(target, "old")
+    with pytest.raises(TypeError, match="str"), atomic_directory(target, replace=replace) as path:
+        fill(path, None)  # when there is half of it
+    assert (target / "part").read_text() == "old"
+    with atomic_directory(target, replace=replace) as path:
+        fill(path, "new")
+    assert (target / "part").read_text() == ("new" if replace else "old")
+    assert names(tmp_path) == ["kl.zarr"]
+
+
+def test_a_directory_that_cannot_take_its_place_leaves_the_old_one(tmp_path):
+    target = tmp_path / "kl.zarr"
+    fill(target, "old")
+    with pytest.raises(FileNotFoundError), atomic_directory(target, replace=True):
+        pass  # nothing was made
+    assert (target / "part").read_text() == "old"
+    assert names(tmp_path) == ["kl.zarr"]
 
 
 def test_compressed_bytes_do_not_depend_on_time_or_name(tmp_path, monkeypatch):
@@ -210,82 +268,3 @@ def test_inside_resolves_the_directory_itself(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "link", tmp_path / "link" / "run.fits") == tmp_path / "real" / "run.fits"
-
-
-# --- locks -------------------------------------------------------------------------------------------------
-
-
-COUNTING = """
-import sys
-from pathlib import Path
-from dask_bkg.files import locked
-for _ in range(40):
-    with locked(sys.argv[1]):
-        counter = Path(sys.argv[1], "counter")
-        counter.write_text(str(int(counter.read_text()) + 1))
-"""
-
-
-def test_what_is_read_and_written_under_a_lock_is_not_lost(tmp_path):
-    (tmp_path / "counter").write_text("0")
-    jobs = [subprocess.Popen([sys.executable, "-c", COUNTING, str(tmp_path)]) for _ in range(3)]
-    assert [job.wait(60) for job in jobs] == [0, 0, 0]
-    assert (tmp_path / "counter").read_text() == "120"
-    assert [path.name for path in tmp_path.iterdir()] == ["counter"]
-
-
-def test_a_lock_is_released_whatever_happens(tmp_path):
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "new"):
-        raise KeyboardInterrupt
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_a_lock_of_another_job_is_waited_for_and_respected(tmp_path):
-    with locked(tmp_path):
-        with (
-            pytest.raises(ArchiveError, match=r"Another job holds .*remove this file"),
-            locked(tmp_path, timeout=0.2),
-        ):
-            pass
-        assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_lock_of_a_job_that_was_killed_is_taken_over(tmp_path):
-    lock = tmp_path / LOCK_NAME
-    lock.write_text("somebody")
-    os.utime(lock, (time.time() - 3600,) * 2)
-    with locked(tmp_path, timeout=0):
-        assert lock.read_text() != "somebody"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_that_was_taken_over_is_left_to_its_new_owner(tmp_path):
-    with locked(tmp_path):
-        (tmp_path / LOCK_NAME).write_text("somebody")
-    assert (tmp_path / LOCK_NAME).read_text() == "somebody"
-
-
-def test_a_lock_where_nothing_can_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ArchiveError, match="cannot be written"), locked(tmp_path / "file"):
-        pass
-
-
-HOLDING = """
-import sys, time
-from dask_bkg.files import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_lock_of_a_process_that_was_killed_here_is_taken_over_at_once(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ArchiveError, match="Another job holds"), locked(tmp_path, timeout=0.2):
-            pass
-        holder.kill()
-        holder.wait()
-        with locked(tmp_path, timeout=0):
-            assert (tmp_path / LOCK_NAME).exists()
