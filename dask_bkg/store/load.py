@@ -118,7 +118,7 @@ def _read(path: str, view: str, rows: NDArray, names: Sequence[str], keys: Array
 
 def _any_fill(values: NDArray) -> bool:
     """Whether some row has the fill value, and so was never written."""
-    first = values.reshape(len(values), -1)[:, :1]
+    first = values.reshape(len(values), -1)[:, :1] if values.size else values
     return bool((np.isnan(first) if values.dtype.kind == "f" else first == np.iinfo(values.dtype).max).any())
 
 

@@ -49,7 +49,7 @@ def test_it_opens_without_a_warning(filled):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = open_runs(filled.path)
-        plain = xr.open_zarr(filled.path, group="fine")
+        plain = xr.open_zarr(filled.path / "fine")
     assert {name: array.dims for name, array in plain.items() if name in layout.arrays_of(FINE)} == {
         "counts": ("row", "energy", "offset"),
         "exposed_fraction": ("row", "offset"),
@@ -160,7 +160,7 @@ def test_the_open_dataset_is_lazy_and_sorted_and_passes_the_check(archive, tmp_p
 def test_rows_in_order_are_not_rearranged(filled):
     dataset = dask_bkg.open_runs(filled.path)
     assert dataset.counts.chunks[0] == (12,)
-    assert len(dataset.counts.data.__dask_graph__()) < 6
+    assert len(dask.optimize(dataset.counts)[0].data.__dask_graph__()) < 6
 
 
 def test_a_background_of_an_open_dataset(filled):
