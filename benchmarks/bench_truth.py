@@ -141,7 +141,7 @@ def hold_out(archive: Path, scratch: Path, exclusion: Mapping[str, Any]) -> Coun
     assert stored.field_view is not None
     table, bins = stored.store.table(), make_bins(ENERGY, PIXELS)
     obs_ids = table["obs_id"].tolist()
-    place = str(stored.store.path), stored.field_view, stored.store.find(obs_ids)
+    place = str(stored.store.path), stored.field_view, stored.store.find(obs_ids, stored.field_view)
     flat = (
         part.reshape(*part.shape[:-2], -1)[..., bins.pixel] for part in load_field(*place, FieldEdges(ENERGY, PIXELS))
     )

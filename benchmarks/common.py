@@ -25,10 +25,8 @@ from numpy.typing import NDArray
 from dask_bkg.binning import View
 from dask_bkg.cluster import workers_environment
 from dask_bkg.dl3.read import RunFile
-from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.store.store import RunStore
-from dask_bkg.store.table import key_of
-from dask_bkg.store.update import BlockDone, RunDone, write_histograms
+from dask_bkg.store.update import Found, RunDone, write_runs
 
 
 def machine() -> dict[str, str | int]:
@@ -173,14 +171,14 @@ def write_store(
     ``histograms`` and ``numbers`` give those of a run by its number; numbers that they leave out are NaN.
     """
     store = RunStore.open_or_create(path, view)
-    unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
     with store.writing():
         for work in store.plan_update([RunFile(obs_id, "") for obs_id in obs_ids], [view], None):
-            runs = list(zip(work.rows, (run.obs_id for run in work.runs), strict=True))
-            write_histograms(str(path), view, work, {row: histograms(obs_id) for row, obs_id in runs})
-            done = [
-                RunDone(row, obs_id, "read", {**unknown, **numbers(obs_id)}, {"fingerprint": f"synthetic {obs_id}"},
-                        (key_of(f"synthetic {obs_id}", ""),), ())
-                for row, obs_id in runs
+            found = [
+                Found(
+                    run.obs_id, numbers(run.obs_id), {"fingerprint": f"synthetic {run.obs_id}"}, ("",),
+                    [histograms(run.obs_id)],
+                )
+                for run in work.runs
             ]  # fmt: skip
-            store.record(BlockDone(work.block, (view.name,), tuple(done)))
+            write_runs(work, [view], found)
+            store.record([RunDone(run.obs_id, "read") for run in work.runs])

@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,10 +172,10 @@ class Lock:
             os.utime(self.path)
 
     @contextmanager
-    def kept_alive(self, meanwhile: Callable[[], object]) -> Iterator[None]:
-        """Show that this job is alive until the block ends, and call ``meanwhile`` every second, in a thread."""
+    def kept_alive(self) -> Iterator[None]:
+        """Show that this job is alive until the block ends, in a thread."""
         stop = threading.Event()
-        thread = threading.Thread(target=self._live, args=(stop, meanwhile), daemon=True, name="lock")
+        thread = threading.Thread(target=self._live, args=(stop,), daemon=True, name="lock")
         thread.start()
         try:
             yield
@@ -183,14 +183,10 @@ class Lock:
             stop.set()
             thread.join()
 
-    def _live(self, stop: threading.Event, meanwhile: Callable[[], object]) -> None:
-        beaten = time.monotonic()
-        while not stop.wait(1.0):
+    def _live(self, stop: threading.Event) -> None:
+        while not stop.wait(BEAT_EVERY):
             try:
-                if time.monotonic() - beaten > BEAT_EVERY:
-                    self.beat()
-                    beaten = time.monotonic()
-                meanwhile()
+                self.beat()
             except Exception as error:  # the job meets it again when it writes
                 log.debug("%s: %s", self.path, error)
 

@@ -84,12 +84,12 @@ def histograms(plan: Plan, tables: Tables, stored: Stored) -> tuple[xr.Dataset, 
 
 def field_histograms(plan: Plan, tables: Tables, stored: Stored) -> xr.Dataset | None:
     """Run histograms of candidates in the pixels of the field, lazily; None in a job of 2D backgrounds."""
-    if plan.field_plan is None or stored.field_view is None:
+    if plan.field_plan is None or stored.field_view is None or tables.field_rows is None:
         return None
-    block = min(plan.config.config.block or block_size(tables.run_rows.size), FIELD_BLOCK)
+    block = min(plan.config.config.block or block_size(tables.field_rows.size), FIELD_BLOCK)
     place = str(stored.store.path), stored.field_view
     keys = tables.field_keys
-    return load_runs(*place, tables.run_rows, tables.runs, plan.field_plan.edges, keys=keys, block=block)
+    return load_runs(*place, tables.field_rows, tables.runs, plan.field_plan.edges, keys=keys, block=block)
 
 
 def _targets_at_once(plan: Plan, n_runs: int, block: int) -> int | None:

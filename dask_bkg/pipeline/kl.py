@@ -28,7 +28,7 @@ from dask_bkg.pipeline.update import update_store
 from dask_bkg.plan import plan_archive
 from dask_bkg.settings import shape_settings
 from dask_bkg.similarity import ShapeSettings
-from dask_bkg.store import layout
+from dask_bkg.store.rows import consolidate
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _write(matrix: xr.Dataset, target: Path, client: Client | None, n_workers: i
     with atomic_directory(target, replace=True) as temporary:
         lazy: Delayed = matrix.to_zarr(temporary, compute=False, consolidated=False)
         compute_each([lazy], client, n_workers, lambda i, done: _raise(done))
-        layout.consolidate(temporary)
+        consolidate(temporary)
 
 
 def _raise(done: object) -> None:

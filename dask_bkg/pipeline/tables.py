@@ -59,11 +59,11 @@ class Tables:
         Per-run numbers and texts, arrays of shape ``(targets,)`` and ``(runs,)``; the same object where every run is
         both.
     target_rows, run_rows
-        Their rows in the run store.
+        Their rows in the view of the run store that the rings are taken from.
     target_keys, run_keys
         A number for what each row holds: events, exclusion and how they are counted.
-    field_keys
-        In a job of 3D backgrounds such numbers of the runs' field pixels.
+    field_rows, field_keys
+        In a job of 3D backgrounds the rows and numbers of the runs' field pixels.
     given
         Selections that the configuration gives, ``{obs_id of the target: ...}``.
     absent
@@ -81,6 +81,7 @@ class Tables:
     run_rows: NDArray
     target_keys: NDArray
     run_keys: NDArray
+    field_rows: NDArray | None = None
     field_keys: NDArray | None = None
     given: dict[int, selection.Selection] = field(default_factory=dict)
     absent: dict[int, dict[int, str]] = field(default_factory=dict)
@@ -109,49 +110,45 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     blind = _without_horizon(plan, store)
     errors = {**stored.failed, **store.errors([run.obs_id for run in plan.runs]), **blind}
     unusable = plan.unusable | {run: reason for run, reason in errors.items() if run in plan.candidates}
-    numbers = sorted(plan.candidates)
-    rows = dict(zip(numbers, _find(store, numbers, views, blind).tolist(), strict=True))
-    given, absent, emptied = _take_lists(plan, {run for run, row in rows.items() if row >= 0}, unusable)
-    found = _find(store, [target.obs_id for target in plan.targets], views, blind)
+    usable = _usable(store, sorted(plan.candidates), views, blind)
+    given, absent, emptied = _take_lists(plan, set(usable), unusable)
+    found = set(_usable(store, [target.obs_id for target in plan.targets], views, blind))
     failed = {**_without_rows(plan, store, found, errors), **emptied, **plan.failed}
-    kept = np.array([target.obs_id not in failed for target in plan.targets], dtype=bool)
-    target_rows = found[kept]
-    table = store.table()
-    targets = _completed_by_index(_table(table, target_rows), plan.store)
-    ready = _completed(plan, [target for target, keep in zip(plan.targets, kept, strict=True) if keep], targets)
-    target_keys, field_keys = _keys(store, target_rows, views)
-    same = {"ready": ready, "targets": targets, "target_rows": target_rows, "target_keys": target_keys}
-    about: dict[str, Any] = {**same, "failed": failed, "unusable": unusable}
+    kept = [target for target in plan.targets if target.obs_id not in failed]
+    table, numbers = store.table(), [target.obs_id for target in kept]
+    targets = _completed_by_index(_table(table, numbers), plan.store)
+    ready = _completed(plan, kept, targets)
+    rows, keys, field_rows, field_keys = _rows(store, numbers, views)
+    about: dict[str, Any] = {"ready": ready, "targets": targets, "target_rows": rows, "target_keys": keys}
+    about |= {"failed": failed, "unusable": unusable}
     if plan.config.io.from_run:
         itself = selection.given({obs_id: [obs_id] for obs_id in targets["obs_id"].tolist()}, targets)
-        return Tables(
-            **about, runs=targets, run_rows=target_rows, run_keys=target_keys, field_keys=field_keys, given=itself
-        )
-    run_rows = np.array([row for row in rows.values() if row >= 0], dtype=np.int64)
-    if not run_rows.size:
+        about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
+        return Tables(**about, runs=targets, given=itself)
+    if not usable:
         reasons = "\n".join(f"  {reason}" for reason in list(unusable.values())[:20])
         raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
-    runs = targets if np.array_equal(target_rows, run_rows) else _table(table, run_rows)
+    runs = targets if numbers == usable else _table(table, usable)
     runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     selection.check_conditions(runs, plan.config.background_selection)
-    run_keys, field_keys = _keys(store, run_rows, views)
-    chosen = selection.given(given, runs)
-    return Tables(
-        **about, runs=runs, run_rows=run_rows, run_keys=run_keys, field_keys=field_keys, given=chosen, absent=absent
-    )
+    rows, keys, field_rows, field_keys = _rows(store, usable, views)
+    about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
+    return Tables(**about, runs=runs, given=selection.given(given, runs), absent=absent)
 
 
-def _find(store: RunStore, obs_ids: list[int], views: list[str], blind: Mapping[int, str]) -> NDArray:
-    """Rows of runs that have histograms in all of the views and can be used; -1 for the others."""
-    rows = np.array([store.find(obs_ids, view) for view in views]).reshape(len(views), -1).min(axis=0)
-    return np.where(np.array([obs_id in blind for obs_id in obs_ids], dtype=bool), -1, rows).astype(np.int64)
+def _usable(store: RunStore, obs_ids: list[int], views: list[str], blind: Mapping[int, str]) -> list[int]:
+    """Runs that have histograms in all of the views and can be used."""
+    found = np.all([store.find(obs_ids, view) >= 0 for view in views], axis=0)
+    return [obs_id for obs_id, there in zip(obs_ids, found.tolist(), strict=True) if there and obs_id not in blind]
 
 
-def _keys(store: RunStore, rows: NDArray, views: list[str]) -> tuple[NDArray, NDArray | None]:
-    """What rows hold in the view of the rings and, if there is one, in that of the field."""
-    keys, *of_field = (store.keys(rows, view) for view in views)
-    return keys, of_field[0] if of_field else None
+def _rows(
+    store: RunStore, obs_ids: list[int], views: list[str]
+) -> tuple[NDArray, NDArray, NDArray | None, NDArray | None]:
+    """Rows of runs, and what they hold, in the view of the rings and, if there is one, in that of the field."""
+    rings, *field = [(rows := store.find(obs_ids, view), store.keys(rows, view)) for view in views]
+    return (*rings, *(field[0] if field else (None, None)))
 
 
 def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
@@ -170,13 +167,13 @@ def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
     }
 
 
-def _without_rows(plan: Plan, store: RunStore, rows: NDArray, errors: Mapping[int, str]) -> dict[int, str]:
+def _without_rows(plan: Plan, store: RunStore, found: set[int], errors: Mapping[int, str]) -> dict[int, str]:
     """Targets without histograms, with the reason."""
     missing = f"its histograms are not in the run store {store.path}: run the job again"
     return {
         target.obs_id: errors.get(target.obs_id, f"run {target.obs_id}: {missing}")
-        for target, row in zip(plan.targets, rows.tolist(), strict=True)
-        if row < 0
+        for target in plan.targets
+        if target.obs_id not in found
     }
 
 
@@ -197,9 +194,10 @@ def _threshold(of_index: float, targets: Table, row: int) -> float:
     return next((number for number in known if number > 0), float("nan"))
 
 
-def _table(table: Mapping[str, NDArray], rows: NDArray) -> Table:
-    """Some rows of the store's table, with a number for each name of a target."""
-    chosen = {name: column[rows] for name, column in table.items()}
+def _table(table: Mapping[str, NDArray], obs_ids: list[int]) -> Table:
+    """Some runs of the store's table, with a number for each name of a target."""
+    places = np.searchsorted(table["obs_id"], np.array(obs_ids, dtype=np.int64))
+    chosen = {name: column[places] for name, column in table.items()}
     names = np.array(["".join(str(name).split()).casefold() for name in chosen["object"]], dtype=str)
     # of the whole table, so that targets and runs have the same numbers
     every = np.unique(["".join(str(name).split()).casefold() for name in table["object"]])

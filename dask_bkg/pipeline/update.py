@@ -140,7 +140,7 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     regions = delayed(plan.regions, name=f"exclusion-{uuid.uuid4().hex[:8]}", pure=False)
     tasks = [
         delayed(update_block, pure=False)(
-            str(store.path), part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
+            part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
         )
         for i, part in enumerate(work)
     ]
@@ -154,8 +154,8 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
                 done.failed |= {run.obs_id: _died(run.obs_id, result) for run in work[i].runs}
                 return
             store.record(result)
-            done.read += sum(run.status == "read" for run in result.runs)
-            done.opened += len(result.runs)
+            done.read += sum(run.status == "read" for run in result)
+            done.opened += len(result)
 
         compute_each(tasks, client, config.config.n_workers, record)
 

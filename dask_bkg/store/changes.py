@@ -1,27 +1,23 @@
-"""What must be read to bring a store up to date: the runs that are asked for beside the table and the hints.
+"""What must be read to bring a store up to date: the runs that are asked for, compared with the table and the hints.
 
 No event file is opened here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dask_bkg.binning import View
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.files import MISSING, StatCache, State
 from dask_bkg.sky.exclusion import SkyRegions, concat_regions, exclusion_digest
 from dask_bkg.store import layout
-from dask_bkg.store.run_files import is_known, out_of_reach, states_of
-from dask_bkg.store.table import Table, failed_key
-from dask_bkg.store.update import BlockWork
+from dask_bkg.store.run_files import is_known, mark_of, out_of_reach, states_of
+from dask_bkg.store.table import Table, failed_with
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +27,6 @@ def digest_of(regions: SkyRegions | None) -> str:
     return (concat_regions([]) if regions is None else regions).digest()
 
 
-def void_lost(table: Table, path: Path, views: Iterable[View], size: int) -> set[int]:
-    """Make rows void whose chunks, of so many rows, are no more on disk, and give them.
-
-    Some disks clear away what nobody has read for long.
-    """
-    lost, blocks = set[int](), np.arange(len(table)) // size
-    for view in views:
-        keys = table.keys[view.name]
-        valid = (keys != 0) & (table.columns["error"] == "")
-        if valid.any():
-            gone = np.flatnonzero(valid & ~np.isin(blocks, list(layout.blocks_on_disk(path, view))))
-            keys[gone] = 0
-            lost |= set(gone.tolist())
-    return lost
-
-
 class Needed(NamedTuple):
     """A run that must be read.
 
@@ -54,19 +34,16 @@ class Needed(NamedTuple):
     ----------
     run
         Where it is.
-    held
-        For each view whether its histograms are right unless the events have changed.
     replaces
         Digest of the whole exclusion of histograms that are there, and right but for their exclusion; empty: none.
     """
 
     run: RunFile
-    held: tuple[bool, ...]
-    replaces: str
+    replaces: str = ""
 
 
 class Asked:
-    """The runs, views and exclusion that a job asks for, beside what a store has.
+    """The runs, views and exclusion that a job asks for, compared with what a store has.
 
     Parameters
     ----------
@@ -82,98 +59,72 @@ class Asked:
     absent
         Runs of which something is known, and which are out of reach at the moment: why.
     touched
-        Rows of which the digest of the whole exclusion was brought up to date.
+        Rows, by view, of which the digest of the whole exclusion was brought up to date in memory.
     """
 
     def __init__(self, table: Table, hints: StatCache, views: Sequence[View], regions: SkyRegions | None):
         self.table, self.hints, self.views, self.regions = table, hints, views, regions
         self.whole = digest_of(regions)
         self.absent: dict[int, str] = {}
-        self.touched: set[int] = set()
+        self.touched: dict[str, set[int]] = {}
 
     def find_work(self, runs: Sequence[RunFile]) -> list[Needed]:
         """Runs that must be read; of those that need not, the digest of the whole exclusion is brought up to date."""
-        rows = self.table.rows([run.obs_id for run in runs])
-        found = [self._look(run, row) for run, row in zip(runs, rows.tolist(), strict=True)]
-        return [needed for needed in found if needed is not None]
+        return [needed for needed in map(self._look, runs) if needed is not None]
 
-    def _look(self, run: RunFile, row: int) -> Needed | None:
+    def _look(self, run: RunFile) -> Needed | None:
         """What must be read of a run; None: nothing."""
-        nothing = Needed(run, (False,) * len(self.views), "")
-        if row < 0:
-            return nothing
-        states, columns = states_of(run), self.table.columns
-        if columns["error"][row]:
-            return None if self._failed_as_before(run, row, states) else nothing
-        fingerprint = columns["fingerprint"][row]
-        if not fingerprint:
-            return nothing
+        if run.obs_id not in self.table.run_row:
+            return Needed(run)
+        states = states_of(run)
+        if self.table.text("error", run.obs_id):
+            return None if self._failed_as_before(run, states) else Needed(run)
         if why := out_of_reach(run, states):
             # its histograms are what they were, and needed again when the disk is back
             self.absent[run.obs_id] = why
             return None
-        valid = [self.table.is_valid(view.name, row) for view in self.views]
-        held = tuple(ok and self._same_exclusion(view, row) for ok, view in zip(valid, self.views, strict=True))
-        if all(held) and is_known(self.hints, run, fingerprint, states):
+        valid = {view.name: row for view in self.views if (row := self.table.find(view.name, run.obs_id)) >= 0}
+        other = [v for v in self.views if v.name in valid and not self._same_exclusion(v, valid[v.name], run.obs_id)]
+        lacks_nothing = len(valid) == len(self.views) and not other
+        if lacks_nothing and self._is_known(run, self.table.text("fingerprint", run.obs_id), states):
             return None
-        other = [view.name for view, ok, still in zip(self.views, valid, held, strict=True) if ok and not still]
-        return Needed(run, held, self.table.exclusions[other[0]]["whole_exclusion"][row] if other else "")
+        whole = [self.table.views[view.name].table["whole_exclusion"][valid[view.name]] for view in other]
+        return Needed(run, whole[0] if whole else "")
 
-    def _failed_as_before(self, run: RunFile, row: int, states: Mapping[str, State | None]) -> bool:
-        if not is_known(self.hints, run, "", states):
+    def _is_known(self, run: RunFile, fingerprint: str, states: Mapping[str, State | None]) -> bool:
+        """Whether the files of a run are as they were when it had this fingerprint.
+
+        The table says so too, for hints that a killed job did not come to write.
+        """
+        if is_known(self.hints, run, fingerprint, states):
+            return True
+        seen, mark = json.loads(self.table.text("files", run.obs_id) or "[]"), mark_of(run, fingerprint)
+        return all(state is not None and [path, list(state), mark] in seen for path, state in states.items())
+
+    def _failed_as_before(self, run: RunFile, states: Mapping[str, State | None]) -> bool:
+        if not self._is_known(run, "", states):
             return False
         if out_of_reach(run, states) and MISSING in states.values():
             return True
         # it may have failed because of the exclusion
-        return {int(self.table.keys[view.name][row]) for view in self.views} == {failed_key(self.whole)}
+        before, _, views = self.table.text("tried", run.obs_id).rpartition("/")
+        asked = {view.name for view in self.views}
+        return failed_with(self.whole, ()) == f"{before}/" and asked <= set(views.split(","))
 
-    def _same_exclusion(self, view: View, row: int) -> bool:
+    def _same_exclusion(self, view: View, row: int, obs_id: int) -> bool:
         """Whether the regions near a run are those with which its histograms in a view were made."""
-        known, columns = self.table.exclusions[view.name], self.table.columns
-        if known["whole_exclusion"][row] == self.whole:
+        table = self.table.views[view.name].table
+        if table["whole_exclusion"][row] == self.whole:
             return True
-        pointing = float(columns["ra_pnt"][row]), float(columns["dec_pnt"][row])
-        if exclusion_digest(self.regions, *pointing, view.radius) != known["exclusion"][row]:
+        if exclusion_digest(self.regions, *self.table.pointing(obs_id), view.radius) != table["exclusion"][row]:
             return False
-        known["whole_exclusion"][row] = self.whole
-        self.touched.add(row)
+        table["whole_exclusion"][row] = self.whole
+        self.touched.setdefault(view.name, set()).add(row)
         return True
 
 
-def make_blocks(
-    work: Sequence[Needed], rows: NDArray, table: Table, size: int, about: Mapping[str, Any]
-) -> list[BlockWork]:
-    """One piece of work for each block of rows.
-
-    Parameters
-    ----------
-    work, rows
-        Runs to be read, and their rows.
-    table
-        What is known, with these rows.
-    size
-        Rows of a block.
-    about
-        The fields of `BlockWork` that are the same for all, its ``views`` among them.
-    """
-    keys = np.stack([table.keys[view][rows] for view in about["views"]], axis=1)
-    fingerprints = table.columns["fingerprint"][rows]
-    return [
-        BlockWork(
-            block,
-            tuple(int(rows[i]) for i in places),
-            tuple(work[i].run for i in places),
-            tuple(str(fingerprints[i]) for i in places),
-            tuple(tuple(int(key) for key in keys[i]) for i in places),
-            tuple(work[i].held for i in places),
-            **about,
-        )
-        for block, places in group_blocks(rows, size).items()
-    ]
-
-
 def warn_of_replaced(work: Sequence[Needed], n_runs: int, attributes: Mapping[str, Any]) -> None:
-    """Tell of runs that are read again because another job, maybe of someone else, excluded something else.
+    """Warn of runs that are read again because another job, maybe of someone else, excluded something else.
 
     Parameters
     ----------
@@ -199,14 +150,6 @@ def warn_of_replaced(work: Sequence[Needed], n_runs: int, attributes: Mapping[st
 
 def exclusions_used(table: Table, known: Mapping[str, str], whole: str, used: bool) -> dict[str, str]:
     """When the exclusions of the rows, and the present one, were used last."""
-    of_rows = {name for texts in table.exclusions.values() for name in texts["whole_exclusion"].tolist()}
+    of_rows = table.whole_exclusions()
     kept = {name: since for name, since in known.items() if name in of_rows}
     return {**kept, whole: known[whole] if whole in known and not used else layout.timestamp()}
-
-
-def group_blocks(rows: Iterable[int], size: int) -> dict[int, list[int]]:
-    """Places in ``rows`` by the block that the row is in."""
-    groups: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(int(row) // size, []).append(place)
-    return dict(sorted(groups.items()))

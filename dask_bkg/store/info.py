@@ -50,8 +50,7 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 def _run_lines(store: RunStore, table: dict[str, NDArray]) -> list[tuple[str, str]]:
     usable, failed = store.usable(), table["error"] != ""
-    known, n = table["obs_id"] >= 0, int(usable.sum())
-    void = int((known & ~usable & ~failed).sum())
+    n, void = int(usable.sum()), int((~usable & ~failed).sum())
     lines = [("runs", f"{n} usable, {int(failed.sum())} failed" + (f", {void} to be read again" if void else ""))]
     lines += [("  failed", str(reason)) for reason in table["error"][failed][:FIRST_REASONS]]
     if not n:
@@ -72,7 +71,7 @@ def _view_text(store: RunStore, name: str) -> str:
     """A view beside the fine one; whoever needs it no more removes its directory in the store."""
     view, n_runs = store.views[name], int(store.usable(name).sum())
     about = f"{layout.axes_text(view)}; {view.method}, {view.reach}"
-    return f"{about}; {n_runs} runs; {_size_text(store.path / name)}"
+    return f"{about}; {n_runs} runs; {_size_text(layout.place_of(store.path, name))}"
 
 
 def _exclusions(store: RunStore, table: dict[str, NDArray], used: dict[str, str]) -> list[tuple[str, str]]:

@@ -1,23 +1,20 @@
-"""How run histograms lie on disk: the groups and arrays of the zarr store, and how they grow.
+"""How run histograms lie on disk: a zarr group with one store of rows (`dask_bkg.store.rows`) for each kind of thing.
 
-The root group holds the fine view and the table of the runs, a subgroup each further view; the rows of all arrays are
-runs, in the order in which they came.  The consolidated metadata of a group is replaced last and as a whole: a reader
-sees the rows of before or of after, whatever happens in between.
+``runs`` is the table of the runs: per-run numbers and texts.  ``fine`` and each further view (``rings-...``,
+``field-...``) have the histograms of the runs in this view, what these are of (``key``), and the digest of what was
+excluded.  ``parts`` are what tasks have written and no job has folded yet.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
@@ -25,22 +22,24 @@ from numpy.typing import NDArray
 
 from dask_bkg.binning import FIELD, Edges, View
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_directory, atomic_path, remove_leftovers
 from dask_bkg.reduction.reduce import solid_angles
-from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, axis_coords
+from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, axis_coords
+from dask_bkg.store.rows import Column, Layout, Rows
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of what is described here; a store of another one is not touched."""
 
 PROGRAM = f"dask_bkg {version('dask_bkg')}"
 
-BLOCK = 50
-"""Runs of a chunk of histograms: 0.2 MB packed, 6 MB unpacked, half a second of reading events."""
+BLOCK = 25
+"""Runs that one task reads: a part of 7 MB in 3D, and a quarter of a second of reading events."""
 
-TABLE_CHUNK = 16384
-"""Runs of a chunk of the table: few files, so that a store of 20,000 runs opens at once."""
+RUNS, FINE, PARTS = "runs", "fine", "parts"
+"""Directories of a store: the table of the runs, the view of the empty name, what tasks have written."""
 
-_one_at_a_time = threading.Lock()
+VIEW_NAMES = ("rings", "field")
+"""What the names of views beside the fine one, and of their directories, begin with."""
 
 TEXTS = (*RUN_TEXTS, "fingerprint")
 """Per-run texts of the store."""
@@ -49,35 +48,46 @@ VIEW_TEXTS = ("exclusion", "whole_exclusion")
 """Per-run texts of a view: the digest of the regions within its radius of the pointing, when all of them together had
 the digest ``whole_exclusion``."""
 
-NEVER_WRITTEN = {"uint32": np.iinfo(np.uint32).max, "float64": np.nan}
-"""What an array says where no histogram was written: a chunk that is lost is not taken for an empty one."""
+RUNS_LAYOUT = Layout({}, ("obs_id",), RUN_NUMBERS, (*TEXTS, "files", "tried"), {"units": UNITS})
+"""The table of the runs; ``files`` are the states of its files when a run was read (JSON), ``tried`` says with which
+exclusion and for which views it failed."""
 
-VIEW_NAMES = ("rings", "field")
-"""What the names of views beside the fine one, and of their directories, begin with."""
-
-_CHUNK = re.compile(r"c\.(\d+)(\.0)*")
-
-
-class Histogram(NamedTuple):
-    """One array of histograms: its type, its dimensions after ``obs_id``, its shape along them."""
-
-    dtype: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
+LEFT_BEHIND = 3600.0
+"""Seconds after which what is being made, a matter of seconds, belongs to a job that was killed."""
 
 
-def histograms(view: View) -> dict[str, Histogram]:
-    """Arrays of histograms of a view."""
+def arrays_of(view: View) -> dict[str, Column]:
+    """Arrays of histograms of a view: rings, unless it is there for its pixels; and pixels, if it has them."""
     energy, offset = view.edges.shape
-    found = {
-        "counts": Histogram("uint32", ("energy", "offset"), (energy, offset)),
-        "exposed_fraction": Histogram("float64", ("offset",), (offset,)),
-    }
+    found = {}
+    if not view.name.startswith("field"):
+        found["counts"] = Column("uint32", ("energy", "offset"), (energy, offset))
+        found["exposed_fraction"] = Column("float64", ("offset",), (offset,))
     if view.pixels is not None:
         n = len(view.pixels) - 1
-        found["field_counts"] = Histogram("uint32", ("energy", *FIELD), (energy, n, n))
-        found["field_exposed_fraction"] = Histogram("float64", FIELD, (n, n))
+        found["field_counts"] = Column("uint32", ("energy", *FIELD), (energy, n, n))
+        found["field_exposed_fraction"] = Column("float64", FIELD, (n, n))
     return found
+
+
+def layout_of(view: View) -> Layout:
+    """What the rows of a view have."""
+    axes = {
+        "name": view.name,
+        "energy_edges": view.edges.energy.tolist(),
+        "offset_edges": view.edges.offset.tolist(),
+        "method": view.method,
+        "reach": view.reach,
+        "pixel_edges": None if view.pixels is None else list(view.pixels),
+        "alignment": view.alignment,
+    }
+    return Layout(arrays_of(view), ("obs_id", "key"), ("ontime",), VIEW_TEXTS, axes)
+
+
+def _view(axes: Mapping[str, Any]) -> View:
+    edges, pixels = Edges(np.array(axes["energy_edges"]), np.array(axes["offset_edges"])), axes["pixel_edges"]
+    pixels = None if pixels is None else tuple(pixels)
+    return View(axes["name"], edges, axes["method"], axes["reach"], pixels, axes["alignment"])
 
 
 def coordinates(view: View) -> dict[str, tuple[Any, NDArray, dict[str, str]]]:
@@ -93,22 +103,50 @@ def coordinates(view: View) -> dict[str, tuple[Any, NDArray, dict[str, str]]]:
     return coords
 
 
-def is_full(directory: Path) -> bool:
-    """Whether there is a directory with something in it."""
+# -- the store and its views ---------------------------------------------------------------------------------------
+
+
+def place_of(path: str | os.PathLike[str], view: str) -> Path:
+    """Directory of a view."""
+    return Path(path, view or FINE)
+
+
+def create(path: Path, view: View, block: int) -> None:
+    """Write an empty store, under another name and then renamed; if another job was faster, its store stays."""
+    now = timestamp()
+    attributes: dict[str, Any] = {
+        "title": "Run histograms of a gamma-ray archive",
+        "dask_bkg_layout": LAYOUT,
+        "program": PROGRAM,
+        "block": block,
+        "exclusion": "",
+        "catalogs": {},
+        "exclusions": {},
+        "made": now,
+        "written": now,
+    }
+    with disk_errors(path):
+        remove_leftovers(path.parent, LEFT_BEHIND, (path.name[-40:],), below=False)
+        with atomic_directory(path) as temporary:
+            zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+            Rows.create(temporary / RUNS, RUNS_LAYOUT, "Runs of a gamma-ray archive")
+            create_view(temporary, view)
+
+
+def create_view(path: Path, view: View) -> None:
+    """Add an empty view to a store."""
+    Rows.create(place_of(path, view.name), layout_of(view), "Histograms of the runs of a gamma-ray archive")
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed jobs left half-written; only for the one who holds the lock."""
+    remove_leftovers(path, 0.0)
+    for partial in path.rglob("*.partial"):  # as zarr names them
+        partial.unlink(missing_ok=True)
+
+
+def _is_full(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
-
-
-def _view(attributes: Mapping[str, Any]) -> View:
-    edges = Edges(np.array(attributes["energy_edges"]), np.array(attributes["offset_edges"]))
-    pixels = attributes["pixel_edges"]
-    return View(
-        attributes["name"],
-        edges,
-        attributes["method"],
-        attributes["reach"],
-        None if pixels is None else tuple(pixels),
-        attributes.get("alignment", "radec"),
-    )
 
 
 def is_store(path: Path) -> bool:
@@ -119,7 +157,7 @@ def is_store(path: Path) -> bool:
     ArchiveError
         If there is something else, or a store of another version.
     """
-    if not path.exists() or (path.is_dir() and not is_full(path)):
+    if not path.exists() or (path.is_dir() and not _is_full(path)):
         return False
     found = _attributes(path).get("dask_bkg_layout")
     if found is None:
@@ -132,6 +170,12 @@ def is_store(path: Path) -> bool:
             "is not touched. Move it away, and a new one is made of the event files; or use the program that made it."
         )
     return True
+
+
+def check_there(path: str | os.PathLike[str]) -> None:
+    """Raise `ArchiveError` if a store that was there is no more."""
+    if not Path(path, "zarr.json").is_file():
+        raise removed(path)
 
 
 def attributes_of(path: Path) -> dict[str, Any]:
@@ -163,7 +207,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 def change_attributes(path: Path, **changes: Any) -> None:
     """Set attributes of a store; what else its metadata say stays."""
-    with told(path):
+    with disk_errors(path):
         metadata = json.loads((path / "zarr.json").read_text())
         if changes.items() <= metadata["attributes"].items():
             return
@@ -177,7 +221,7 @@ def views_of(path: Path) -> dict[str, View]:
     found = (p for what in VIEW_NAMES for p in path.glob(f"{what}-*"))
     names = ["", *sorted(p.name for p in found if (p / "zarr.json").is_file())]
     try:
-        return {name: _view(_attributes(path / name)["view"]) for name in names}
+        return {name: _view(_attributes(place_of(path, name))["layout"]["axes"]) for name in names}
     except KeyError:
         raise removed(path) from None
 
@@ -191,7 +235,7 @@ def view_of(path: Path, name: str) -> View:
         If there is no store, or it has no such view.
     """
     try:
-        return _view(_attributes(path / name)["view"])
+        return _view(_attributes(place_of(path, name))["layout"]["axes"])
     except KeyError:
         raise ArchiveError(f"{path} is no store of run histograms with a view {name!r}; is it there?") from None
 
@@ -208,76 +252,16 @@ def axes_text(view: View) -> str:
     rings = f"{offset.size - 1} rings {offset[0]:g}-{offset[-1]:g} deg"
     frame = "" if view.alignment == "radec" else f" ({view.alignment})"
     side = "" if view.pixels is None else f"{len(view.pixels) - 1}^2 pixels of {np.diff(view.pixels)[0]:g} deg"
-    pixels = f", {side}{frame}" if side else ""
-    return f"{energy.size - 1} energies {energy[0]:g}-{energy[-1]:g} TeV, {rings}{pixels}"
+    axes = [] if view.name.startswith("field") else [rings]
+    axes += [f"{side}{frame}"] if side else []
+    return f"{energy.size - 1} energies {energy[0]:g}-{energy[-1]:g} TeV, {', '.join(axes)}"
 
 
-def consolidate(path: Path) -> None:
-    """Gather the metadata of a group's arrays in the group's own, which readers then open in one piece."""
-    # the filters of warnings are one list for all threads: two at once would leave it as the first one made it
-    with _one_at_a_time, warnings.catch_warnings():
-        # zarr says that the specification does not have it yet; xarray warns of groups without it
-        warnings.simplefilter("ignore", UserWarning)
-        zarr.consolidate_metadata(str(path))
-
-
-def is_consolidated(path: Path, views: Mapping[str, View], n_runs: int) -> bool:
-    """Whether the consolidated metadata tell of these views and of so many rows."""
-    known = json.loads((path / "zarr.json").read_text()).get("consolidated_metadata", {}).get("metadata", {})
-    return known.get("obs_id", {}).get("shape") == [n_runs] and known.keys() >= views.keys() - {""}
-
-
-def grow(path: Path, views: Mapping[str, View], n_runs: int) -> None:
-    """Give all arrays at least this many rows, those of the run numbers last."""
-    with told(path):
-        for name, view in views.items():
-            columns = [] if name else [*RUN_NUMBERS, *TEXTS]
-            for array in (open_array(path, name, a, "r+") for a in (*histograms(view), "key", *VIEW_TEXTS, *columns)):
-                if array.shape[0] < n_runs:
-                    array.resize((n_runs, *array.shape[1:]))
-            if name:
-                consolidate(path / name)
-        array = open_array(path, "", "obs_id", "r+")
-        if array.shape[0] < n_runs:
-            array.resize((n_runs,))
-
-
-def open_array(path: str | os.PathLike[str], view: str, name: str, mode: Any = "r") -> zarr.Array:
-    """One array of a store.
-
-    Raises
-    ------
-    ArchiveError
-        If it is no more there.
-    """
-    try:
-        array = zarr.open_array(Path(path, view), path=name, mode=mode)
-    except FileNotFoundError as error:
-        raise removed(path) from error
-    assert isinstance(array, zarr.Array)
-    return array
-
-
-def blocks_on_disk(path: Path, view: View) -> set[int]:
-    """Blocks all of whose chunks are there."""
-    with told(path):
-        names = [os.listdir(path / view.name / array) for array in histograms(view)]
-    return set.intersection(
-        *({int(match[1]) for name in some if (match := _CHUNK.fullmatch(name))} for some in names)
-    )
-
-
-def clear_leftovers(path: Path) -> None:
-    """Remove what killed jobs left half-written; only for the one who holds the lock."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            if name.endswith(".partial") or name.startswith(".dask_bkg-"):
-                with suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
+# -- errors --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def told(path: str | os.PathLike[str]) -> Iterator[None]:
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """`ArchiveError` for what the disk refuses."""
     try:
         yield
@@ -296,13 +280,6 @@ def removed(path: str | os.PathLike[str]) -> ArchiveError:
         f"the store of run histograms {path}, or a part of it, was removed or moved while it was in use: put it "
         "back, or remove what is left of it, and start again; a new one is then made from the event files."
     )
-
-
-def damaged(path: str | os.PathLike[str], view: str, name: str, block: int, why: object) -> ArchiveError:
-    """The error of a chunk that cannot be read."""
-    files = Path(path, view, name, f"c.{block}.*")
-    return ArchiveError(f"{files} of the store of run histograms is damaged ({why}): remove it, and start again; the "
-                        "next job reads the runs in it again.")  # fmt: skip
 
 
 def timestamp() -> str:

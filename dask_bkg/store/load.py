@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from dask_bkg import schema
 from dask_bkg.binning import AXES, Edges, FieldEdges, sum_bins
 from dask_bkg.errors import ArchiveError
 from dask_bkg.reduction.reduce import solid_angles
-from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS
+from dask_bkg.schema import RUN_NUMBERS, UNITS
 from dask_bkg.store import layout
-from dask_bkg.store.changes import group_blocks
+from dask_bkg.store.rows import CHUNK, DTYPES, SHARD, Rows
 from dask_bkg.store.table import Table
-from dask_bkg.store.update import read_block
 
 
 def load_histograms(
@@ -51,15 +49,12 @@ def load_histograms(
     Raises
     ------
     ArchiveError
-        If a chunk is damaged or lost, or another job is replacing one of the rows, or has done so since ``keys``.
+        If a file is damaged or lost, or a row is not there any more or does not hold what ``keys`` say.
     ValueError
         If the bins that are wanted are no sums of those of the view.
     """
-    rows = np.asarray(rows, dtype=np.int64)
-    view = layout.view_of(Path(path), view_name)
-    with _steady(path, view_name, rows, keys):
-        ontime = _ontime(path, rows)
-        counts, fraction = (_rows_of(path, view_name, name, rows) for name in ("counts", "exposed_fraction"))
+    view, names = layout.view_of(Path(path), view_name), ("counts", "exposed_fraction")
+    ontime, counts, fraction = _read(path, view_name, np.asarray(rows, dtype=np.int64), names, keys)
     counts = sum_bins(counts.astype(float), view.edges.energy, edges.energy, 1)
     counts = sum_bins(counts, view.edges.offset, edges.offset, 2)
     solid_angle = sum_bins(solid_angles(view)["solid_angle"] * fraction, view.edges.offset, edges.offset, 1)
@@ -86,13 +81,9 @@ def load_field(
     ArchiveError, ValueError
         As `load_histograms`.
     """
-    rows = np.asarray(rows, dtype=np.int64)
-    view = layout.view_of(Path(path), view_name)
+    view, names = layout.view_of(Path(path), view_name), ("field_counts", "field_exposed_fraction")
     pixels = np.asarray(view.pixels)
-    with _steady(path, view_name, rows, keys):
-        ontime = _ontime(path, rows)
-        names = "field_counts", "field_exposed_fraction"
-        counts, fraction = (_rows_of(path, view_name, name, rows) for name in names)
+    ontime, counts, fraction = _read(path, view_name, np.asarray(rows, dtype=np.int64), names, keys)
     # energies first, as there are more of them than are wanted: what comes after has less to do
     counts = sum_bins(counts, view.edges.energy, edges.energy, 1).astype(float)
     solid_angle = solid_angles(view)["field_solid_angle"] * fraction
@@ -102,63 +93,46 @@ def load_field(
     return counts, ontime[:, None, None] * solid_angle
 
 
-def _ontime(path: str, rows: NDArray) -> NDArray:
-    ontime = _column(path, "", "ontime", rows)
-    if not np.isfinite(ontime).all():
-        raise layout.damaged(path, "", "ontime", 0, "the file is lost")
-    return ontime
-
-
-@contextmanager
-def _steady(path: str, view: str, rows: NDArray, keys: ArrayLike | None = None) -> Iterator[None]:
-    """`ArchiveError` if rows are void or hold something else, or become so while they are read."""
+def _read(path: str, view: str, rows: NDArray, names: Sequence[str], keys: ArrayLike | None) -> list[NDArray]:
+    """Ontime and some histograms of rows; `ArchiveError` if a row does not hold what it should."""
     if rows.size and rows.min() < 0:
         raise ValueError("a row of -1: only runs that `RunStore.find` has found can be loaded")
-    before = _column(path, view, "key", rows)
+    if keys is not None and np.shape(keys) != rows.shape:
+        raise ValueError(f"{np.size(keys)} keys for {rows.size} rows: one for each, from `RunStore.keys`")
+    with layout.disk_errors(path):
+        store = Rows(layout.place_of(path, view), kinds=("integers", "numbers"))
+        _check_keys(path, store, rows, keys)
+        found = [store.table["ontime"][rows], *(store.values(name, rows) for name in names)]
+        lost = [name for name, values in zip(("numbers", *names), found, strict=True) if _any_fill(values)]
+        if lost:
+            # another job may have moved the rows meanwhile
+            store.read()
+            _check_keys(path, store, rows, keys)
+            shards = sorted({int(row) // SHARD for row in rows})
+            raise ArchiveError(
+                f"a file of {layout.place_of(path, view) / lost[0]} is lost, of one of the shards {shards}: start "
+                "again; the next job reads the runs in it again."
+            )
+    return found
+
+
+def _any_fill(values: NDArray) -> bool:
+    """Whether some row has the fill value, and so was never written."""
+    first = values.reshape(len(values), -1)[:, :1] if values.size else values
+    return bool((np.isnan(first) if values.dtype.kind == "f" else first == np.iinfo(values.dtype).max).any())
+
+
+def _check_keys(path: str, store: Rows, rows: NDArray, keys: ArrayLike | None) -> None:
+    there = rows < store.table["obs_id"].size
+    there[there] = store.table["obs_id"][rows[there]] >= 0
+    same = there.copy()
     if keys is not None:
-        _check_keys(path, before, np.asarray(keys, dtype=np.uint64))
-    if (before == 0).any():
-        raise ArchiveError(
-            f"another job is replacing runs in the store of run histograms {path}: start again when it has ended."
-        )
-    yield
-    _check_keys(path, _column(path, view, "key", rows), before)
-
-
-def _check_keys(path: str, found: NDArray, planned: NDArray) -> None:
-    if found.shape != planned.shape:
-        raise ValueError(f"{planned.size} keys for {found.size} rows: one for each, from `RunStore.keys`")
-    if changed := int((found != planned).sum()):
+        same[there] = store.table["key"][rows[there]].astype(np.uint64) == np.asarray(keys, dtype=np.uint64)[there]
+    if changed := int((~same).sum()):
         raise ArchiveError(
             f"another job has changed runs of the store of run histograms {path} meanwhile, {changed} of the "
-            f"{found.size} that are needed here: run it again, when that job has ended."
+            f"{rows.size} that are needed here: run it again, when that job has ended."
         )
-
-
-def _column(path: str, view: str, name: str, rows: NDArray) -> NDArray:
-    """Values of a column of the table at some rows."""
-    if not rows.size:
-        return np.empty(0)
-    first, last, array = int(rows.min()), int(rows.max()), layout.open_array(path, view, name)
-    if last >= array.shape[0]:
-        raise ArchiveError(
-            f"another job has replaced the store of run histograms {path} meanwhile, by one of fewer runs: run it "
-            "again, when that job has ended."
-        )
-    return np.asarray(array[first : last + 1])[rows - first]
-
-
-def _rows_of(path: str, view: str, name: str, rows: NDArray) -> NDArray:
-    """Histograms of some rows, in their order; each block is read once."""
-    array = layout.open_array(path, view, name)
-    values = np.empty((rows.size, *array.shape[1:]), array.dtype)
-    size = array.chunks[0]
-    for block, places in group_blocks(rows, size).items():
-        values[places] = read_block(path, view, name, block)[rows[places] - block * size]
-        first = values[places].reshape(len(places), -1)[:, 0]
-        if (np.isnan(first) if array.dtype.kind == "f" else first == layout.NEVER_WRITTEN["uint32"]).any():
-            raise layout.damaged(path, view, name, block, "the file is lost")
-    return values
 
 
 def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
@@ -175,9 +149,10 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
     -------
     runs
         ``counts`` and ``exposure`` [s TeV sr] (``obs_id, energy, offset``), in the fine view ``field_counts``
-        (``obs_id, energy, fov_lat, fov_lon``) and ``field_exposed_fraction``, all of them dask arrays in the blocks
-        of the store; edges and solid angles of the bins, and of each run what is known of it, as coordinates.  Runs
-        in the order of ``obs_id``, only those that can be used.  What an update changes is seen after opening again.
+        (``obs_id, energy, fov_lat, fov_lon``) and ``field_exposed_fraction``, which are all that a view of pixels
+        (``field-...``) has; all of them dask arrays in the chunks of the store; edges and solid angles of the bins,
+        and of each run what is known of it, as coordinates.  Runs in the order of ``obs_id``, only those that can be
+        used.  What an update changes is seen after opening again.
 
     Raises
     ------
@@ -199,7 +174,7 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
     >>> store = RunStore.open_or_create(directory / "runs.zarr", fine_view())
     >>> with store.writing():   # what `dask-bkg reduce` does, with tasks on a cluster
     ...     for work in store.plan_update(files, [store.fine], None):
-    ...         store.record(update_block(str(store.path), work, None, [store.fine]))
+    ...         store.record(update_block(work, None, [store.fine]))
     >>> runs = open_runs(directory / "runs.zarr")
     >>> runs.counts.dims, runs.obs_id.values.tolist()
     (('obs_id', 'energy', 'offset'), [64001, 64002, 64003])
@@ -210,26 +185,26 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
     views = layout.views_of(path)
     if view not in views:
         raise ArchiveError(f"{path} has no view {view!r}; it has {', '.join(map(repr, views))}")
-    table = Table.read(path, [view])
-    dataset = xr.open_zarr(path, group=view or None, chunks={})
-    of_runs = ("obs_id", *table.columns, *layout.VIEW_TEXTS)
-    dataset = dataset.drop_vars(["key", *(name for name in of_runs if name in dataset.variables)])
-    rows = np.flatnonzero(table.usable(view)[: dataset.sizes["obs_id"]])
-    rows = rows[np.argsort(table.obs_id[rows])]
-    texts = [name for name in RUN_TEXTS if name != "error"]
+    table = Table(path, ["", view])
+    rows = {obs_id: row for obs_id in sorted(table.run_row) if (row := table.find(view, obs_id)) >= 0}
+    columns = table.columns()
+    chosen = np.isin(columns["obs_id"], list(rows))
     known: dict[str, Any] = {
-        name: ("obs_id", table.columns[name][rows], {"units": UNITS[name]} if name in UNITS else {})
-        for name in (*RUN_NUMBERS, *texts, "fingerprint")
+        name: ("obs_id", columns[name][chosen], {"units": UNITS[name]} if name in UNITS else {})
+        for name in ("obs_id", *RUN_NUMBERS, *(name for name in layout.TEXTS if name != "error"))
     }
-    known["exclusion"] = ("obs_id", table.exclusions[view]["exclusion"][rows])
-    axes = layout.coordinates(views[view])
-    dataset = _take(dataset, rows).assign_coords(axes).assign_coords(obs_id=table.obs_id[rows], **known)
-    return schema.check(_with_exposure(dataset))
+    order = np.array(list(rows.values()), dtype=np.int64)
+    known["exclusion"] = ("obs_id", table.views[view].table["exclusion"][order])
+    dataset = xr.open_zarr(layout.place_of(path, view), chunks={"row": CHUNK}, drop_variables=[*DTYPES])
+    dataset = _take(dataset, order).drop_encoding().rename(row="obs_id").assign_attrs(layout.attributes_of(path))
+    dataset = dataset.assign_coords(layout.coordinates(views[view])).assign_coords(known)
+    return schema.check(_with_exposure(dataset)) if "counts" in dataset else dataset
 
 
 def _take(dataset: xr.Dataset, rows: NDArray) -> xr.Dataset:
-    """Some rows of a dataset; of all, in their order, nothing is rearranged."""
-    return dataset if np.array_equal(rows, np.arange(dataset.sizes["obs_id"])) else dataset.isel(obs_id=rows)
+    """Some rows of a dataset; of those at its beginning, in their order, nothing is rearranged."""
+    first = np.array_equal(rows, np.arange(rows.size))
+    return dataset.isel(row=slice(rows.size) if first else rows)
 
 
 def _with_exposure(dataset: xr.Dataset) -> xr.Dataset:

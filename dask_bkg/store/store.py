@@ -1,18 +1,18 @@
 """The store as the driver of a job sees it: opened, brought up to date, asked.
 
-The driver alone writes the table, in checkpoints; tasks write histograms (`dask_bkg.store.update`).  A row that
-is replaced is void on disk before anyone touches its histograms, and valid again when all of them are written: a job
-that is killed leaves rows that are right and rows that are void, and the next one continues.
+Tasks write what they find as parts (`dask_bkg.store.update`), each job into a directory of its own; the driver folds
+them into the store, some hundred runs at a time.  Rows are only added, and those of a view become valid by the row of
+their run in the table: a job that is killed leaves rows that are right and parts, which the next job folds before it
+continues.  What a job writes after another one has taken over its lock is folded by a third one, before this plans.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,13 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.files import MISSING, Lock, StatCache, state_of
 from dask_bkg.sky.exclusion import SkyRegions
 from dask_bkg.store import layout
-from dask_bkg.store.changes import Asked, Needed, digest_of, exclusions_used, make_blocks, void_lost, warn_of_replaced
-from dask_bkg.store.create import create, create_view
+from dask_bkg.store.changes import Asked, Needed, digest_of, exclusions_used, warn_of_replaced
+from dask_bkg.store.rows import SHARD
 from dask_bkg.store.run_files import by_fingerprint
 from dask_bkg.store.table import Table
-from dask_bkg.store.update import BlockDone, BlockWork, RunDone, put_histograms
+from dask_bkg.store.update import BlockWork, RunDone
 
 log = logging.getLogger(__name__)
-
-FLUSH_EVERY = 3.0
-"""Seconds of work that a killed job may lose; more where a checkpoint takes long (a tenth of the time at most)."""
 
 
 class RunStore:
@@ -46,23 +43,23 @@ class RunStore:
     views
         Its views by name, the fine one has the empty name.
     block
-        Runs of a block, that is of a chunk of histograms.
+        Runs that one task reads.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.block = int(layout.attributes_of(path)["block"])
         self.views = layout.views_of(path)
-        self._table = Table.read(path, self.views)
+        self._table = Table(path, self.views)
         self._hints = StatCache(path.with_name(f"{path.name}.hints.json"))
         self._marks: dict[str, set[str]] | None = None
         self._lock: Lock | None = None
-        self._guard = threading.RLock()
-        self._new: set[int] = set()
-        # of this job alone, never on disk: rows that were planned and not looked at yet, and runs out of reach
+        self._touched: dict[str, set[int]] = {}
+        self._unfolded = 0
+        # of this job alone, never on disk: runs that were planned and are not in the store yet; runs out of reach
         self._unseen: set[int] = set()
+        self._recorded: set[int] = set()
         self._absent: dict[int, str] = {}
-        self._flushed, self._took = time.monotonic(), 0.0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunStore:
@@ -86,7 +83,7 @@ class RunStore:
         fine
             View of a new store (`dask_bkg.binning.fine_view`); one that is there keeps its own.
         block
-            Runs of a chunk of a new store.
+            Runs that one task reads into a new store.
 
         Raises
         ------
@@ -97,7 +94,7 @@ class RunStore:
         if fine.name:
             raise ValueError(f"the fine view has the empty name, got {fine.name!r}")
         if not layout.is_store(path):
-            create(path, fine, block)
+            layout.create(path, fine, block)
         store = cls(path)
         if not layout.same_axes(store.fine, fine):
             log.info("%s keeps its own fine axes: %s", path, layout.axes_text(store.fine))
@@ -156,17 +153,18 @@ class RunStore:
 
     def _with_view(self, view: View) -> View:
         """A view of the store, made if it is not there."""
-        with self._guard:
-            if view.name not in self.views:
-                self.views[view.name] = view
-                self._table.add_view(view.name)
-                if self._lock is not None:
-                    create_view(self.path, view, len(self._table), self.block)
+        if view.name not in self.views:
+            self.views[view.name] = view
+            if self._lock is not None:
+                layout.create_view(self.path, view)
+                self._table = Table(self.path, self.views)
         return self.views[view.name]
+
+    # -- writing -----------------------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the one job that writes, until the block ends; checkpoints are made meanwhile.
+        """Be the one job that writes, until the block ends.
 
         Raises
         ------
@@ -176,41 +174,60 @@ class RunStore:
         if self._lock is not None:
             raise RuntimeError("this store is being written already")
         lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"writes into {self.path}")
-        with layout.told(self.path):
+        with layout.disk_errors(self.path):
             lock.acquire()
         self._lock = lock
         try:
-            # another job may have written since this one was opened
-            layout.clear_leftovers(self.path)
-            self._read_again()
-            with lock.kept_alive(self._flush_if_due):
+            with lock.kept_alive():
+                self._take_over()
                 yield
                 self.flush()
+                for rows in (*self._table.views.values(), self._table.runs):
+                    rows.tidy()
+                self._table.index()
+                with suppress(OSError):  # another job, which was taken over, may have written there meanwhile
+                    os.rmdir(self.path / layout.PARTS)
         finally:
             self._close(lock)
 
-    def _read_again(self) -> None:
-        """Views, table and hints as they are by now; views that are new come into the store."""
+    def _take_over(self) -> None:
+        """The store as other jobs have left it: with all of their parts, and the views that are new for this one."""
+        layout.check_there(self.path)
+        layout.clear_leftovers(self.path)
         wanted, self.views = self.views, layout.views_of(self.path)
-        if missing := wanted.keys() - self.views.keys():
-            n_runs = layout.open_array(self.path, "", "obs_id").shape[0]
-            for name in missing:
-                create_view(self.path, wanted[name], n_runs, self.block)
-            self.views = layout.views_of(self.path)
-        self._table = Table.read(self.path, self.views)
+        for name in wanted.keys() - self.views.keys():
+            layout.create_view(self.path, wanted[name])
+        self.views = layout.views_of(self.path)
+        self._table = Table(self.path, self.views)
+        for directory in sorted(self.path.glob(f"{layout.PARTS}/*")):
+            self._fold(directory)
+        # parts of views that were removed
+        shutil.rmtree(self.path / layout.PARTS, ignore_errors=True)
         self._hints.refresh()
         self._marks = None
-        self._new, self._unseen = set(), set()
+        self._touched, self._unseen, self._recorded, self._unfolded = {}, set(), set(), 0
+
+    def _fold(self, directory: Path) -> None:
+        """Parts into the store: rows of the views, and then those of the runs, by which they become valid."""
+        for rows in (*self._table.views.values(), self._table.runs):
+            rows.fold(directory)
+        self._table.index()
 
     def _close(self, lock: Lock) -> None:
         """Keep what was recorded, whatever ended the work, and give the lock back."""
         try:
             self.flush()
-        except Exception as error:  # what ended the work is told, and not what came of it
+        except Exception as error:  # what ended the work is reported, and not what came of it
             log.warning("%s", error)
         finally:
             self._lock = None
             lock.release()
+
+    @property
+    def _parts(self) -> Path:
+        """Where the tasks of this job write: another one that has taken over does not look there."""
+        assert self._lock is not None
+        return self.path / layout.PARTS / self._lock.token
 
     def plan_update(
         self,
@@ -219,12 +236,12 @@ class RunStore:
         regions: SkyRegions | None,
         catalogs: Mapping[str, str] | None = None,
     ) -> list[BlockWork]:
-        """What must be read so that the store knows runs as they are: one piece of work a task; within `writing`.
+        """What must be read so that the store has runs as they are: one piece of work a task; within `writing`.
 
         Opens no event file.  To be read are runs that are new, whose files changed as far as their size and time
         tell, whose exclusion near the pointing changed, or which lack a view; and runs that failed, unless their
-        files and the exclusion are the same.  They count as void from now on, until `record`; on disk only those that
-        are known to change.  Runs of which something is known and whose files are out of reach are only told of in
+        files and the exclusion are the same.  This job cannot use them until they are recorded; others find what the
+        store has of them.  Runs of which something is known and whose files are out of reach are only reported in
         `errors`: they are back, unread, when their files are.
 
         Parameters
@@ -245,19 +262,23 @@ class RunStore:
         """
         if self._lock is None:
             raise RuntimeError("plan_update: only within `with store.writing():`")
-        names, whole = [view.name for view in views], digest_of(regions)
-        with self._guard:
-            work = self._find_work(runs, views, regions)
-            before = layout.attributes_of(self.path)
-            warn_of_replaced(work, len({run.obs_id for run in runs}), before)
-            rows = self._table.rows_for([needed.run.obs_id for needed in work])
-            about = {"views": tuple(names), "whole_exclusion": whole, "lock": self._lock}
-            blocks = make_blocks(work, rows, self._table, self.block, about)
-            self._prepare(rows, names, np.array([needed.held for needed in work], dtype=bool).reshape(-1, len(names)))
-            exclusions = exclusions_used(self._table, before["exclusions"], whole, bool(work))
-            attributes = {"exclusion": whole, "catalogs": dict(catalogs or {}), "program": layout.PROGRAM}
-            layout.change_attributes(self.path, exclusions=exclusions, **attributes)
-        return blocks
+        work, whole = self._find_work(runs, views, regions), digest_of(regions)
+        before = layout.attributes_of(self.path)
+        warn_of_replaced(work, len({run.obs_id for run in runs}), before)
+        self._unseen |= {needed.run.obs_id for needed in work}
+        exclusions = exclusions_used(self._table, before["exclusions"], whole, bool(work))
+        attributes = {"exclusion": whole, "catalogs": dict(catalogs or {}), "program": layout.PROGRAM}
+        layout.change_attributes(self.path, exclusions=exclusions, **attributes)
+        wanted = [needed.run for needed in work]
+        return [
+            self._work(wanted[first : first + self.block], views, whole)
+            for first in range(0, len(wanted), self.block)
+        ]
+
+    def _work(self, runs: Sequence[RunFile], views: Sequence[View], whole: str) -> BlockWork:
+        fingerprints = tuple(self._table.text("fingerprint", run.obs_id) for run in runs)
+        keys = tuple(tuple(self._table.key(view.name, run.obs_id) for view in views) for run in runs)
+        return BlockWork(tuple(runs), fingerprints, keys, whole, str(self.path), str(self._parts))
 
     def outdated(self, runs: Sequence[RunFile], views: Sequence[View], regions: SkyRegions | None) -> list[RunFile]:
         """Runs that `plan_update` would have read, to be asked without being the one who writes.
@@ -265,18 +286,20 @@ class RunStore:
         Parameters are those of `plan_update`.  A store that lacks nothing can be used while another job writes, or
         where one may only read.
         """
-        with self._guard:
-            return [needed.run for needed in self._find_work(runs, views, regions)]
+        return [needed.run for needed in self._find_work(runs, views, regions)]
 
     def _find_work(self, runs: Sequence[RunFile], views: Sequence[View], regions: SkyRegions | None) -> list[Needed]:
+        layout.check_there(self.path)
         views, first = [self._known(view) for view in views], dict[int, RunFile]()
         for run in runs:
             first.setdefault(run.obs_id, run)
-        self._new |= void_lost(self._table, self.path, views, self.block)
+        # some disks clear away what was not read for long
+        self._table.index()
         asked = Asked(self._table, self._hints, views, regions)
         found = asked.find_work(list(first.values()))
         # an exclusion that changes nothing here is kept too: the next job need not look at each pointing
-        self._new |= asked.touched
+        for view, rows in asked.touched.items():
+            self._touched[view] = self._touched.get(view, set()) | rows
         self._absent = {k: v for k, v in self._absent.items() if k not in first} | asked.absent
         return found
 
@@ -285,16 +308,8 @@ class RunStore:
             raise ValueError(f"view {view.name!r} is none of {self.path}: take those that `view_for` gives")
         return self.views[view.name]
 
-    def _prepare(self, rows: NDArray, views: Sequence[str], held: NDArray) -> None:
-        """Room for all rows on disk, and those that will be replaced void, before a task begins."""
-        for i, view in enumerate(views):
-            self._table.keys[view][rows[~held[:, i]]] = 0
-        self._unseen |= set(rows.tolist())
-        with layout.told(self.path):
-            self._table.make_room(self.path, self.views, {*rows.tolist(), *self._new})
-
-    def record(self, done: BlockDone) -> None:
-        """Take what a task did into the table; a checkpoint is made every few seconds.
+    def record(self, done: Sequence[RunDone]) -> None:
+        """Take note of what a task did; its parts are folded when there are enough of them.
 
         Raises
         ------
@@ -303,39 +318,16 @@ class RunStore:
         """
         if self._lock is None:
             raise RuntimeError("record: only within `with store.writing():`")
-        with self._guard:
-            if any(done.unwritten):
-                self._write_for(done)
-            for run in done.runs:
-                self._take(run, done.views)
-        self._flush_if_due()
-
-    def _take(self, run: RunDone, views: Sequence[str]) -> None:
-        """What became of one run into the table."""
-        if run.status == "absent":
-            self._absent[run.obs_id] = run.texts["error"]
-        else:
-            self._table.tell(run.row, run.numbers, run.texts, dict(zip(views, run.exclusions, strict=False)))
-        for view, key in zip(views, run.keys, strict=True):
-            self._table.keys[view][run.row] = key
-        for hint in run.hints:
-            self._hints.add(*hint)
+        for run in done:
+            if run.status == "absent":
+                self._absent[run.obs_id] = run.error
+            for hint in run.hints:
+                self._hints.add(*hint)
         self._marks = None
-        self._new.add(run.row)
-        self._unseen.discard(run.row)
-
-    def _write_for(self, done: BlockDone) -> None:
-        """Write what a task has left to the driver; the rows are void on disk before."""
-        assert self._lock is not None
-        rows = {row for part in done.unwritten for row in part}
-        for view in done.views:
-            self._table.keys[view][list(rows)] = 0
-        self._new |= rows
-        # numbers and texts too: the keys of other rows, which go with these, must not come before them
-        self.flush()
-        for name, part in zip(done.views, done.unwritten, strict=True):
-            if part:
-                put_histograms(str(self.path), self.views[name], done.block, part, self._lock)
+        self._recorded |= {run.obs_id for run in done}
+        self._unfolded += len(done)
+        if self._unfolded >= SHARD:
+            self.flush()
 
     def saw(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         """A file as it is now holds the run of this fingerprint: it need not be opened to find that out.
@@ -345,35 +337,32 @@ class RunStore:
         name = os.path.abspath(path)
         if (state := state_of(name)) == MISSING:
             return
-        with self._guard:
-            if self._marks is None:
-                self._marks = by_fingerprint(self._hints.facts())
-            for mark in self._marks.get(fingerprint, (fingerprint,)):
-                self._hints.add(name, state, mark)
-
-    def _flush_if_due(self) -> None:
-        if self._new and time.monotonic() - self._flushed > max(FLUSH_EVERY, 10 * self._took):
-            self.flush()
+        if self._marks is None:
+            self._marks = by_fingerprint(self._hints.facts())
+        for mark in self._marks.get(fingerprint, (fingerprint,)):
+            self._hints.add(name, state, mark)
 
     def flush(self) -> None:
-        """Make a checkpoint: hints, numbers and texts, and after them the keys that make rows valid.
+        """Fold what was recorded, and write the hints.
 
         Raises
         ------
         ArchiveError
             If another job has taken over, or the store cannot be written.
         """
-        with self._guard, layout.told(self.path):
-            start = time.monotonic()
-            self._save_hints()
-            if self._new and self._lock is not None:
+        layout.check_there(self.path)
+        with layout.disk_errors(self.path):
+            if self._lock is not None and (self._recorded or self._touched):
                 self._lock.beat()
-                self._table.write_columns(self.path, self._new)
-                self._table.write_keys(self.path, self._new)
+                for view, touched in self._touched.items():
+                    rows, store = np.array(sorted(touched)), self._table.views[view]
+                    store.update(rows, {"whole_exclusion": store.table["whole_exclusion"][rows]})
+                self._touched = {}
+                self._fold(self._parts)
+                self._unseen -= self._recorded
+                self._recorded, self._unfolded = set(), 0
                 layout.change_attributes(self.path, written=layout.timestamp())
-                self._new = set()
-            self._flushed = time.monotonic()
-            self._took = self._flushed - start
+            self._save_hints()
 
     def _save_hints(self) -> None:
         try:
@@ -384,44 +373,48 @@ class RunStore:
             # a store that one may only read is used without; the next job opens some files more
             log.info("the hints of %s are not kept: %s", self.path, error)
 
+    # -- what there is -----------------------------------------------------------------------------------------
+
     def find(self, obs_ids: ArrayLike, view: str = "") -> NDArray:
-        """Rows of runs that have valid histograms in a view.
+        """Rows of a view with the histograms of runs.
 
         Parameters
         ----------
         obs_ids
             Run numbers, shape ``(runs,)``.
+        view
+            Name of the view; each has rows of its own.
 
         Returns
         -------
         rows
             Shape ``(runs,)``; -1 for runs that are not there or cannot be used.
         """
-        rows = self._table.rows(obs_ids)
-        return np.where(self.usable(view)[rows], rows, -1) if len(self._table) else rows
+        without = self._unseen | self._absent.keys()
+        numbers = np.asarray(obs_ids, dtype=np.int64)
+        rows = [-1 if obs_id in without else self._table.find(view, obs_id) for obs_id in numbers.ravel().tolist()]
+        return np.array(rows, dtype=np.int64).reshape(numbers.shape)
 
     def table(self) -> dict[str, NDArray]:
-        """``obs_id``, `dask_bkg.schema.RUN_NUMBERS` and texts of all rows, each of shape ``(rows,)``.
+        """``obs_id``, `dask_bkg.schema.RUN_NUMBERS` and texts of all runs in the order of ``obs_id``.
 
-        The exclusion is that of the fine view.
+        Arrays of shape ``(runs,)``; the exclusion is that of the fine view.
         """
-        columns = {**self._table.columns, **self._table.exclusions[""]}
-        return {"obs_id": self._table.obs_id.copy(), **{name: column.copy() for name, column in columns.items()}}
+        return self._table.columns()
 
     def usable(self, view: str = "") -> NDArray:
-        """Which rows have valid histograms in a view, boolean of shape ``(rows,)``."""
-        valid, absent = self._table.usable(view), self._table.rows(list(self._absent))
-        valid[[*self._unseen, *absent[absent >= 0].tolist()]] = False
-        return valid
+        """Which runs of `table` have valid histograms in a view, boolean of shape ``(runs,)``."""
+        return self.find(sorted(self._table.run_row), view) >= 0
 
     def keys(self, rows: ArrayLike, view: str = "") -> NDArray:
-        """What rows hold, as a number: events, exclusion and how they are counted; uint64, shape ``(rows,)``."""
-        return self._table.keys[view][np.asarray(rows, dtype=np.int64)]
+        """What rows of a view hold, as a number: events, exclusion and how they are counted; uint64, ``(rows,)``."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if not rows.size:
+            return np.empty(0, np.uint64)
+        return self._table.views[view].table["key"][rows].astype(np.uint64)
 
     def errors(self, obs_ids: ArrayLike) -> dict[int, str]:
         """Why runs cannot be used, those that have a reason."""
-        rows = self._table.rows(obs_ids)
-        found = zip(np.asarray(obs_ids).tolist(), rows.tolist(), strict=True)
-        texts = self._table.columns["error"]
-        known = {int(obs_id): str(texts[row]) for obs_id, row in found if row >= 0 and texts[row]}
-        return known | {int(k): self._absent[k] for k in np.asarray(obs_ids).tolist() if k in self._absent}
+        numbers = np.asarray(obs_ids, dtype=np.int64).tolist()
+        known = {obs_id: error for obs_id in numbers if (error := self._table.text("error", obs_id))}
+        return known | {obs_id: self._absent[obs_id] for obs_id in numbers if obs_id in self._absent}

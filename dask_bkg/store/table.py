@@ -1,23 +1,22 @@
-"""The table of a store in memory: one row a run, with its numbers, its texts and the key of its histograms.
+"""What a store has of each run, in memory: its numbers and texts, and which row of each view has its histograms.
 
 The key of a row in a view says for which events, which exclusion and by which reduction the histograms there are; the
-row can be used as long as that is what its fingerprint and the view's exclusion say.  Zero is never valid.
+row can be used as long as that is what the fingerprint of the run and the row's exclusion say.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from dask_bkg.binning import View
 from dask_bkg.errors import ArchiveError
 from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.store import layout
+from dask_bkg.store.rows import Rows
 
 REDUCTION = 1
 """Version of what makes histograms and numbers out of a file (`dask_bkg.reduction.reduce` and what it calls): raise
@@ -30,170 +29,101 @@ def key_of(fingerprint: str, exclusion: str) -> int:
     return int.from_bytes(digest) or 1
 
 
-def failed_key(whole_exclusion: str) -> int:
-    """Key of a run that could not be used when all regions together had this digest."""
-    return key_of("failed", whole_exclusion)
+def failed_with(whole_exclusion: str, views: Iterable[str]) -> str:
+    """With what a run was tried when it failed: the present reduction, all regions together, and some views."""
+    return f"{REDUCTION}/{whole_exclusion}/{','.join(views)}"
 
 
 class Table:
-    """All rows of a store.
+    """The runs of a store, and the rows of its views that count.
+
+    Parameters
+    ----------
+    path
+        The store.
+    views
+        Names of the views that are read.
+
+    Raises
+    ------
+    ArchiveError
+        If it is gone or damaged.
 
     Attributes
     ----------
-    obs_id
-        Run numbers, int64; -1: a row that a killed job made and did not come to fill.
-    columns
-        `dask_bkg.schema.RUN_NUMBERS` (float64) and `dask_bkg.store.layout.TEXTS` (str), each of shape ``(runs,)``.
-    keys
-        For each view what its histograms are of, uint64 of shape ``(runs,)``.
-    exclusions
-        For each view the texts `dask_bkg.store.layout.VIEW_TEXTS`, each of shape ``(runs,)``.
+    runs
+        The table of the runs.
+    views
+        The rows of each view.
+    run_row
+        Row of each run in ``runs``, by its number.
+    view_row
+        For each view the row that counts of each run.
     """
 
-    def __init__(
-        self,
-        obs_id: NDArray,
-        columns: dict[str, NDArray],
-        keys: dict[str, NDArray],
-        exclusions: dict[str, dict[str, NDArray]],
-    ):
-        self.obs_id, self.columns, self.keys, self.exclusions = obs_id, columns, keys, exclusions
-        self._order = np.argsort(obs_id, kind="stable")
+    def __init__(self, path: Path, views: Iterable[str]) -> None:
+        try:
+            with layout.disk_errors(path):
+                self.runs = Rows(path / layout.RUNS)
+                self.views = {view: Rows(layout.place_of(path, view)) for view in views}
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, ArchiveError):
+                raise
+            raise ArchiveError(
+                f"the table of the store of run histograms {path} is damaged ({error}): move the store away, and a "
+                "new one is made from the event files."
+            ) from error
+        self.index()
 
-    @classmethod
-    def read(cls, path: Path, views: Iterable[str]) -> Table:
-        """The table as it is on disk."""
-        obs_id = _read(path, "", "obs_id")
-        n = obs_id.size
-        columns = {name: _read(path, "", name)[:n] for name in RUN_NUMBERS}
-        columns |= {name: np.asarray(_read(path, "", name)[:n], dtype=object) for name in layout.TEXTS}
-        # a view that was added while the store grew may be behind, any other array may be ahead
-        views = list(views)
-        keys = {view: _resized(_read(path, view, "key"), n) for view in views}
-        exclusions = {
-            view: {name: _resized(np.asarray(_read(path, view, name), dtype=object), n) for name in layout.VIEW_TEXTS}
-            for view in views
-        }
-        # a chunk of numbers that is lost reads as NaN
-        lost = ~np.isfinite(columns["ontime"]) & (columns["error"] == "")
-        keys = {view: np.where(lost, 0, key).astype(np.uint64) for view, key in keys.items()}
-        return cls(obs_id, columns, keys, exclusions)
+    def index(self) -> None:
+        """Find the rows that count, by what is in memory and which files there are."""
+        table, rows = self.runs.table, self.runs.latest()
+        # numbers whose file is lost read as NaN
+        rows = rows[np.isfinite(table["ontime"][rows]) | (table["error"][rows] != "")]
+        self.run_row = dict(zip(table["obs_id"][rows].tolist(), rows.tolist(), strict=True))
+        self.view_row = {}
+        for name, view in self.views.items():
+            rows = view.latest()
+            rows = rows[np.isfinite(view.table["ontime"][rows])]
+            self.view_row[name] = dict(zip(view.table["obs_id"][rows].tolist(), rows.tolist(), strict=True))
 
-    def add_view(self, view: str) -> None:
-        """Room for a view of which nothing is known."""
-        self.keys[view] = np.zeros(len(self), np.uint64)
-        self.exclusions[view] = {name: np.full(len(self), "", dtype=object) for name in layout.VIEW_TEXTS}
+    def text(self, name: str, obs_id: int) -> str:
+        """A text of a run; empty for one that is not there."""
+        row = self.run_row.get(obs_id)
+        return "" if row is None else str(self.runs.table[name][row])
 
-    def __len__(self) -> int:
-        return self.obs_id.size
+    def pointing(self, obs_id: int) -> tuple[float, float]:
+        """Where a run that is there looked, RA and Dec [deg]."""
+        row = self.run_row[obs_id]
+        return float(self.runs.table["ra_pnt"][row]), float(self.runs.table["dec_pnt"][row])
 
-    def rows(self, obs_ids: ArrayLike) -> NDArray:
-        """Rows of runs, -1 for those that are not there."""
-        wanted = np.asarray(obs_ids, dtype=np.int64)
-        if not len(self):
-            return np.full(wanted.shape, -1)
-        place = np.searchsorted(self.obs_id, wanted, sorter=self._order)
-        rows = self._order[np.minimum(place, len(self) - 1)]
-        return np.where((self.obs_id[rows] == wanted) & (wanted >= 0), rows, -1)
+    def key(self, view: str, obs_id: int) -> int:
+        """What the row of a run in a view holds; zero: there is none."""
+        row = self.view_row.get(view, {}).get(obs_id)
+        return 0 if row is None else int(self.views[view].table["key"][row].astype(np.uint64))
 
-    def usable(self, view: str) -> NDArray:
-        """Which rows have histograms in a view that are those of the run as it is; boolean."""
-        valid = np.zeros(len(self), dtype=bool)
-        for row in np.flatnonzero((self.keys[view] != 0) & (self.columns["error"] == "")).tolist():
-            valid[row] = self.is_valid(view, row)
-        return valid
+    def find(self, view: str, obs_id: int) -> int:
+        """The row with the histograms of a run as it is, made with the exclusion that the row names; -1: none."""
+        row, fingerprint = self.view_row.get(view, {}).get(obs_id), self.text("fingerprint", obs_id)
+        if row is None or not fingerprint or self.text("error", obs_id):
+            return -1
+        exclusion = self.views[view].table["exclusion"][row]
+        return row if self.key(view, obs_id) == key_of(fingerprint, str(exclusion)) else -1
 
-    def is_valid(self, view: str, row: int) -> bool:
-        """Whether the histograms of a row in a view are those of its fingerprint and of the view's exclusion."""
-        fingerprint = self.columns["fingerprint"][row]
-        return bool(fingerprint) and self.keys[view][row] == key_of(
-            fingerprint, self.exclusions[view]["exclusion"][row]
-        )
+    def columns(self) -> dict[str, NDArray]:
+        """Numbers and texts of all runs in the order of ``obs_id``, with the exclusion of the fine view."""
+        obs_ids = sorted(self.run_row)
+        rows = np.array([self.run_row[obs_id] for obs_id in obs_ids], dtype=np.int64)
+        found = {name: self.runs.table[name][rows] for name in ("obs_id", *RUN_NUMBERS, *layout.TEXTS)}
+        fine, fine_row = self.views[""].table, self.view_row[""]
+        for name in layout.VIEW_TEXTS:
+            texts = [fine[name][fine_row[obs_id]] if obs_id in fine_row else "" for obs_id in obs_ids]
+            found[name] = np.array(texts, dtype=object)
+        return found
 
-    def add(self, obs_ids: Sequence[int]) -> NDArray:
-        """Rows for new runs: those that nobody filled, then new ones at the end."""
-        free = np.flatnonzero(self.obs_id < 0)[: len(obs_ids)]
-        n, more = len(self), len(obs_ids) - free.size
-        rows = np.append(free, np.arange(n, n + more))
-        self.obs_id = np.append(self.obs_id, np.full(more, -1))
-        self.obs_id[rows] = obs_ids
-        self._order = np.argsort(self.obs_id, kind="stable")
-        for columns in (self.columns, *self.exclusions.values()):
-            for name, column in columns.items():
-                columns[name] = np.append(column, np.full(more, "" if column.dtype == object else np.nan))
-                columns[name][rows] = "" if column.dtype == object else np.nan
-        for view, key in self.keys.items():
-            self.keys[view] = _resized(key, n + more)
-            self.keys[view][rows] = 0
-        return rows
-
-    def rows_for(self, obs_ids: Sequence[int]) -> NDArray:
-        """Rows of runs; those that are new get some."""
-        rows = self.rows(obs_ids)
-        new = np.flatnonzero(rows < 0)
-        if new.size:
-            rows[new] = self.add([obs_ids[int(i)] for i in new])
-        return rows
-
-    def tell(
-        self, row: int, numbers: Mapping[str, float], texts: Mapping[str, str], exclusions: Mapping[str, str]
-    ) -> None:
-        """What is known of a row from now on, with the digest of its exclusion for each view."""
-        for name in RUN_NUMBERS:
-            self.columns[name][row] = numbers.get(name, np.nan)
-        for name in layout.TEXTS:
-            self.columns[name][row] = texts.get(name, "")
-        for view, exclusion in exclusions.items():
-            self.exclusions[view]["exclusion"][row] = exclusion
-            self.exclusions[view]["whole_exclusion"][row] = texts.get("whole_exclusion", "")
-
-    def make_room(self, path: Path, views: Mapping[str, View], changed: set[int]) -> None:
-        """Make the arrays on disk as long as the table, and write keys of rows before new ones are seen."""
-        grown = not layout.is_consolidated(path, views, len(self))
-        if grown:
-            layout.grow(path, views, len(self))
-        if changed:
-            self.write_keys(path, changed)
-            self.write_ids(path)
-        if grown:
-            layout.consolidate(path)
-
-    def write_ids(self, path: Path) -> None:
-        """Write the run numbers."""
-        _write(path, "", "obs_id", self.obs_id, range(len(self)))
-
-    def write_columns(self, path: Path, rows: Iterable[int]) -> None:
-        """Write numbers and texts, in the chunks that hold these rows."""
-        rows = list(rows)
-        for view, columns in (("", self.columns), *self.exclusions.items()):
-            for name, column in columns.items():
-                _write(path, view, name, column, rows)
-
-    def write_keys(self, path: Path, rows: Iterable[int]) -> None:
-        """Write the keys of all views, in the chunks that hold these rows."""
-        rows = list(rows)
-        for view, key in self.keys.items():
-            _write(path, view, "key", key, rows)
-
-
-def _read(path: Path, view: str, name: str) -> NDArray:
-    try:
-        return np.asarray(layout.open_array(path, view, name)[:])
-    except (RuntimeError, ValueError) as error:
-        raise ArchiveError(
-            f"the table of the store of run histograms {path} is damaged ({view}/{name}: {error}): move the store "
-            "away, and a new one is made from the event files."
-        ) from error
-
-
-def _write(path: Path, view: str, name: str, column: NDArray, rows: Iterable[int]) -> None:
-    array, size = layout.open_array(path, view, name, "r+"), layout.TABLE_CHUNK
-    for chunk in sorted({row // size for row in rows}):
-        part = slice(chunk * size, min((chunk + 1) * size, column.size))
-        array[part] = column[part]
-
-
-def _resized(column: NDArray, n: int) -> NDArray:
-    """The first ``n`` values, zeros or empty texts added where there are fewer."""
-    nothing: Any = "" if column.dtype == object else 0
-    return np.append(column, np.full(max(n - column.size, 0), nothing, column.dtype))[:n]
+    def whole_exclusions(self) -> set[str]:
+        """Digests of the whole exclusions of all rows that count."""
+        return {
+            text for name, rows in self.view_row.items()
+            for text in self.views[name].table["whole_exclusion"][list(rows.values())].tolist()
+        }  # fmt: skip

@@ -139,7 +139,8 @@ def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:
     """The targets with the place of their counts; those without counts are none."""
     targets = job.tables.ready
     rows = stored.store.find([target.obs_id for target in targets], view)
-    keys = stored.store.keys(np.maximum(rows, 0), view) if len(rows) else rows
+    keys = np.zeros(rows.size, dtype=np.uint64)
+    keys[rows >= 0] = stored.store.keys(rows[rows >= 0], view)
     table = job.tables.targets
     return {
         target.obs_id: Subject(

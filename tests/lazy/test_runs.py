@@ -105,7 +105,9 @@ def store(archive, tmp_path_factory):
 
 def loaded(store, numbers, block=None, edges=EDGES, view=""):
     rows = store.find(numbers, view)
-    table = {name: column[rows] for name, column in store.table().items()}
+    table = store.table()
+    places = np.searchsorted(table["obs_id"], numbers)
+    table = {name: column[places] for name, column in table.items()}
     return load_runs(str(store.path), view, rows, table, edges, block=block)
 
 

