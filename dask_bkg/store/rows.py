@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_directory, atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -201,16 +201,14 @@ class Rows:
     @classmethod
     def create(cls, path: Path, layout: Layout, title: str) -> Rows:
         """An empty store, made under another name and then renamed; the caller holds the lock."""
-        temporary = path.with_name(f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-40:]}")
         attributes: dict[str, Any] = {"title": title, "dask_bkg_rows": FORMAT, "layout": layout.as_json()}
-        with _disk_errors(path):
+        with _disk_errors(path), atomic_directory(path) as temporary:
             group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
             for name, scalars in layout.table.items():
                 _create_table_array(group, name, len(scalars))
             for name, column in layout.arrays.items():
                 _create_array(group, name, column)
             _consolidate(temporary)
-            os.rename(temporary, path)
         return cls(path)
 
     # -- attributes --------------------------------------------------------------------------------------------
