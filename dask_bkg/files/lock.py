@@ -62,7 +62,9 @@ def locked(directory: str | os.PathLike[str], timeout: float = 600.0) -> Iterato
     except OSError as error:
         raise write_error(error, lock.path) from error
     try:
-        yield
+        # the results of 20,000 runs are written under it: a minute, and more on a busy disk
+        with lock.kept_alive(lambda: None):
+            yield
     finally:
         lock.release()
 

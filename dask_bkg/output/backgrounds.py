@@ -247,6 +247,7 @@ class Backgrounds:
         self._unfolded = 0
         with locked(self.directory):
             self._store = self._fold()
+        self._earlier = self._rows()
 
     @property
     def place(self) -> Place:
@@ -256,9 +257,8 @@ class Backgrounds:
     def marks(self, targets: Iterable[Target]) -> dict[int, Mark]:
         """Digest and files of the backgrounds that earlier jobs have made of targets, at the same place."""
         table, found = self._store.table, {}
-        rows = self._rows()
         for target in targets:
-            row = rows.get(target.obs_id)
+            row = self._earlier.get(target.obs_id)
             if row is not None and table["digest"][row] and table["output"][row] == target.output:
                 sizes, times = ([int(table[f"{what}.{file}"][row]) for file in FILES] for what in _STATE)
                 found[target.obs_id] = (str(table["digest"][row]), tuple(zip(sizes, times, strict=True)))
@@ -266,7 +266,7 @@ class Backgrounds:
 
     def result(self, obs_id: int) -> Result:
         """What is recorded of a background that would come out unchanged."""
-        entry = Entry(self._store, self._rows()[obs_id])
+        entry = Entry(self._store, self._earlier[obs_id])
         return Result(
             obs_id,
             "unchanged",
@@ -281,6 +281,7 @@ class Backgrounds:
         )
 
     def _rows(self) -> dict[int, int]:
+        """Rows of the store that count, by run number."""
         rows = self._store.latest()
         return dict(zip(self._store.table["obs_id"][rows].tolist(), rows.tolist(), strict=True))
 
