@@ -47,7 +47,7 @@ from dask_bkg.similarity import ShapeSettings, flat_bins
 from dask_bkg.store.store import RunStore
 
 EDGES = Edges(np.geomspace(0.01, 100, 21), np.linspace(0, 2.5, 6))
-"""Bins that are compared as they are: narrower ones would be joined (`dask_bkg.similarity.coarse_edges`)."""
+"""Bins that are compared as they are: narrower ones would be joined (`dask_bkg.similarity.bins.coarse_edges`)."""
 
 VIEW = View("", EDGES)
 EVENTS = 8000.0

@@ -13,15 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
-def sum_bins(values: NDArray, fine: NDArray, coarse: NDArray, axis: int) -> NDArray:
-    """Sums over the fine bins of each coarse one, along an axis; always in the same order of terms."""
-    index = sum_index(fine, coarse)
-    inside = np.flatnonzero(index >= 0)
-    part = values[(slice(None),) * axis + (slice(inside[0], inside[-1] + 1),)]
-    return np.add.reduceat(part, np.searchsorted(index[inside], np.arange(coarse.size - 1)), axis=axis)
-
-
 AXES = ("energy", "offset")
 FIELD = ("fov_lat", "fov_lon")
 FIELD_AXES = ("energy", *FIELD)
@@ -29,15 +20,14 @@ ALIGNMENTS = ("radec", "altaz")
 """Frames of the field of view: ``fov_lat`` towards north, or towards the zenith."""
 
 TOLERANCE = 1e-9
-"""Relative distance up to which two bin edges are the same one."""
+"""Relative distance up to which two bin edges are equal."""
 
 LEAST_WIDTH = 0.02
-"""Least width of rings and pixels of the fine view [deg]: that of the pixels which they are made of
-(`dask_bkg.sky.fov.MAX_PIXEL`, which this module may not import); a narrower ring may have none."""
-
+"""Smallest width of offset bins and field pixels of the fine view [deg]: that of the small pixels in which events are
+counted (`dask_bkg.sky.fov.MAX_PIXEL`, which this module may not import); a narrower bin may contain none."""
 
 FLOOR = 1e-9
-"""What the procedure adds to event numbers and to normalised rates so as not to divide by zero."""
+"""Number that the procedure adds to event numbers and to normalised rates to avoid a division by zero."""
 
 
 class Edges(NamedTuple):
@@ -94,7 +84,13 @@ def dims_of(edges: Edges | FieldEdges) -> dict[str, tuple[str, ...]]:
 
 
 def as_edges(edges: Edges | Mapping[str, ArrayLike]) -> Edges:
-    """`Edges` from a mapping with ``energy`` and ``offset``, checked."""
+    """`Edges` from a mapping with ``energy`` [TeV] and ``offset`` [deg].
+
+    Raises
+    ------
+    ValueError
+        If they are not ascending and finite, energies > 0 and offsets >= 0.
+    """
     pair = edges._asdict() if isinstance(edges, Edges) else edges
     arrays = {name: np.asarray(pair[name], dtype=float) for name in AXES}
     for name, array in arrays.items():
@@ -106,20 +102,20 @@ def as_edges(edges: Edges | Mapping[str, ArrayLike]) -> Edges:
 
 
 class View(NamedTuple):
-    """One set of histograms of a run: on which bins, and how its exposure is told.
+    """One set of histograms of a run: its bins, and how its exposure is estimated.
 
     Attributes
     ----------
     name
         Empty for the fine one, ``rings-<digest>`` or ``field-<digest>`` for others.
     edges
-        Energy [TeV] and rings of offset [deg].
+        Edges of energy [TeV] and offset bins [deg].
     method
         ``geometry`` or ``event_ratio``, see `dask_bkg.reduce_run`.
     reach
         ``disc`` or ``centre``, see `dask_bkg.sky.exclusion.SkyRegions.near`.
     pixels
-        Edges of square field pixels [deg], the same along ``fov_lon`` and ``fov_lat``; None: rings only.
+        Edges of square field pixels [deg], the same along ``fov_lon`` and ``fov_lat``; None: offset bins only.
     alignment
         Frame of those pixels, ``radec`` or ``altaz``.
     """
@@ -133,7 +129,7 @@ class View(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """Distance from the pointing within which all of its bins lie [deg]: to a corner of the square field."""
+        """Distance from the pointing within which all of its bins lie [deg]: to the corners of the square field."""
         return float(max(self.edges.offset[-1], *self.pixels or (0.0,))) * math.sqrt(2.0)
 
 
@@ -144,29 +140,29 @@ def fine_view(
     off_max: float = 2.5,
     energy_range: tuple[float, float] = (0.01, 1000.0),
 ) -> View:
-    """The view of which other binnings are sums: narrow rings, and square pixels of the field.
+    """The view of which other binnings are sums: narrow offset bins, and square pixels of the field.
 
-    The rings stay beside the pixels because rings put together from pixels of 0.2 deg have their mean offset wrong
-    by up to 0.03 deg, which is 1-3 % of the rate.
+    The offset bins are stored in addition to the pixels, because sums of pixels of 0.2 deg have their mean offset
+    wrong by up to 0.03 deg, which is 1-3 % of the rate.
 
     Parameters
     ----------
     bins_per_decade
-        Energy bins a decade.
+        Energy bins per decade.
     pixel
         Width of a field pixel [deg], 0.02 to ``off_max``; the field is the smallest square of them that holds
         ``off_max``.
     ring
-        Width of a ring [deg], 0.02 to ``off_max``.
+        Width of an offset bin [deg], 0.02 to ``off_max``.
     off_max
-        Outer edge of the last ring [deg]; the last ring ends there or, if ``ring`` does not divide it, beyond.
+        Outer edge of the last offset bin [deg]; a larger one if ``ring`` does not divide it.
     energy_range
         Lowest and highest edge [TeV], a whole number of bins apart.
 
     Raises
     ------
     ValueError
-        Saying what is accepted.
+        If a width or the energy range is not accepted.
 
     Examples
     --------
@@ -178,14 +174,14 @@ def fine_view(
     bins = math.log10(high / low) * bins_per_decade if 0 < low < high else math.nan
     if not abs(bins - np.round(bins)) < 1e-6:
         raise ValueError(
-            f"energy_range {energy_range} [TeV] is no whole number of bins at {bins_per_decade} a decade: "
-            "take powers of ten"
+            f"energy_range {energy_range} [TeV] is no whole number of bins at {bins_per_decade} per decade: "
+            "use powers of ten"
         )
     for name, width in {"pixel": pixel, "ring": ring}.items():
         if not LEAST_WIDTH * (1 - TOLERANCE) <= width <= off_max < math.inf:
             raise ValueError(f"{name} of {width:g} deg: accepted are {LEAST_WIDTH:g} to off_max, {off_max:g} deg")
     energy = np.geomspace(low, high, round(bins) + 1)
-    # multiples of the width, not sums of it: edges are then the nearest floats to those of other binnings
+    # multiples of the width, not sums: edges then agree with those of other binnings to the last digits
     offset = np.round(np.arange(_pieces(off_max, ring) + 1) * ring, 12)
     halves = _pieces(off_max, pixel / 2)
     pixels = np.round(np.arange(-halves, halves + 1, 2) * (pixel / 2), 12)
@@ -193,12 +189,12 @@ def fine_view(
 
 
 def _pieces(length: float, width: float) -> int:
-    """Fewest pieces of a width that cover a length, whatever the last digit says."""
+    """Smallest number of pieces of a width that cover a length, but for rounding."""
     return math.ceil(length / width * (1 - TOLERANCE))
 
 
 def ring_view(edges: Edges, method: str = "geometry", reach: str = "disc") -> View:
-    """The view of exact rings on given axes, named after a digest of all that it is made with.
+    """The view of exact offset bins on given axes, named after a digest of all its arguments.
 
     Examples
     --------
@@ -206,14 +202,19 @@ def ring_view(edges: Edges, method: str = "geometry", reach: str = "disc") -> Vi
     >>> view.name.startswith("rings-"), view.pixels
     (True, None)
     """
-    digest = hashlib.blake2b(f"{method} {reach} {edges.shape}".encode(), digest_size=4)
+    return View(f"rings-{_digest(f'{method} {reach} {edges.shape}', edges)}", edges, method, reach)
+
+
+def _digest(text: str, edges: Edges) -> str:
+    """Hash of a text and of bin edges."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4)
     for axis in edges:
         digest.update(np.ascontiguousarray(axis, dtype="<f8").tobytes())
-    return View(f"rings-{digest.hexdigest()}", edges, method, reach)
+    return digest.hexdigest()
 
 
 def field_view(fine: View, alignment: str, pixels: tuple[float, ...] | None = None) -> View:
-    """A view with field pixels in another frame, or of another width, beside the fine one; with its other axes.
+    """A view with the axes of the fine one, but field pixels in another frame or of another width.
 
     Parameters
     ----------
@@ -224,6 +225,11 @@ def field_view(fine: View, alignment: str, pixels: tuple[float, ...] | None = No
     pixels
         Edges of the pixels [deg]; those of the fine view by default.
 
+    Raises
+    ------
+    ValueError
+        If there is no such frame.
+
     Examples
     --------
     >>> view = field_view(fine_view(), "altaz")
@@ -233,10 +239,7 @@ def field_view(fine: View, alignment: str, pixels: tuple[float, ...] | None = No
     if alignment not in ALIGNMENTS:
         raise ValueError(f"alignment {alignment!r} of the field: accepted are {' and '.join(map(repr, ALIGNMENTS))}")
     view = fine._replace(alignment=alignment, pixels=pixels or fine.pixels)
-    digest = hashlib.blake2b(f"{alignment} {view.reach} {view.pixels}".encode(), digest_size=4)
-    for axis in view.edges:
-        digest.update(np.ascontiguousarray(axis, dtype="<f8").tobytes())
-    return view._replace(name=f"field-{digest.hexdigest()}")
+    return view._replace(name=f"field-{_digest(f'{alignment} {view.reach} {view.pixels}', view.edges)}")
 
 
 def is_sum_of(fine: Edges | ArrayLike, coarse: Edges | ArrayLike) -> bool:
@@ -259,7 +262,7 @@ def is_sum_of(fine: Edges | ArrayLike, coarse: Edges | ArrayLike) -> bool:
 
 
 def sum_index(fine: ArrayLike, coarse: ArrayLike) -> NDArray:
-    """The coarse bin to which each fine bin belongs, -1 outside of all; shape ``(fine bins,)``.
+    """Index of the coarse bin to which each fine bin belongs, -1 outside of all; shape ``(fine bins,)``.
 
     Parameters
     ----------
@@ -284,8 +287,29 @@ def sum_index(fine: ArrayLike, coarse: ArrayLike) -> NDArray:
     return np.where(index < coarse.size - 1, index, -1)
 
 
+def sum_bins(values: NDArray, fine: NDArray, coarse: NDArray, axis: int) -> NDArray:
+    """Sums over the fine bins of each coarse one along an axis, always in the same order of terms.
+
+    Parameters
+    ----------
+    values
+        Any shape, with the fine bins along ``axis``.
+    fine, coarse
+        Edges, ascending.
+
+    Raises
+    ------
+    ValueError
+        If the coarse bins are no sums of the fine ones.
+    """
+    index = sum_index(fine, coarse)
+    inside = np.flatnonzero(index >= 0)
+    part = values[(slice(None),) * axis + (slice(inside[0], inside[-1] + 1),)]
+    return np.add.reduceat(part, np.searchsorted(index[inside], np.arange(coarse.size - 1)), axis=axis)
+
+
 def _distance_to(fine: NDArray, coarse: NDArray) -> tuple[NDArray, NDArray]:
-    """Distance of each coarse edge to the nearest fine one, and the scale on which it is small."""
+    """Distance of each coarse edge to the nearest fine one, and the scale of which it is a fraction."""
     right = np.clip(np.searchsorted(fine, coarse), 1, fine.size - 1)
     distance = np.minimum(np.abs(fine[right] - coarse), np.abs(fine[right - 1] - coarse))
     # near zero an edge is compared with the width of its bins

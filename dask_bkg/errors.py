@@ -1,8 +1,8 @@
-"""The errors that a user can meet; each message says what, what is accepted, what was got, and the remedy."""
+"""The errors that a user can meet; each message has what is wrong, what is accepted, what was found, and a remedy."""
 
 
 class BackgroundError(Exception):
-    """Base of all errors that ``dask_bkg`` raises on purpose."""
+    """Base of all errors that ``dask_bkg`` raises by itself."""
 
 
 class ConfigError(BackgroundError, ValueError):

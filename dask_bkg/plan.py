@@ -1,7 +1,7 @@
-"""What a job will do, before anything is computed: targets, runs that are read, exclusion, where each file goes.
+"""What a job will do, before anything is computed: targets, runs that are read, exclusion, path of each file.
 
-Reads index files, and of the runs one, to see whether its field can be aligned with the horizon.  Which runs
-contribute to which is found later, from the run store.
+Index files are read, and a single run, to see whether its field can be aligned with the horizon.  Which runs
+contribute to which target is selected later, from the run store.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ BACKGROUND_DIR = "backgrounds"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a job needs to know before it opens an event file; complete when made, never changed after.
+    """Everything that is decided before event files are read; a plan is never changed.
 
     Attributes
     ----------
     config
-        The configuration, in which what it left open (2D or 3D) is decided.
+        The configuration, in which the choice between 2D and 3D has been made.
     edges, regions, rate
-        Energies and rings, what is excluded, how a rate is made.
+        Bin edges of energy and offset, exclusion regions, how a rate is estimated.
     store
         Datastore of the targets (``io.in_dir``).
     targets
         The runs that are to receive a background, by run number.
     runs
-        The runs whose histograms are needed, each once: the archive's, and the targets that are not among them.
+        The runs whose histograms are needed, each once: those of the archive, and targets that are not among them.
     candidates
         Numbers of the runs that may contribute.
     failed
-        Targets that cannot be done, ``{obs_id: reason}``.
+        Targets for which there can be no background, ``{obs_id: reason}``.
     unusable
         Runs of the archive that cannot contribute, ``{obs_id: reason}``.
     missing
         Runs of the runlist that ``in_dir`` does not have.
     field_plan
-        In a job of 3D backgrounds what there is beyond the rings, see `FieldPlan`; None for 2D.
+        What 3D backgrounds need in addition, see `FieldPlan`; None for 2D.
     archive
-        Datastore of the runs that may contribute (``io.search_datastore``); None: each target is its own.
+        Datastore of the runs that may contribute (``io.search_datastore``); None: each target is modelled by itself.
     """
 
     config: Config
@@ -91,7 +91,7 @@ def plan_job(config: Config) -> Plan:
     Raises
     ------
     ConfigError, ArchiveError
-        If nothing can be done.
+        If the configuration is invalid, or there is no target or no run that may contribute.
     """
     store = read_datastore(config.directory("in_dir"), config.io.data_dirs)
     config = with_mode(config, store)
@@ -123,7 +123,7 @@ def plan_archive(config: Config) -> Plan:
     Raises
     ------
     ConfigError, ArchiveError
-        If nothing can be done.
+        If the configuration is invalid, or no run may contribute.
     """
     directory = config.io.search_datastore or config.io.in_dir
     places = config.io.model_copy(update={"search_datastore": directory, "in_dir": directory, "from_run": False})
@@ -135,7 +135,7 @@ def plan_archive(config: Config) -> Plan:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What a plan takes from the configuration alone."""
+    """The parts of a plan that depend on the configuration only."""
     return {
         "config": config,
         "edges": Edges(config.binning.energy_edges, config.binning.offset_edges),
@@ -146,7 +146,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _warn_of_notes(plan: Plan) -> None:
-    """Warn of regions near a target whose radius was cut or guessed; the others do not matter to this job."""
+    """Warn of regions near a target whose radius was reduced or assumed."""
     rows = plan.store.observations([t.obs_id for t in plan.targets])
     noted = plan.regions[plan.regions.note != ""]
     if "RA_PNT" not in rows.colnames or len(rows) == 0:
@@ -159,7 +159,7 @@ def _warn_of_notes(plan: Plan) -> None:
 
 
 def check_job(config: Config) -> None:
-    """Raise `ConfigError` for what a plan would find wrong, before anything is copied or a cluster is started."""
+    """Raise the `ConfigError` that a plan would raise, before files are copied or a cluster is started."""
     for name in ("search_datastore", "in_dir", "out_dir"):
         config.directory(name)
     rate_settings(config)
@@ -167,7 +167,7 @@ def check_job(config: Config) -> None:
 
 
 def _chosen_runs(config: Config, store: Datastore) -> tuple[list[int], list[int]]:
-    """Targets, the runs of ``in_dir`` restricted to the runlist; and the runs of it that are not there."""
+    """Targets, the runs of ``in_dir`` that are in the runlist; and the runs of the runlist that are missing."""
     wanted = config.runs()
     if wanted is None:
         return store.obs_ids.tolist(), []
@@ -207,7 +207,7 @@ def _index_thresholds(store: Datastore) -> dict[int, float]:
 
 
 def _output_name(config: Config, store: Datastore, obs_id: int, source: str) -> str:
-    """Place of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
+    """Path of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
     if config.io.attach == "index":
         return f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz"
     return place_below(store, source)

@@ -1,8 +1,8 @@
 """The dataset of run histograms: its dimensions, variables and units, and one function that checks them.
 
-One run has the dimensions ``(energy, offset)``, several have ``obs_id`` before them.  Bin edges travel as the
-coordinates ``energy_min``, ``energy_max``, ``offset_min`` and ``offset_max``.  What is kept of an archive is one
-or more `View`s of its runs, the fine one of which coarser bins are sums.
+One run has the dimensions ``(energy, offset)``, several have ``obs_id`` before them.  Bin edges are the coordinates
+``energy_min``, ``energy_max``, ``offset_min`` and ``offset_max``.  The run store has one or more views of the runs
+(`dask_bkg.binning.View`), the fine one of which coarser bins are sums.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNITS = {
     "solid_angle": "sr",
     "field_solid_angle": "sr",
 }
-"""Unit of each variable and coordinate; those that are not here have none."""
+"""Unit of each variable and coordinate; others have none."""
 
 HISTOGRAMS = ("counts", "exposure")
 RUN_NUMBERS = (
@@ -49,7 +49,7 @@ RUN_NUMBERS = (
     "time", "ra_pnt", "dec_pnt", "ra_obj", "dec_obj", "muon_efficiency", "lo_thres", "e_thres", "aeff_integral",
     "ln_e_q25", "n_events",
 )  # fmt: skip
-"""Per-run numbers, float; NaN where the file does not say.
+"""Per-run numbers, float; NaN where the file does not have them.
 
 ``parallactic`` is the position angle of the zenith seen from the pointing, from north through east, in the middle of
 the run.  ``lo_thres`` is the threshold that the file declares, ``e_thres`` the energy where the effective area at
@@ -58,8 +58,8 @@ the run.  ``lo_thres`` is the threshold that the file declares, ``e_thres`` the 
 """
 
 RUN_TEXTS = ("object", "telescopes", "note", "error")
-"""Per-run texts: the target, the telescopes that took part, what was remarkable, why the run could not be used; empty
-where there is nothing."""
+"""Per-run texts: observed object, participating telescopes, remarks, and why the run could not be used; mostly
+empty."""
 
 
 def axis_coords(edges: Edges | FieldEdges) -> dict[str, tuple[str, NDArray, dict[str, str]]]:
@@ -76,12 +76,12 @@ def axis_coords(edges: Edges | FieldEdges) -> dict[str, tuple[str, NDArray, dict
 
 
 def edges_of(dataset: xr.Dataset) -> Edges:
-    """Bin edges of a dataset of rings."""
+    """Bin edges [TeV], [deg] of a dataset of offset bins."""
     return Edges(*(_edges_along(dataset, axis) for axis in AXES))
 
 
 def field_edges_of(dataset: xr.Dataset) -> FieldEdges:
-    """Bin edges of a dataset of field pixels."""
+    """Bin edges [TeV], [deg] of a dataset of field pixels."""
     return FieldEdges(_edges_along(dataset, "energy"), _edges_along(dataset, "fov_lon"))
 
 
@@ -92,7 +92,7 @@ def _edges_along(dataset: xr.Dataset, axis: str) -> NDArray:
 def run_dataset(
     counts: ArrayLike, exposure: ArrayLike, edges: Edges, numbers: Mapping[str, float], **labels: object
 ) -> xr.Dataset:
-    """Dataset of one run.
+    """Dataset of one run, dimensions ``(energy, offset)``.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def check(dataset: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     ValueError
-        Naming what is missing or has other dimensions or units than it should.
+        If a variable is missing, or has wrong dimensions or units.
     """
     for name in HISTOGRAMS:
         if name not in dataset:

@@ -1,4 +1,4 @@
-"""From the configuration of a job to the settings of the science; and whether its backgrounds are 2D or 3D."""
+"""From the configuration of a job to the settings of the science; the choice between 2D and 3D backgrounds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ from dask_bkg.similarity import ShapeSettings
 log = logging.getLogger(__name__)
 
 TRIED = 5
-"""Runs that are asked, one after the other, whether the files of an archive tell where the horizon was."""
+"""Number of runs of which one must be readable, to see whether the horizon is known in the files of an archive."""
 
 
 def rate_settings(config: Config) -> RateSettings:
-    """How a rate is made, from a configuration."""
+    """How a rate is estimated, from a configuration.
+
+    Raises
+    ------
+    ConfigError
+        If options exclude each other.
+    """
     selected, model = config.background_selection, config.model
     sigma = selected.sigma_deg(config.binning) if selected.smooth else 0.0
     if selected.smooth and model.smooth_method == "to_3d" and config.binning.off_min > 0:
         raise ConfigError(
-            f"binning.off_min: smoothing through to_3d needs rings from 0 deg, got {config.binning.off_min:g} deg: "
-            "set off_min to 0, or model.smooth_method: field"
+            f"binning.off_min: smoothing through to_3d needs offset bins from 0 deg, got {config.binning.off_min:g} "
+            "deg: set off_min to 0, or model.smooth_method: field"
         )
     if config.binning.mode == "3d" and model.field == "plain":
-        _check_plain(config)
+        by_offset = selected.smooth and model.smooth_method in ("adaptive", "spline")
+        for wrong, option in ((by_offset, "smooth_method"), (model.own != "off", "own")):
+            if wrong:
+                raise ConfigError(
+                    f"model.{option}: {getattr(model, option)} works on offset bins, and model.field: plain has "
+                    "none: set model.field to gradient, free or both, or leave it out"
+                )
     return RateSettings(
         fill=model.fill,
         min_counts=float(model.min_counts),
@@ -49,7 +61,7 @@ def rate_settings(config: Config) -> RateSettings:
 
 
 def with_mode(config: Config, store: Datastore) -> Config:
-    """The configuration with its ``binning.mode``: if it leaves that open, 3D unless something speaks against it."""
+    """The configuration with its ``binning.mode``: if that is not set, 3D unless there is a reason against it."""
     if config.binning.mode is not None:
         return config
     reason = _against_pixels(config) or _without_horizon(config, store)
@@ -60,10 +72,10 @@ def with_mode(config: Config, store: Datastore) -> Config:
 
 
 def _against_pixels(config: Config) -> str:
-    """What in a configuration does not go with pixels of the field; empty: nothing."""
+    """Option of a configuration that excludes field pixels, as the end of a sentence; empty: none."""
     binning = config.binning
     if config.preset == "gammapy-tools":
-        return "those of preset: gammapy-tools are, unless io.3d_bkg asks for more"
+        return "preset: gammapy-tools makes these unless io.3d_bkg is set"
     if binning.off_min > 0:
         return "binning.off_min leaves a hole in the field"
     if binning.e_bins == binning.fov_bins:
@@ -74,9 +86,9 @@ def _against_pixels(config: Config) -> str:
 
 
 def _without_horizon(config: Config, store: Datastore) -> str:
-    """Why fields cannot be aligned with the horizon, as far as the first runs of an archive tell; empty: they can.
+    """Why fields cannot be aligned with the horizon, by the first readable run of an archive; empty: they can.
 
-    The files of a telescope are alike: one that can be read speaks for all.
+    The files of a telescope have the same columns and cards.
     """
     reason = "none of its first runs can be read"
     for obs_id in store.obs_ids[:TRIED].tolist():
@@ -96,26 +108,12 @@ def _without_horizon(config: Config, store: Datastore) -> str:
     return reason
 
 
-def _check_plain(config: Config) -> None:
-    """Raise for what needs rings, where each pixel stands alone."""
-    rings = ("adaptive", "spline")
-    for wrong, what in (
-        (config.background_selection.smooth and config.model.smooth_method in rings, "smooth_method"),
-        (config.model.own != "off", "own"),
-    ):
-        if wrong:
-            raise ConfigError(
-                f"model.{what}: {getattr(config.model, what)} works on rings, and model.field: plain has none: set "
-                "model.field to gradient, free or both, or leave it out"
-            )
-
-
 def field_plan(config: Config) -> FieldPlan | None:
-    """What a job of 3D backgrounds has beside that of 2D ones; None for 2D."""
+    """What a job of 3D backgrounds needs in addition to one of 2D backgrounds; None for 2D."""
     binning, model, selected = config.binning, config.model, config.background_selection
     if binning.mode != "3d":
         return None
-    # one run turns with the sky as a whole, and plain pixels are the original procedure's, which turns nothing
+    # the field of a single run is fixed on the sky, and plain pixels are the procedure's, which rotates nothing
     on_the_sky = binning.alignment == "radec" and (config.io.from_run or model.field == "plain")
     return FieldPlan(
         FieldEdges(binning.energy_edges, binning.fov_edges),

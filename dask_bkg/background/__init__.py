@@ -19,35 +19,35 @@ The eight steps of the default model, and where each is:
    far enough for 500 counts (`fill`), smoothed over 0.2 deg (`smooth`).
 5. *Spectrum.*  a_k = sum_j w_j n_jk / sum_jo w_j x_jko S_ko, and the rate r_ko = a_k S_ko (`estimate`); empty bins
    take their share from their neighbours, energies above the last counts follow E^-2.7 (`fill`).
-6. *Level of the night.*  All rates times (N / M)^(q / (q + 1)): N the counts of the runs of the nights around, M what
-   the rate expects of them, q the sum of their weights w_j exp(-|dt| / 1 day) (`model`).
+6. *Normalisation of the night.*  All rates times (N / M)^(q / (q + 1)): N the counts of the runs of the same and the
+   neighbouring nights, M what the rate expects of them, q the sum of their weights w_j exp(-|dt| / 1 day) (`model`).
 7. *Field.*  For 3D, B(E, x, y) = r(E, R) exp(sin z b(E) t), t degrees towards the zenith; b(E) by Poisson likelihood
-   of the pixels' counts given those of each energy and ring (`field`, `field_shapes`), turned to the sky where the
-   background is aligned with it (`field_rotation`).
+   of the pixels' counts given those of each energy and offset bin (`field`, `field_shapes`), turned to the sky where
+   the background is aligned with it (`field_rotation`).
 8. *Node values.*  Scaled so that gammapy's interpolation between bin centres, integrated over the bins, gives the
    counts back (`nodes`, `field_geometry`).
 
-The statistical error goes along through all steps (`variance`).  `stack` makes the sums, `target` says what is known
-of the run that receives the background, `model` puts the steps together, `irf` makes gammapy objects of the result;
-`own_counts` may correct a background by the run's own counts, and `spline` is another way to smooth.
+The statistical error is propagated through all steps (`variance`).  `stack` adds up runs, `target` describes the run
+that receives the background, `model` combines the steps, `irf` converts the result to gammapy objects; `own_counts`
+may correct a background by the run's own counts, and `spline` is another way to smooth.
 
 Sources: steps 3 to 7 follow kernel regression in the observing conditions and Mohrmann et al. (2019, A&A 632, A72)
 for the use of runs without sources; the widths were measured on H.E.S.S. DL3 DR1, each run predicted by the others.
 
 What step 7 adds, on the 72 public runs, in 1e-3 nats an event of the Poisson likelihood after one factor a run, over
 the radial rate of the same stack (`below`: from 1.6 times below the threshold; errors by a paired bootstrap over
-targets, differences between the columns are known to 0.1):
+objects, differences between the columns are accurate to 0.1):
 
 ===========================  ============  ========  ========
 contributing runs            ``gradient``  ``free``  ``both``
 ===========================  ============  ========  ========
-``conditions``, without own  +2.1 +- 0.7   +1.9      +2.1
+``conditions``, own run out  +2.1 +- 0.7   +1.9      +2.1
 the same, `below`            +4.0          +4.0      +4.4
-no run of the same target    +1.8 +- 0.6   +1.4      +1.7
+no run of the same object    +1.8 +- 0.6   +1.4      +1.7
 4/5 of the own events        +2.0          +1.9      +2.2
 5 % of them (360 events)     +0.8          -0.3      +0.7
 ===========================  ============  ========  ========
 
-A gradient whose b is linear in ln E through three energies scores +0.9, +0.9 and +0.5 in the first three rows: it is
-made for events above each run's threshold, and a stack holds the others as well.
+A gradient whose b is linear in ln E through three energies scores +0.9, +0.9 and +0.5 in the first three rows: it
+describes events above each run's threshold, but a stack contains the others as well.
 """

@@ -1,4 +1,4 @@
-"""All steps from the histograms of rings and pixels to a rate over the field."""
+"""From the histograms of offset bins and field pixels to a rate over the field."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dask_bkg.background.variance import Weights, column
 SHAPES = ("gradient", "free", "both", "plain")
 
 BLIND_SHARE = 0.01
-"""Exposure, in units of that of the mean pixel, that a pixel without exposure counts for in the mean of its ring."""
+"""Exposure of a pixel without exposure in the mean of its offset bin, in units of that of the mean pixel."""
 
 PRIOR = {"free": 100.0, "both": 300.0}
-"""What the expectation of no difference counts for, in events: behind a gradient there is less to be found."""
+"""Events that the expectation of no modulation is worth; more where a gradient has been taken out already."""
 
 BENT = 1.25
 """Largest factor between the mean of a pixel and its centre: pixels of 1 deg at the edge of a field of 2.5 deg."""
 
 ROUNDS = 6
-"""Rounds in which the rings get back their counts; a pixel lies in two or three of them."""
+"""Rounds in which the offset bins get back their counts; a pixel lies in two or three of them."""
 
 FIELD_POOLED, PIXEL_UNSEEN = 16, 32
 FIELD_FLAGS = {
@@ -38,19 +38,19 @@ FIELD_FLAGS = {
 
 
 class FieldSettings(NamedTuple):
-    """How a rate differs from its mean over angle.
+    """How the modulation of a rate, its ratio to the radial rate, is estimated.
 
     Attributes
     ----------
     shape
-        ``gradient`` towards the zenith; ``free``, smoothed ratio to the radial rate; ``both``, the second on what
-        the first leaves; ``plain``, counts / exposure of each pixel.
+        ``gradient`` towards the zenith; ``free``, smoothed ratio to the radial rate; ``both``, the first times the
+        second; ``plain``, counts / exposure of each pixel.
     smooth_sigma
         Width of the Gaussian of ``free`` [deg].
     min_counts
         Events that a pool of energies needs for a ``free`` shape of its own.
     prior
-        Events under the Gaussian that the expectation of no difference counts for in ``free``; None is `PRIOR`.
+        Events under the Gaussian that the expectation of no modulation is worth in ``free``; None: `PRIOR`.
     """
 
     shape: str = "gradient"
@@ -75,43 +75,44 @@ def estimate_field(
     shape: Histogram | None = None,
     weights: Weights | None = None,
 ) -> Rate:
-    """Rate over the field from the histograms of rings and pixels of the same runs.
+    """Rate over the field from the histograms of offset bins and pixels of the same runs.
 
-    Each pixel has the mean of the radial rate of `dask_bkg.background.estimate.estimate_rate`, whose rings are
-    continued by pixels to the corners of the square, times a modulation.  That leaves the expected counts of each
-    ring as they are, and one factor an energy makes gammapy's interpolation between the centres of the pixels return
-    them.
+    Each pixel has the mean of the radial rate of `dask_bkg.background.estimate.estimate_rate`, whose offset bins are
+    continued by pixels to the corners of the square, times a modulation.  The modulation leaves the expected counts
+    of each offset bin as they are, and with one factor per energy gammapy's interpolation between the centres of the
+    pixels returns the counts.
 
     Parameters
     ----------
     rings, field
-        Histograms of the rings, and of square pixels of the field.
+        Histograms of the offset bins, shape ``(energy, offset)``, and of square pixels of the field, shape
+        ``(energy, fov_lat, fov_lon)``; exposure [s TeV sr].
     edges
         Bin edges of energy [TeV], offset [deg] and pixels [deg] (the same along both sides of the field).
     sin_zenith
-        Sine of the zenith angle: mean of the runs behind the histograms, and of the run that gets the rate.
+        Sine of the zenith angle: mean of the contributing runs, and that of the run that receives the rate.
     settings, field_settings
-        How the radial rate is made, and what is made of it.  ``smooth_method: to_3d`` is here what it is for the
-        procedure's 3D backgrounds: a plain Gaussian over each plane at the end, of ``smooth_bins`` pixels.
+        How the radial rate and its modulation are estimated.  ``smooth_method: to_3d`` is here what it is for the
+        procedure's 3D backgrounds: a plain Gaussian of ``smooth_bins`` pixels over each energy at the end.
     zenith
         Direction of the zenith in the field, a unit vector ``(fov_lon, fov_lat)``; the default is that of ALTAZ.
     shape
-        Rings of the runs behind ``field``, where these are not those behind ``rings``: then the spectrum is that of
-        ``rings``, and the shape, over the rings too, that of the others.
+        Offset bins of the runs of ``field``, where these are other runs than those of ``rings``: then ``rings`` give
+        the spectrum, and the others the shape, over offset as well.
     weights
-        Mean weight of the events, which their errors need to know; None: 1.
+        Mean weight of the events, for their errors; None: 1.
 
     Returns
     -------
     rate
-        Values at the centres of the pixels, flags (`FIELD_FLAGS`) and relative errors (of the radial rate, and of
-        what is put upon it), shape ``(energy, fov_lat, fov_lon)``; and the ``mean`` of the radial rate, shape
-        ``(energy, ring)``, with rings out to the corners of the square.
+        Values at the centres of the pixels [s-1 TeV-1 sr-1], flags (`FIELD_FLAGS`) and relative errors (of radial
+        rate and modulation), shape ``(energy, fov_lat, fov_lon)``; and the ``mean`` of the radial rate, shape
+        ``(energy, offset)``, with offset bins out to the corners of the square.
 
     Raises
     ------
     ValueError
-        If there are no counts, or the settings do not go together.
+        If there are no counts, or the settings exclude each other.
 
     Examples
     --------
@@ -141,19 +142,19 @@ def estimate_field(
     if settings.node_values == "conserving":
         value = _node_values(value, base, field.exposure, place)
     flag = radial.flag[:, place.ring] | np.where(pooled, FIELD_POOLED, 0)[:, None, None] | unseen
-    # what is known of a stack of weighted runs is told by fewer events than it has
+    # a weighted stack has fewer effective events than events
     error = np.sqrt(_of_pixels(radial.error, place) ** 2 + error**2 * _pixel_weight(weights))
     width = _of_pixels(radial.resolution, place)
     return Rate(_blurred(value, settings), flag, radial.average, error, radial.level_error, width)
 
 
 def _of_pixels(rings: NDArray | None, place: Geometry) -> NDArray:
-    """Of each pixel what its ring has."""
+    """Values of the offset bins in their pixels, shape ``(energy, fov_lat, fov_lon)``."""
     return np.zeros((1, 1, 1)) if rings is None else rings[:, place.ring]
 
 
 def _pixel_weight(weights: Weights | None) -> NDArray:
-    """Mean weight of the events in pixels, which are those of the shape, beside an array of pixels."""
+    """Mean weight of the events in pixels, those of the shape, in a shape that multiplies arrays of pixels."""
     return column(1.0 if weights is None else weights.shape)[:, :, None]
 
 
@@ -161,18 +162,18 @@ def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float
     if field.shape not in SHAPES:
         raise ValueError(f"shape {field.shape!r} over the field: accepted are {', '.join(SHAPES)}")
     if field.shape != "plain" and not settings.fill:
-        raise ValueError(f"shape {field.shape!r} needs a radial rate without holes: set fill, or take shape 'plain'")
+        raise ValueError(f"shape {field.shape!r} needs a radial rate without empty bins: set fill, or shape 'plain'")
     if not (field.smooth_sigma >= 0 and (field.prior is None or field.prior >= 0)):
-        raise ValueError(f"smooth_sigma and prior are not negative, got {field.smooth_sigma} and {field.prior}")
+        raise ValueError(f"smooth_sigma and prior must be not negative, got {field.smooth_sigma} and {field.prior}")
     if field.tilts and not np.isfinite(sin_zenith).all():
         raise ValueError(
             f"shape {field.shape!r} needs the zenith angles of runs and target, got sin z of {sin_zenith}: "
-            "take shape 'free' where the files do not say"
+            "set shape 'free' where the files do not have them"
         )
 
 
 def _continue(rings: Histogram, field: Histogram, place: Geometry) -> Histogram:
-    """The rings, and behind them those of the pixels whose centres lie beyond the last one."""
+    """The offset bins, followed by those of the pixels whose centres lie beyond the last one."""
     member = members(place.ring, np.arange(rings.counts.shape[1], place.edges.size - 1))
     return Histogram(*(np.concatenate([a, flat(b) @ member], axis=1) for a, b in zip(rings, field, strict=True)))
 
@@ -185,7 +186,7 @@ def _modulations(
     settings: FieldSettings,
     zenith: tuple[float, float],
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Modulation of the stack and of the target, not yet scaled; which energies share theirs; its relative error."""
+    """Modulation of the stack and of the target, not yet scaled; which energies are pooled; its relative error."""
     expected = base * field.exposure
     stacked = target = np.ones(base.shape)
     variance = np.zeros(base.shape)
@@ -207,23 +208,23 @@ def _modulations(
 
 
 def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: csr_array) -> NDArray:
-    """The target's modulation, such that the counts of the stack in each ring stay what they are.
+    """The target's modulation, such that the counts of the stack in each offset bin are conserved.
 
-    What the stack saw of a ring may be its darker part, the brighter one being excluded: the mean over its exposure
-    is 1, that over the angle is not, and it is this one that the target shares.
+    If the brighter part of an offset bin is excluded, the stack has seen its darker part: the mean of its modulation
+    is 1 over its exposure, but not over the solid angle.  The target has the same mean over the solid angle.
     """
     seen = np.maximum(exposure, BLIND_SHARE * exposure.mean(axis=(1, 2), keepdims=True))
-    # an energy that no run exposes
+    # 1 at an energy that no run exposes
     weight = flat(base * np.where(seen > 0, seen, 1.0))
-    mine = _with_sums(flat(stacked), weight, weight @ share.T, share)
+    scaled = _with_sums(flat(stacked), weight, weight @ share.T, share)
     if not np.array_equal(target, stacked):
         weight = flat(base)
-        mine = _with_sums(flat(target), weight, (mine * weight) @ share.T, share)
-    return mine.reshape(base.shape)
+        scaled = _with_sums(flat(target), weight, (scaled * weight) @ share.T, share)
+    return scaled.reshape(base.shape)
 
 
 def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: csr_array) -> NDArray:
-    """A modulation, shape ``(energy, pixel)``, scaled to the wanted sums over rings of it times the weight."""
+    """A modulation, shape ``(energy, pixel)``, scaled such that its weighted sums over offset bins are ``wanted``."""
     for _ in range(ROUNDS):
         sums = (modulation * weight) @ share.T
         factor = np.divide(wanted, sums, out=np.ones_like(sums), where=sums > 0)
@@ -232,16 +233,16 @@ def _with_sums(modulation: NDArray, weight: NDArray, wanted: NDArray, share: csr
 
 
 def _node_values(value: NDArray, base: NDArray, exposure: NDArray, place: Geometry) -> NDArray:
-    """Values at the centres of pixels with these means: those of the radial rate, and a factor an energy.
+    """Values at the centres of pixels with these means: corrected as the radial rate, and by a factor per energy.
 
-    Not a factor a pixel, which would follow the noise; nor do the steps of a sparse radial rate need to be undone.
+    Not by a factor per pixel, which would follow the noise; the steps of a sparse radial rate stay as well.
     """
     nodes = value * np.clip(base / place.interpolated_means(base), 1 / BENT, BENT)
     return nodes * _ratio(value, place.interpolated_means(nodes), exposure)
 
 
 def _ratio(wanted: NDArray, value: NDArray, exposure: NDArray) -> NDArray:
-    """Counts over counts of each energy, 1 where there are none."""
+    """Ratio of expected counts of each energy, 1 where there are none."""
     above, below = ((rate * exposure).sum(axis=(1, 2), keepdims=True) for rate in (wanted, value))
     return np.divide(above, below, out=np.ones_like(above), where=below > 0)
 
@@ -250,13 +251,13 @@ def _ratio(wanted: NDArray, value: NDArray, exposure: NDArray) -> NDArray:
 
 
 def _plain(field: Histogram, pixel_edges: NDArray, settings: RateSettings) -> NDArray:
-    """Counts / exposure of each pixel, zero where nothing fell; smoothed as the settings say."""
+    """Counts / exposure of each pixel, 0 where there are none; smoothed as the settings say."""
     from scipy.ndimage import gaussian_filter
 
     rate = _divide(*field)
     if settings.smooth_method == "field" and settings.smooth_sigma > 0:
         width = settings.smooth_sigma / (pixel_edges[1] - pixel_edges[0])
-        # both by the same Gaussian: no pixel darkens for lying at the edge
+        # both by the same Gaussian: else pixels at the edge of the field would become darker
         spread = (gaussian_filter(np.asarray(a, dtype=float), (0, width, width), mode="constant") for a in field)
         smooth = _divide(*spread)
         rate = smooth * _ratio(rate, smooth, field.exposure)
@@ -268,7 +269,7 @@ def _divide(counts: NDArray, exposure: NDArray) -> NDArray:
 
 
 def _blurred(value: NDArray, settings: RateSettings) -> NDArray:
-    """A plain Gaussian over each plane if the settings say ``to_3d``."""
+    """A rate, with a plain Gaussian over each energy if the settings say ``to_3d``."""
     from scipy.ndimage import gaussian_filter
 
     if not settings.through_gammapy:

@@ -1,7 +1,7 @@
-"""How the rings and the square pixels of a field of view lie to each other.
+"""Geometry of the offset bins and the square pixels of a field of view.
 
-The matrices are sparse, for speed, and because such products are added up in one order: those of BLAS depend on the
-number of its threads in the last bit, and with it on where a job runs.
+The matrices are sparse, for speed, and because such products are added up in one order: those of BLAS depend in the
+last bit on the number of its threads, and thus on the machine.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SUB_PIXEL = 0.05
 
 
 class Geometry(NamedTuple):
-    """Rings and pixels; a part of a pixel is a small square of it.
+    """Offset bins and pixels; each pixel is divided into small squares, its parts.
 
     Attributes
     ----------
     edges
-        Edges of the rings [deg], continued to the corners of the square (`continued`).
+        Edges of the offset bins [deg], continued to the corners of the square (`continued`).
     parts
         Parts of a pixel along each side.
     radial
-        Interpolation from ring centres to the parts of all pixels, linear in offset, shape ``(ring, parts)``.
+        Interpolation from offset bin centres to the parts of all pixels, linear, shape ``(offset, parts)``.
     between
         Interpolation from pixel centres to parts along one side, linear, shape ``(parts, pixels)``.
     share
-        Share of each pixel in each ring, shape ``(ring, pixel)``.
+        Share of each pixel in each offset bin, shape ``(offset, pixel)``.
     ring
-        Ring of the centre of each pixel, shape ``(fov_lat, fov_lon)``.
+        Offset bin of the centre of each pixel, shape ``(fov_lat, fov_lon)``.
     """
 
     edges: NDArray
@@ -51,24 +51,25 @@ class Geometry(NamedTuple):
         return parts.reshape(-1, n, self.parts, n, self.parts).mean(axis=(2, 4))
 
     def radial_means(self, nodes: NDArray) -> NDArray:
-        """Means over pixels of a radial rate: ln(rate) linear between the centres of the rings.
+        """Means over pixels of a radial rate: ln(rate) linear between the centres of the offset bins.
 
         Inside of the first and outside of the last one it is constant, as gammapy's ``MapDatasetMaker`` pads it.
+        Shape ``(energy, offset)`` to ``(energy, fov_lat, fov_lon)``.
         """
         return self.means(np.exp(np.log(nodes) @ self.radial))
 
     def interpolated_means(self, nodes: NDArray) -> NDArray:
-        """Means over pixels of what gammapy makes of values at their centres: ln(rate) linear along each side."""
+        """Means over pixels of gammapy's interpolation between their centres: ln(rate) linear along each side."""
         return self.means(np.exp(self._along(self._along(np.log(nodes)))))
 
     def _along(self, values: NDArray) -> NDArray:
-        """Interpolated along the last axis, which changes places with the one before."""
+        """Interpolated along the last axis, which is then swapped with the one before."""
         *first, n = values.shape
         return (values.reshape(-1, n) @ self.between.T).reshape(*first, -1).swapaxes(-1, -2)
 
 
 def geometry_of(offset_edges: NDArray, pixel_edges: NDArray) -> Geometry:
-    """Geometry of rings and pixels with these edges [deg]; made once for all backgrounds of a job."""
+    """Geometry of offset bins and pixels with these edges [deg]; computed once for all backgrounds of a job."""
     keys = (tuple(np.asarray(edges, dtype=float).tolist()) for edges in (offset_edges, pixel_edges))
     return _geometry(*keys)
 
@@ -99,7 +100,7 @@ def _by_pixel(parts: NDArray, n: int, per_side: int) -> NDArray:
 
 
 def _ring_centres(rings: NDArray, inner: int, of_centre: NDArray, offset: NDArray) -> NDArray:
-    """Offsets of the nodes of the rings [deg]; in the corners, which have but parts of rings, those of the pixels."""
+    """Offsets of the nodes [deg]: centres of the offset bins; in the corners of the square, means of the pixels."""
     centres = middle(rings)
     for ring in range(inner, rings.size - 1):
         if (of_centre == ring).any():
@@ -108,32 +109,32 @@ def _ring_centres(rings: NDArray, inner: int, of_centre: NDArray, offset: NDArra
 
 
 def continued(offset_edges: NDArray, pixel_edges: NDArray) -> NDArray:
-    """Edges of rings [deg], and behind them those of as many more as reach to the centres of the corner pixels.
+    """Edges of offset bins [deg], followed by further ones that reach to the centres of the corner pixels.
 
     Examples
     --------
     >>> continued(np.array([0.0, 0.5, 1.0]), np.linspace(-1, 1, 11)).tolist()
     [0.0, 0.5, 1.0, 1.5]
     """
-    # as wide as the last one; but rings narrower than pixels might have none
+    # as wide as the last one; but bins narrower than pixels might contain none
     width = max(offset_edges[-1] - offset_edges[-2], pixel_edges[1] - pixel_edges[0])
     more = int(np.ceil((pixel_offsets(pixel_edges).max() - offset_edges[-1]) / width + 1e-9))
     return np.append(offset_edges, offset_edges[-1] + width * np.arange(1, more + 1))
 
 
 def pixel_offsets(pixel_edges: NDArray) -> NDArray:
-    """Offset of the centres of all pixels [deg], flat, ``fov_lat`` slowest."""
+    """Offset of the centres of all pixels [deg], shape ``(pixel,)``, ``fov_lat`` slowest."""
     center = middle(pixel_edges)
     return fov.separation(center[None, :], center[:, None], 0.0, 0.0).ravel()
 
 
 def ring_of(offset: NDArray, ring_edges: NDArray) -> NDArray:
-    """Ring of each offset [deg]; outside of all it is the nearest."""
+    """Offset bin of each offset [deg]; the nearest one outside of all."""
     return np.clip(np.searchsorted(ring_edges, offset, side="right") - 1, 0, ring_edges.size - 2)
 
 
 def members(ring: NDArray, numbers: NDArray) -> csr_array:
-    """Which pixel lies in which of some rings, shape ``(pixel, ring)``."""
+    """Which pixel lies in which of some offset bins, shape ``(pixel, offset)``."""
     return csr_array((ring.reshape(-1, 1) == numbers).astype(float))
 
 
@@ -148,7 +149,7 @@ def flat(values: NDArray) -> NDArray:
 
 
 def linear(nodes: NDArray, at: NDArray, beyond: bool) -> NDArray:
-    """Matrix of a linear interpolation, shape ``(at, nodes)``; outside it goes on (``beyond``) or stays constant.
+    """Matrix of a linear interpolation, shape ``(at, nodes)``; outside it continues (``beyond``) or stays constant.
 
     Examples
     --------
@@ -165,7 +166,7 @@ def linear(nodes: NDArray, at: NDArray, beyond: bool) -> NDArray:
 
 
 def place_between(nodes: NDArray, at: NDArray, beyond: bool) -> tuple[NDArray, NDArray]:
-    """The node below each place, and how far it is on the way to the next one; arguments as for `linear`."""
+    """The node below each place, and the fraction of the way to the next one; arguments as for `linear`."""
     left = np.clip(np.searchsorted(nodes, at) - 1, 0, nodes.size - 2)
     share = (at - nodes[left]) / (nodes[left + 1] - nodes[left])
     return left, share if beyond else np.clip(share, 0.0, 1.0)

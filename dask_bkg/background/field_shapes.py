@@ -1,8 +1,8 @@
-"""Shapes of the modulation over the field: a gradient towards the zenith, and whatever the counts say.
+"""Shapes of the modulation over the field: a gradient towards the zenith, and a free one.
 
-Both compare the counts of the pixels with those that the radial rate expects there.  How wide they smooth, and what
-their priors are, was measured on the 72 runs of H.E.S.S. DL3 DR1, each predicted by the others (and by a part of its
-own events); all of it lies on broad plateaus.
+Both compare the counts of the pixels with those that the radial rate expects there.  Widths and priors were optimised
+on the 72 runs of H.E.S.S. DL3 DR1, each predicted by the others (and by a part of its own events); all optima are
+broad.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ TILT_PRIOR = 0.2
 """Width of the prior of the gradient [1 / deg], of its mean over the energies; its mean is no gradient."""
 
 TILT_WALK = (0.4, 0.1)
-"""By how much the gradient is thought to change over one unit of ln E [1 / deg], at the threshold and above it.
+"""Prior change of the gradient over one unit of ln E [1 / deg], at the threshold and above it.
 
-Where the spectrum turns on, the gradient falls from +0.6 to -0.25 within a factor of two in energy: with the altitude
-the threshold changes, within the field of view.  From there it rises to +0.15 over two decades.
+At the threshold the gradient falls from +0.6 to -0.25 within a factor of two in energy, because the threshold changes
+with altitude within the field of view.  Above it rises to +0.15 over two decades.
 """
 
 THRESHOLD_REACH = 1.3
-"""The threshold ends at this energy in units of that of the most counts."""
+"""Upper end of the threshold region, in units of the energy with the most counts."""
 
 MAX_ITERATIONS = 30
 
@@ -40,7 +40,7 @@ class Tilt(NamedTuple):
 
 
 def upwards(pixel_edges: NDArray, zenith: tuple[float, float] = (0.0, 1.0)) -> NDArray:
-    """Component of the places of pixels towards the zenith [deg], shape ``(fov_lat, fov_lon)``.
+    """Coordinate of the pixel centres towards the zenith [deg], shape ``(fov_lat, fov_lon)``.
 
     Parameters
     ----------
@@ -56,25 +56,29 @@ def upwards(pixel_edges: NDArray, zenith: tuple[float, float] = (0.0, 1.0)) -> N
 def fit_tilt(
     counts: NDArray, expected: NDArray, edges: tuple[NDArray, NDArray, NDArray], sin_zenith: float, up: NDArray
 ) -> Tilt:
-    """Gradient towards the zenith, by Poisson likelihood conditional on the counts of each energy and ring.
+    """Gradient towards the zenith, by Poisson likelihood conditional on the counts of each energy and offset bin.
 
-    The rate is the radial one times exp(sin z b(E) t), t the component towards the zenith (step 7 of
-    `dask_bkg.background`).  Above each run's threshold b could be linear in ln E through three energies; in a stack
-    that holds what is below it as well, b must be free to turn there: it is a random walk from energy to energy.
-    Given the counts of a ring it matters neither how the mean over angle of that factor differs from 1, nor what is
-    wrong with the radial rate.
+    The rate is the radial one times exp(sin z b(E) t), t the coordinate towards the zenith (step 7 of
+    `dask_bkg.background`).  Above the threshold of all runs b could be linear in ln E through three energies; a stack
+    also contains events below it, where b changes fast: it is a random walk from energy to energy.  Given the counts
+    of an offset bin, neither the mean of that factor over the bin nor an error of the radial rate matters.
 
     Parameters
     ----------
     counts, expected
-        Counts, and what the radial rate expects up to a factor for each energy and ring, shape
-        ``(energy, fov_lat, fov_lon)``; a pixel where nothing is expected is left out.
+        Counts, and those that the radial rate expects, up to a factor for each energy and offset bin; shape
+        ``(energy, fov_lat, fov_lon)``; pixels where nothing is expected are left out.
     edges
         Bin edges of energy [TeV], offset [deg] and pixels [deg].
     sin_zenith
         Sine of the zenith angle of the runs.
     up
-        Component of the pixels towards the zenith [deg] (`upwards`).
+        Coordinate of the pixels towards the zenith [deg] (`upwards`), shape ``(fov_lat, fov_lon)``.
+
+    Returns
+    -------
+    tilt
+        Gradient and error [1 / deg], shape ``(energy,)``.
     """
     counts, expected, up = flat(np.where(expected > 0, counts, 0.0)), flat(expected), up.ravel()
     ring = ring_of(pixel_offsets(edges[2]), continued(*edges[1:]))
@@ -85,7 +89,7 @@ def fit_tilt(
         mean, variance = _moments(expected * np.exp(sin_zenith * b[:, None] * up), up, member)
         gradient = sin_zenith * (moment - (per_ring * mean).sum(axis=1)) - prior @ b
         fisher = sin_zenith**2 * np.diag((per_ring * variance).sum(axis=1)) + prior
-        # a step of Newton's from far away overshoots
+        # a Newton step from far away overshoots
         step = np.clip(np.linalg.solve(fisher, gradient), -0.5, 0.5)
         b = b + step
         if np.abs(step).max() < 1e-6:
@@ -94,7 +98,7 @@ def fit_tilt(
 
 
 def _moments(weight: NDArray, up: NDArray, member: csr_array) -> tuple[NDArray, NDArray]:
-    """Mean and variance of the component towards the zenith within each ring, shape ``(energy, ring)``."""
+    """Mean and variance of the coordinate towards the zenith in each offset bin, shape ``(energy, offset)``."""
     total = np.maximum(weight @ member, np.finfo(float).tiny)
     mean = (weight * up) @ member / total
     return mean, (weight * up**2) @ member / total - mean**2
@@ -104,7 +108,7 @@ def _tilt_prior(per_energy: NDArray, energy_edges: NDArray) -> NDArray:
     """Inverse covariance of the gradient's prior, shape ``(energy, energy)``."""
     center, n = np.sqrt(energy_edges[1:] * energy_edges[:-1]), per_energy.size
     step = np.sqrt(center[1:] * center[:-1])
-    # the step up from the most counts is a part of the threshold, however wide the bins are
+    # the step above the energy of the most counts belongs to the threshold, however wide the bins are
     low = np.minimum(center[: n - 1], step / THRESHOLD_REACH) <= center[per_energy.argmax()] * (1 + 1e-9)
     variance = np.where(low, *TILT_WALK) ** 2 * np.diff(np.log(center))
     change = np.diff(np.eye(n), axis=0)
@@ -120,15 +124,15 @@ def free_modulation(
     min_counts: float,
     prior: float,
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Ratio of smoothed counts to smoothed expectation, whatever its form.
+    """Ratio of smoothed counts to smoothed expectation, of any form.
 
-    Both are spread by the same Gaussian, so that the edge of the field and what is excluded there count as what they
-    are.  Energies are pooled with their neighbours as for the radial shape, just wide enough for ``min_counts``.
+    Both are smoothed by the same Gaussian, so that the edge of the field and the exclusion cancel.  Energies are
+    pooled with their neighbours as for the radial shape, just wide enough for ``min_counts``.
 
     Parameters
     ----------
     counts, expected
-        Counts, and what is expected up to a factor for each energy, shape ``(energy, fov_lat, fov_lon)``.
+        Counts, and expected counts up to a factor for each energy, shape ``(energy, fov_lat, fov_lon)``.
     energy_edges, pixel_edges
         Bin edges [TeV], [deg].
     sigma
@@ -136,7 +140,7 @@ def free_modulation(
     min_counts
         Events that a pool of energies needs.
     prior
-        Events that the expectation of no difference counts for, under the Gaussian (4 pi sigma^2).
+        Events that the expectation of no modulation is worth, under the Gaussian (4 pi sigma^2).
 
     Returns
     -------
@@ -147,14 +151,14 @@ def free_modulation(
     from scipy.ndimage import gaussian_filter
 
     counts = np.where(expected > 0, counts, 0.0)
-    seen, hoped = counts.sum(axis=(1, 2)), expected.sum(axis=(1, 2))
-    level = np.divide(seen, hoped, out=np.zeros_like(hoped), where=hoped > 0)[:, None, None]
+    seen, total = counts.sum(axis=(1, 2)), expected.sum(axis=(1, 2))
+    norm = np.divide(seen, total, out=np.zeros_like(total), where=total > 0)[:, None, None]
     g, width = pooling_weights(seen, energy_edges, min_counts), sigma / (pixel_edges[1] - pixel_edges[0])
     above, below = (
         gaussian_filter(np.einsum("ij,jkl->ikl", g, array), (0, width, width), mode="constant")
-        for array in (counts, level * expected)
+        for array in (counts, norm * expected)
     )
-    # where nothing is expected, nothing is known
+    # where nothing is expected, the prior alone is left
     pixels = max(1.0, 4 * np.pi * width**2)
     density = max(prior, 1e-6) / pixels
     error = np.sqrt(above / pixels) / (above + density)

@@ -1,7 +1,7 @@
-"""Bins without counts and bins with few: what is taken from which neighbours, flags, and what is known then.
+"""Bins without counts and bins with few: what they take from their neighbours, their flags and variances.
 
 The parts of `dask_bkg.background.estimate.fill_rate`.  Pure arrays: energies TeV, angles deg, exposure s TeV sr; axes
-``energy``, then ``ring`` (of offset).
+``energy``, then ``offset``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.background.variance import INDEX_ERROR
 
 INDEX = 2.7
-"""Spectral index of the cosmic-ray background, for the energies where the counts say nothing."""
+"""Spectral index of the cosmic-ray background, for energies without counts."""
 
 UNSEEN = 0.3
 """Number of events that an empty bin stands for: a zero among 20 such bins would be no surprise."""
@@ -26,16 +26,26 @@ MEASURED, SHAPE_POOLED, ENERGY_POOLED, RING_FILLED, EXTRAPOLATED = 0, 1, 2, 4, 8
 FLAGS = {
     SHAPE_POOLED: "radial shape pooled over energies",
     ENERGY_POOLED: "spectrum pooled over neighbouring energies",
-    RING_FILLED: "ring without counts or exposure, filled from its neighbours",
+    RING_FILLED: "offset bin without counts or exposure, filled from its neighbours",
     EXTRAPOLATED: "energy without counts, extrapolated",
 }
 
 
 class Pool(NamedTuple):
-    """Shape over the rings of each energy, from the events of its neighbours.
+    """Shape over offset of each energy, from the events of its neighbours.
 
-    ``shape`` is relative to a flat one, which would have had the counts ``expected``; ``weights`` are those of the
-    energies in each pool, ``counts`` what it has; ``empty`` and ``blind`` are rings without counts and exposure.
+    Attributes
+    ----------
+    shape
+        Rate relative to a flat one, shape ``(energy, offset)``.
+    flag
+        Sum of the bits in `FLAGS`, shape ``(energy, offset)``.
+    weights
+        Weight of each energy in each pool, shape ``(energy, energy)``.
+    counts, expected
+        Counts of the pools, and those that a flat rate expects, shape ``(energy, offset)``.
+    empty, blind
+        Offset bins without counts, and those without exposure, shape ``(energy, offset)``.
     """
 
     shape: NDArray
@@ -48,7 +58,7 @@ class Pool(NamedTuple):
 
 
 def pooled_shape(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, min_counts: float) -> Pool:
-    """Relative rate of the rings at each energy, from its pool."""
+    """Relative rate of the offset bins at each energy, from its pool: arguments as for `estimate.fill_rate`."""
     per_energy = counts.sum(axis=1)
     spectrum = np.divide(per_energy, exposure.sum(axis=1), out=np.zeros_like(per_energy), where=per_energy > 0)
     g = pooling_weights(per_energy, energy_edges, min_counts)
@@ -57,61 +67,82 @@ def pooled_shape(counts: NDArray, exposure: NDArray, energy_edges: ArrayLike, mi
     with np.errstate(divide="ignore", invalid="ignore"):
         shape = pooled / expected
         unseen = UNSEEN / expected
-    # of a run that weighs next to nothing an event is next to nothing too: no more than none at all
+    # an event of a run with a negligible weight counts as no event
     empty = (pooled < UNSEEN) & (expected > 0)
     smallest = np.where(pooled >= UNSEEN, shape, np.inf).min(axis=1, keepdims=True)
     shape = np.where(empty, np.minimum(unseen, smallest), shape)
     blind = ~(expected > 0)
     flag[empty | blind] |= RING_FILLED
-    return Pool(_fill_blind_rings(shape, blind), flag, g, pooled, expected, empty, blind)
+    # linear in ln(rate)
+    shape = np.where(blind, np.exp(_interpolate_blind(np.log(shape), blind)), shape)
+    return Pool(shape, flag, g, pooled, expected, empty, blind)
 
 
-def ring_variance(pool: Pool, squares: NDArray, held: NDArray | None = None) -> NDArray:
-    """Variance of ln(counts) behind each ring of a shape, shape ``(energy, ring)``.
+def shape_variance(pool: Pool, squares: NDArray, conserved: NDArray | None = None) -> NDArray:
+    """Variance of ln(counts) from which each offset bin of a shape is estimated, shape ``(energy, offset)``.
 
     Parameters
     ----------
+    pool
+        The shape.
     squares
-        Sum of the squares of the weights of events, shape ``(energy, ring)``.
-    held
-        How the rings were scaled afterwards, see `held_rings`.
+        Sum of the squares of the weights of events, shape ``(energy, offset)``.
+    conserved
+        How the offset bins were scaled afterwards, see `conserved_response`.
     """
-    known = np.where(pool.empty | pool.blind, 1.0, pool.counts)
-    change = pool.weights[:, :, None] / known[:, None, :]
-    if held is not None:
-        change = change + held
+    counts = np.where(pool.empty | pool.blind, 1.0, pool.counts)
+    change = pool.weights[:, :, None] / counts[:, None, :]
+    if conserved is not None:
+        change = change + conserved
     variance = np.einsum("kjo,jo->ko", change**2, squares)
     variance = np.where(pool.empty, 1 / UNSEEN, variance)
-    # a blind ring was filled from its neighbours
-    rings = np.arange(variance.shape[1])
-    for row, blind in zip(variance, pool.blind, strict=True):
-        if blind.any():
-            row[blind] = np.interp(rings[blind], rings[~blind], row[~blind])
-    return variance
+    return _interpolate_blind(variance, pool.blind)
 
 
-def held_rings(pool: Pool, expected: NDArray, counts: NDArray, pooled: NDArray) -> NDArray | None:
-    """What `conserve` adds to the change of ln(rate) with counts, shape ``(energy, energy, ring)``.
+def conserved_response(pool: Pool, expected: NDArray, counts: NDArray, pooled: NDArray) -> NDArray | None:
+    """What `conserve` adds to the change of ln(rate) with counts, shape ``(energy, energy, offset)``; None: nothing.
 
-    The rings of all pooled energies together have their own counts, whatever the shape of each.
+    All pooled energies together keep the counts of each offset bin, whatever the shape of each.
+
+    Parameters
+    ----------
+    pool
+        The shape.
+    expected, counts
+        Counts that the rate expects, and the observed ones, shape ``(energy, offset)``.
+    pooled
+        Energies with a pooled shape, shape ``(energy,)``.
     """
-    per_ring = counts[pooled].sum(axis=0)
-    known = per_ring >= UNSEEN
-    if not known.any():
+    per_offset = counts[pooled].sum(axis=0)
+    scaled = per_offset >= UNSEEN
+    if not scaled.any():
         return None
     share = np.where(pooled[:, None], expected, 0.0)
     share = np.divide(share, share.sum(axis=0), out=np.zeros_like(share), where=share.sum(axis=0) > 0)
-    behind = np.where(pool.empty | pool.blind, np.inf, pool.counts)
-    moved = pool.weights.T @ (share / behind)
-    change = pooled[:, None] / np.where(known, per_ring, 1.0) - moved
-    return np.where(pooled[:, None, None] & known, change[None], 0.0)
+    moved = pool.weights.T @ (share / np.where(pool.empty | pool.blind, np.inf, pool.counts))
+    change = pooled[:, None] / np.where(scaled, per_offset, 1.0) - moved
+    return np.where(pooled[:, None, None] & scaled, change[None], 0.0)
 
 
 def pooling_weights(per_energy: NDArray, energy_edges: ArrayLike, min_counts: float) -> NDArray:
     """Weights in ln E, row by row just wide enough for ``min_counts``; a unit row where none is needed.
 
     A Gaussian, tilted such that the mean ln E of the pooled events is that of the row: the spectrum falls steeply,
-    and an upright one would give every energy the radial shape of a lower one.
+    and without the tilt every energy would have the radial shape of a lower one.
+
+    Parameters
+    ----------
+    per_energy
+        Events, shape ``(energy,)``.
+    energy_edges
+        Bin edges [TeV], shape ``(energy + 1,)``.
+    min_counts
+        Effective events that a pool needs.
+
+    Returns
+    -------
+    weights
+        Shape ``(energy, energy)``; a row for each pool.
     """
     ln_e = np.log(np.sqrt(np.asarray(energy_edges)[1:] * np.asarray(energy_edges)[:-1]))
     distance = ln_e[None, :] - ln_e[:, None]
@@ -152,48 +183,61 @@ def _balanced(distance: NDArray, per_energy: NDArray, width: NDArray, bin_width:
 
 
 def conserve(value: NDArray, counts: NDArray, exposure: NDArray, pooled: NDArray, rounds: int = 4) -> NDArray:
-    """Scale rings and energies in turn to the counts of each ring and the level of each energy.
+    """Scale offset bins and energies in turn to the counts of each offset bin and the normalisation of each energy.
 
-    Only energies with a pooled shape are touched; together they get the counts that they have in each ring.
+    Only ``pooled`` energies, those with a pooled shape, are scaled; together they get the counts that they have in
+    each offset bin.  Rates, counts and exposure have the shape ``(energy, offset)``.
     """
-    per_energy, per_ring = (value * exposure).sum(axis=1), counts[pooled].sum(axis=0)
+    per_energy, per_offset = (value * exposure).sum(axis=1), counts[pooled].sum(axis=0)
     value = value.copy()
     for _ in range(rounds):
         expected = (value * exposure)[pooled].sum(axis=0)
-        known = (expected > 0) & (per_ring >= UNSEEN)
-        value[pooled] *= np.where(known, per_ring / np.where(known, expected, 1.0), 1.0)
+        seen = (expected > 0) & (per_offset >= UNSEEN)
+        value[pooled] *= np.where(seen, per_offset / np.where(seen, expected, 1.0), 1.0)
         expected = (value * exposure).sum(axis=1)
-        seen = pooled & (expected > 0)
-        value[seen] *= (per_energy[seen] / expected[seen])[:, None]
+        scaled = pooled & (expected > 0)
+        value[scaled] *= (per_energy[scaled] / expected[scaled])[:, None]
     return value
 
 
-def _fill_blind_rings(shape: NDArray, blind: NDArray) -> NDArray:
-    """Rings without exposure from their neighbours, linear in ln(rate); the last seen value beyond them."""
-    filled = shape.copy()
-    rings = np.arange(shape.shape[1])
+def _interpolate_blind(values: NDArray, blind: NDArray) -> NDArray:
+    """Offset bins without exposure interpolated between their neighbours; the last exposed value beyond them."""
+    filled = values.copy()
+    index = np.arange(values.shape[1])
     for row, unseen in zip(filled, blind, strict=True):
         if unseen.any():
-            row[unseen] = np.exp(np.interp(rings[unseen], rings[~unseen], np.log(row[~unseen])))
+            row[unseen] = np.interp(index[unseen], index[~unseen], row[~unseen])
     return filled
 
 
-class Level(NamedTuple):
-    """Level of each energy, flags, and variance of its logarithm, shape ``(energy,)``."""
+class Normalisation(NamedTuple):
+    """Normalisation of each energy, flags, and variance of its logarithm, shape ``(energy,)``."""
 
     value: NDArray
     flag: NDArray
     variance: NDArray
 
 
-def level_of(per_energy: NDArray, unit_exposure: NDArray, energy_edges: ArrayLike, weight: ArrayLike = 1.0) -> Level:
-    """Level of each energy from its counts; pooled above the peak, extrapolated where there are none."""
+def normalisations(
+    per_energy: NDArray, unit_exposure: NDArray, energy_edges: ArrayLike, weight: ArrayLike = 1.0
+) -> Normalisation:
+    """Normalisation of each energy from its counts; pooled above the peak, extrapolated where there are none.
+
+    Parameters
+    ----------
+    per_energy, unit_exposure
+        Events, and those that a normalisation of 1 expects, shape ``(energy,)``.
+    energy_edges
+        Bin edges [TeV], shape ``(energy + 1,)``.
+    weight
+        Mean weight of the events of each energy, or of all.
+    """
     energy = np.sqrt(np.asarray(energy_edges)[1:] * np.asarray(energy_edges)[:-1])
-    level, flag, variance = np.zeros(energy.size), np.zeros(energy.size, dtype=int), np.zeros(energy.size)
+    norm, flag, variance = np.zeros(energy.size), np.zeros(energy.size, dtype=int), np.zeros(energy.size)
     squares = per_energy * weight
     for group in _groups(per_energy):
         power, counts = (energy[group] / energy[group[0]]) ** -INDEX, per_energy[group]
-        level[group] = power * counts.sum() / (unit_exposure[group] * power).sum()
+        norm[group] = power * counts.sum() / (unit_exposure[group] * power).sum()
         variance[group] = squares[group].sum() / counts.sum() ** 2
         if len(group) > 1:
             flag[group] = ENERGY_POOLED | np.where(counts == 0, EXTRAPOLATED, 0)
@@ -202,15 +246,15 @@ def level_of(per_energy: NDArray, unit_exposure: NDArray, energy_edges: ArrayLik
     first = int(np.flatnonzero(per_energy)[0])
     if first:
         below = slice(0, first)
-        # without exposure "unseen" says nothing, and the level of the first energy is the upper limit
+        # without exposure the normalisation of the first energy is the upper limit
         unseen = UNSEEN / np.maximum(unit_exposure[below], np.finfo(float).tiny)
-        level[below] = np.minimum(unseen, level[first])
+        norm[below] = np.minimum(unseen, norm[first])
         flag[below], variance[below] = EXTRAPOLATED, 1 / UNSEEN + variance[first]
-    return Level(level, flag, variance)
+    return Normalisation(norm, flag, variance)
 
 
 def _groups(per_energy: NDArray) -> list[list[int]]:
-    """Runs of neighbouring energies that are pooled, from the first energy that has counts.
+    """Groups of neighbouring energies that are pooled, from the first energy that has counts.
 
     Below the peak a pool only bridges empty energies (the spectrum rises steeply there, and a power law would
     carry counts below the threshold); above the peak it grows to `GROUP_COUNTS`.
@@ -226,6 +270,6 @@ def _groups(per_energy: NDArray) -> list[list[int]]:
     if current and per_energy[current].sum() > 0:
         groups.append(current)
     elif current:
-        # an empty end joins the last pool: it has no level of its own
+        # empty energies at the end join the last pool
         groups[-1] = groups[-1] + current
     return groups

@@ -37,11 +37,16 @@ def background_3d(rate: NDArray, edges: FieldEdges, alignment: str) -> Backgroun
     Parameters
     ----------
     rate
-        Node values [s-1 TeV-1 sr-1], shape ``(energy, fov_lat, fov_lon)``; gammapy has the last two the other way.
+        Node values [s-1 TeV-1 sr-1], shape ``(energy, fov_lat, fov_lon)``; gammapy has the last two axes swapped.
     edges
         Edges [TeV], [deg].
     alignment
         Frame of the field, ``radec`` or ``altaz``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such frame.
 
     Examples
     --------
@@ -64,13 +69,13 @@ def background_3d(rate: NDArray, edges: FieldEdges, alignment: str) -> Backgroun
 def rate_to_background(
     counts: NDArray, exposure: NDArray, edges: Edges, settings: RateSettings
 ) -> tuple[Background2D, NDArray]:
-    """Background of counts and exposure, and the flag of each bin (see `dask_bkg.background.estimate.Rate`)."""
+    """Background from counts and exposure [s TeV sr], shape ``(energy, offset)``, and the flag of each bin."""
     rate = estimate_rate(counts, exposure, (edges.energy, edges.offset), settings)
-    return background_2d(smooth_as_asked(rate.value, edges, settings), edges), rate.flag
+    return background_2d(smooth_as_set(rate.value, edges, settings), edges), rate.flag
 
 
-def smooth_as_asked(value: NDArray, edges: Edges, settings: RateSettings) -> NDArray:
-    """A rate smoothed by `smooth` if the settings say ``to_3d``, else as it is; shape ``(energy, offset)``."""
+def smooth_as_set(value: NDArray, edges: Edges, settings: RateSettings) -> NDArray:
+    """A rate [s-1 TeV-1 sr-1], smoothed by `smooth` if the settings ask for ``to_3d``; shape ``(energy, offset)``."""
     if not settings.through_gammapy:
         return value
     return smooth(background_2d(value, edges), settings.smooth_bins).data
@@ -84,12 +89,17 @@ def to_background(dataset: xr.Dataset, settings: RateSettings | None = None) -> 
     dataset
         ``counts`` and ``exposure`` with dimensions ``(energy, offset)``; several runs (``obs_id``) are added up.
     settings
-        How the rate is made; the defaults fill empty bins and conserve counts.
+        How the rate is estimated; the defaults fill empty bins and conserve counts.
 
     Returns
     -------
     background
         `~gammapy.irf.Background2D`, ready for ``Observation.bkg``.
+
+    Raises
+    ------
+    ValueError
+        If the dataset is not one of run histograms, or has no counts or no exposure.
 
     Examples
     --------
@@ -109,7 +119,7 @@ def to_background(dataset: xr.Dataset, settings: RateSettings | None = None) -> 
 def smooth(bkg: Background2D, sigma: float = 1) -> Background2D:
     """Smooth a background the procedure's way: 2D to 3D, Gaussian filter at each energy, back to 2D.
 
-    Literally the document's; it changes the rate of an unsmoothed model by -5 % in the centre to +18 % at the edge
+    As gammapy-tools does it; it changes the rate of an unsmoothed model by -5 % in the centre to +18 % at the edge
     with 10 offset bins.  The default of the configuration is `dask_bkg.background.smooth.smooth_rings`.
 
     Parameters
@@ -122,7 +132,8 @@ def smooth(bkg: Background2D, sigma: float = 1) -> Background2D:
     Raises
     ------
     ValueError
-        If the offset axis does not start at 0: gammapy's ``to_2d`` has no centre to read then.
+        If the offset axis does not start at 0 (gammapy's ``to_2d`` reads the rate at the centre), or ``sigma`` is
+        negative.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -133,7 +144,7 @@ def smooth(bkg: Background2D, sigma: float = 1) -> Background2D:
             "or take model.smooth_method: field"
         )
     if sigma < 0:
-        raise ValueError(f"smooth_sigma: a width is not negative, got {sigma}")
+        raise ValueError(f"smooth_sigma: a width must not be negative, got {sigma}")
     cube = bkg.to_3d()
     data = np.stack([gaussian_filter(plane, sigma, 0) for plane in cube.data])
     cube = type(cube)(axes=cube.axes, data=data, unit=cube.unit, meta=bkg.meta)

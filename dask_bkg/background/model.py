@@ -1,4 +1,4 @@
-"""From the stacks of a target to the node values of its background: rings, or pixels of the field. Eager arrays."""
+"""From the stacks of a target to the node values of its background: offset bins, or field pixels. Eager arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.background.estimate import Histogram, Rate, RateSettings, estimate_rate
-from dask_bkg.background.field import FieldSettings, estimate_field
+from dask_bkg.background.field import estimate_field
 from dask_bkg.background.field_rotation import turn_to_radec
 from dask_bkg.background.own_counts import Factor, Own, own_factors
 from dask_bkg.background.stack import Stack
@@ -22,10 +22,10 @@ from dask_bkg.selection import Selection
 from dask_bkg.sky.horizon import SECONDS_PER_DAY, position_angle, zenith_position
 
 STEP = 60.0
-"""Seconds between the parallactic angles of a run: 0.3 deg, and a few where it passes near the zenith."""
+"""Seconds between the parallactic angles of a run: steps of 0.3 deg, of a few degrees near the zenith."""
 
 NIGHT_PRIOR = 1.0
-"""Runs that the level of the stack counts for where the nights around a target say something else."""
+"""Number of runs that the normalisation of the stack is worth against that of the neighbouring nights."""
 
 
 class RunMetadata(NamedTuple):
@@ -34,7 +34,7 @@ class RunMetadata(NamedTuple):
     Attributes
     ----------
     key
-        A number for what the run store holds of each: events, exclusion and how they are counted.
+        Key of the row of each in the run store: it depends on its events, the exclusion and how they are counted.
     zenith
         Zenith angles [deg].
     n_events
@@ -47,14 +47,14 @@ class RunMetadata(NamedTuple):
 
 
 class Model(NamedTuple):
-    """How backgrounds are made of stacks.
+    """How backgrounds are estimated from stacks.
 
     Attributes
     ----------
     edges, rate
-        Energies and rings, and how a rate is made of their counts.
+        Bin edges of energy [TeV] and offset [deg], and how a rate is estimated from the counts in them.
     field
-        What there is beside them in a job of 3D backgrounds.
+        What 3D backgrounds need in addition; None for 2D.
     """
 
     edges: Edges
@@ -63,16 +63,16 @@ class Model(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The rate of a background, and what was done to the level of its stack.
+    """The rate of a background, and how the normalisation of its stack was corrected.
 
     Attributes
     ----------
     rate
         As it is written.
     night
-        Factor by the nights around.
+        Factor by the runs of the same and the neighbouring nights.
     own
-        Factors by the run's own counts; None where they are not asked.
+        Factors by the run's own counts; None where they are not used.
     """
 
     rate: Rate
@@ -83,7 +83,7 @@ class Estimate(NamedTuple):
 def stacked_rate(
     target: Target, chosen: Mapping[str, Selection], stacks: Mapping[str, Stack], runs: RunMetadata, model: Model
 ) -> Estimate:
-    """Rate of the stack of one target, as it is written.
+    """Rate of the background of one target, as it is written.
 
     Parameters
     ----------
@@ -96,42 +96,48 @@ def stacked_rate(
     runs
         Metadata of the runs of the archive.
     model
-        How the rate is made.
+        How the rate is estimated.
+
+    Returns
+    -------
+    estimate
+        Rate [s-1 TeV-1 sr-1], shape ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)``, and factors on it.
 
     Raises
     ------
     RunError
-        If there is no event in the stack.
+        If the stack has no event, or the zenith is needed and unknown.
     """
     if not stacks["spectrum"].counts.any():
         energy = model.edges.energy
         raise RunError(
             f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
-            f"{energy[0]:g}-{energy[-1]:g} TeV: look at binning.e_min, e_max"
+            f"{energy[0]:g}-{energy[-1]:g} TeV: check binning.e_min, e_max"
         )
     if model.field is None:
         rate = _radial_rate(stacks, model)
     else:
         rate = _field_rate(target, chosen, stacks, runs, model, model.field)
-    night, rings = Factor(), slice(model.edges.offset.size - 1)
+    # a rate over the field has offset bins beyond these, to its corners
+    night, inner = Factor(), slice(model.edges.offset.size - 1)
     if "night" in chosen:
-        night = night_factor(rate.average[:, rings], chosen["night"], stacks["night"])
+        night = night_factor(rate.average[:, inner], chosen["night"], stacks["night"])
         rate = _scaled(rate, np.full(rate.value.shape[0], night.value), added=night.error)
     if model.rate.own == "off":
         return Estimate(rate, night)
-    own = _own(target, rate.average[:, rings], _level_error(rate), stacks["own"], model)
+    own = _own(target, rate.average[:, inner], _level_error(rate), stacks["own"], model)
     return Estimate(_scaled(rate, own.energies, level_error=own.level_error), night, own)
 
 
 def weights_of(stacks: Mapping[str, Stack]) -> Weights:
-    """Mean weight of the events of spectrum and shape, of one target."""
+    """Mean weight of the events of spectrum and shape of one target, each of shape ``(energy,)``."""
     spectrum = mean_weight(stacks["spectrum"].counts, stacks["spectrum"].squares)
     shape = stacks.get("shape")
     return Weights(spectrum, spectrum if shape is None else mean_weight(shape.counts, shape.squares))
 
 
 def _shape_of(stacks: Mapping[str, Stack]) -> Histogram | None:
-    """Rings of the runs of the shape; None: they are those of the spectrum."""
+    """Offset bins of the runs of the shape; None: the runs of the spectrum."""
     return Histogram(stacks["shape"].counts, stacks["shape"].exposure) if "shape" in stacks else None
 
 
@@ -140,28 +146,30 @@ def _level_error(rate: Rate) -> NDArray:
 
 
 def _scaled(rate: Rate, factor: NDArray, level_error: NDArray | None = None, added: float = 0.0) -> Rate:
-    """A rate times a factor of each energy; the error of the level is another one, or has something added to it."""
+    """A rate times a factor of each energy; the error of the normalisation is replaced, or gets an added part."""
     before = _level_error(rate)
     after = np.hypot(before, added) if level_error is None else level_error
     error = rate.error
     if error is not None:
-        change = _beside(after**2 - before**2, error)
+        change = _per_energy(after**2 - before**2, error)
         error = np.sqrt(np.maximum(error**2 + change, 0.0))
-    mean = rate.average * _beside(factor, rate.average)
-    return rate._replace(value=rate.value * _beside(factor, rate.value), mean=mean, error=error, level_error=after)
+    mean = rate.average * _per_energy(factor, rate.average)
+    return rate._replace(
+        value=rate.value * _per_energy(factor, rate.value), mean=mean, error=error, level_error=after
+    )
 
 
-def _beside(energies: NDArray, array: NDArray) -> NDArray:
-    """Numbers of the energies, beside an array of them and more."""
-    return energies.reshape(-1, *(1,) * (array.ndim - 1))
+def _per_energy(values: NDArray, array: NDArray) -> NDArray:
+    """A number for each energy in a shape that multiplies an array ``(energy, ...)``."""
+    return values.reshape(-1, *(1,) * (array.ndim - 1))
 
 
 def _own(target: Target, mean: NDArray, level_error: NDArray, own: Stack, model: Model) -> Own:
-    """What the target's own counts say."""
+    """Factors on the rate by the target's own counts."""
     counts, exposure = own.counts, own.exposure
     if mean.shape != counts.shape:
-        raise ValueError("model.own needs a rate in the target's own rings")
-    # where nobody knows the threshold it is where there are most counts
+        raise ValueError("model.own needs a rate in the target's own offset bins")
+    # an unknown threshold is taken to be where there are most counts
     threshold = target.threshold if target.threshold > 0 else model.edges.energy[int(counts.sum(axis=1).argmax())]
     seen = model.edges.energy[:-1] >= threshold * (1 - TOLERANCE)
     counts, expected = np.where(exposure > 0, counts, 0.0).sum(axis=1), (exposure * mean).sum(axis=1)
@@ -169,35 +177,36 @@ def _own(target: Target, mean: NDArray, level_error: NDArray, own: Stack, model:
 
 
 def _radial_rate(stacks: Mapping[str, Stack], model: Model) -> Rate:
-    """Rate in rings."""
+    """Rate in offset bins."""
     edges, spectrum = (model.edges.energy, model.edges.offset), stacks["spectrum"]
     rate = estimate_rate(spectrum.counts, spectrum.exposure, edges, model.rate, _shape_of(stacks), weights_of(stacks))
     if model.rate.through_gammapy:
-        from dask_bkg.background.irf import smooth_as_asked  # it takes seconds to load, and no other rate needs it
+        from dask_bkg.background.irf import smooth_as_set  # it takes seconds to load, and no other rate needs it
 
-        rate = rate._replace(value=smooth_as_asked(rate.value, model.edges, model.rate))
+        rate = rate._replace(value=smooth_as_set(rate.value, model.edges, model.rate))
     return rate
 
 
 def night_factor(mean: NDArray, night: Selection, stack: Stack) -> Factor:
-    """By how much the nights around the target differ in level from the stack; weather and dust do that.
+    """Normalisation of the neighbouring nights over that of the stack: weather and dust change it.
 
-    The counts of those runs over what the rate expects of them, held at 1 by a prior that counts for `NIGHT_PRIOR`
-    runs of the same hour: step 6 of `dask_bkg.background`.
+    The counts of those runs over what the rate expects of them, drawn to 1 by a prior that is worth `NIGHT_PRIOR`
+    simultaneous runs: step 6 of `dask_bkg.background`.
 
     Parameters
     ----------
     mean
-        Rate, averages over the rings [s-1 TeV-1 sr-1], shape ``(energy, ring)``.
+        Rate, averages over the bins [s-1 TeV-1 sr-1], shape ``(energy, offset)``.
     night
-        Those runs; their weights fall with the difference in conditions and in time.
+        The runs of these nights; their weights fall with the difference in conditions and in time.
     stack
-        Their stack.
+        Their stack, counts and exposure of shape ``(energy, offset)``.
 
     Returns
     -------
     factor
-        Its error is that of their counts; how the weather changes from run to run is not in it.
+        1 where they have no counts or other bins.  Its error is that of their counts; changes of the weather from run
+        to run are not included.
     """
     if mean.shape != stack.counts.shape:
         return Factor()
@@ -220,13 +229,13 @@ def _field_rate(
 ) -> Rate:
     """Rate in pixels of the field, in the frame in which it is written."""
     if target.sight is None or "field" not in stacks:
-        raise ValueError("a job of 3D backgrounds needs stacks in field pixels, and where the target looked")
+        raise ValueError("a 3D background needs a stack in field pixels, and the pointing of the target (sight)")
     edges, sight, pixels = model.edges, target.sight, stacks["field"]
     if not pixels.exposure.any():
         raise RunError(
-            f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the place of "
-            "the array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or do not go "
-            "with ALT_PNT; correct them, or set binning.mode: 2d"
+            f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the site of "
+            "the array, or the times of the events (column TIME, MJDREFI), are missing in their EVENTS or contradict "
+            "ALT_PNT; correct them, or set binning.mode: 2d"
         )
     of_shape = chosen.get("shape", chosen["spectrum"])
     sines = _sin_zenith(of_shape, runs), float(np.sin(np.deg2rad(sight.zenith)))
@@ -242,7 +251,7 @@ def _field_rate(
         sines,
         model.rate,
         field.settings,
-        zenith=(0.0, 1.0) if field.counted == "altaz" else _upwards(target, field.settings),
+        zenith=(0.0, 1.0) if field.counted == "altaz" or not field.settings.tilts else _zenith_of(target, sight),
         shape=_shape_of(stacks),
         weights=weights_of(stacks),
     )
@@ -254,16 +263,17 @@ def _field_rate(
 
 
 def _sin_zenith(chosen: Selection, runs: RunMetadata) -> float:
-    """Mean sine of the zenith angle of the contributing runs that have one, over their events; NaN: none has."""
+    """Mean sine of the zenith angle of the contributing runs, weighted by their events; NaN: unknown for all."""
     sine, weight = np.sin(np.deg2rad(runs.zenith[chosen.run])), chosen.weight * runs.n_events[chosen.run]
     finite = np.isfinite(sine) & (weight > 0)
     return float(np.average(sine[finite], weights=weight[finite])) if finite.any() else math.nan
 
 
 def parallactic_angles(sight: Sight) -> NDArray:
-    """Parallactic angles [deg] in the course of a run, evenly spaced in time.
+    """Parallactic angles [deg] in the course of a run, evenly spaced in time, shape ``(steps,)``.
 
-    The good time intervals are taken for one about the middle of the run: what a gap moves is less than a step.
+    The good time intervals are treated as a single one about the middle of the run: a gap shifts the angles by less
+    than a step.
     """
     steps = max(1, math.ceil(sight.ontime / STEP))
     middle = (np.arange(steps) + 0.5) / steps - 0.5
@@ -271,16 +281,19 @@ def parallactic_angles(sight: Sight) -> NDArray:
     return position_angle(sight.ra, sight.dec, *zenith_position(times, sight.site_lon, sight.site_lat))
 
 
-def _upwards(target: Target, settings: FieldSettings) -> tuple[float, float]:
-    """Direction of the zenith in a field that is aligned with north, mean over the run, a unit vector."""
-    if not settings.tilts or target.sight is None:
-        return 0.0, 1.0
-    if not np.isfinite(target.sight).all():
-        raise RunError(
-            f"run {target.obs_id}: nobody knows where the zenith was (GEOLON, GEOLAT, TSTART, MJDREFI in its EVENTS "
-            "header): set model.field: free"
-        )
-    angle = np.deg2rad(parallactic_angles(target.sight))
+def zenith_direction(sight: Sight) -> tuple[float, float]:
+    """Direction of the zenith in a field aligned with north, mean over a run: unit vector ``(fov_lon, fov_lat)``."""
+    angle = np.deg2rad(parallactic_angles(sight))
     # fov_lon grows to the west, a position angle to the east
     lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
-    return lon / np.hypot(lon, lat), lat / np.hypot(lon, lat)
+    return float(lon / np.hypot(lon, lat)), float(lat / np.hypot(lon, lat))
+
+
+def _zenith_of(target: Target, sight: Sight) -> tuple[float, float]:
+    """`zenith_direction` of a target; `RunError` if it is unknown."""
+    if not np.isfinite(sight).all():
+        raise RunError(
+            f"run {target.obs_id}: the direction of the zenith is unknown (GEOLON, GEOLAT, TSTART, MJDREFI in its "
+            "EVENTS header): set model.field: free"
+        )
+    return zenith_direction(sight)

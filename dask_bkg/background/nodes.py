@@ -1,6 +1,6 @@
-"""Node values: gammapy interpolates between bin centres, and its interpolation is to give the counts back.
+"""Node values: values at the bin centres such that gammapy's interpolation between them gives the counts back.
 
-Pure arrays: energies TeV, angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``ring``.
+Pure arrays: energies TeV, angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``offset``.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ MAX_EXPONENT = 20.0
 def node_values(rate: NDArray, exposure: NDArray, energy_edges: ArrayLike, offset_edges: ArrayLike) -> NDArray:
     """Values at the bin centres whose interpolation, as gammapy does it, gives the counts back.
 
-    gammapy interpolates ln(rate) linearly in ln E and in offset.  A bin average at the node of a steep spectrum
-    predicts too much (9 % with 4 energy bins over 0.3-10 TeV, 1 % with 12).  One factor for each energy and one for
-    each ring undo it, by `fit_nodes` to the spectrum and to the radial profile: not a factor for each bin, which
-    would follow the noise.
+    gammapy interpolates ln(rate) linearly in ln E and in offset.  Bin averages as node values of a steep spectrum
+    predict too many counts (9 % with 4 energy bins over 0.3-10 TeV, 1 % with 12).  One factor for each energy and one
+    for each offset bin undo it, by `fit_nodes` to the spectrum and to the radial profile: not a factor for each bin,
+    which would follow the noise.
 
     Parameters
     ----------
     rate, exposure
-        Bin averages [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, ring)``.
+        Bin averages [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, offset)``.
     energy_edges, offset_edges
         Bin edges [TeV], [deg].
 
     Returns
     -------
     nodes
-        Shape ``(energy, ring)``.
+        Rates at the bin centres [s-1 TeV-1 sr-1], shape ``(energy, offset)``.
     """
     counts = rate * exposure
     solid_angle = 2 * np.pi * -np.diff(np.cos(np.deg2rad(offset_edges)))
     spectrum, profile = rate @ solid_angle, np.diff(energy_edges) @ rate
     by_energy = fit_nodes(spectrum, counts.sum(axis=1), lambda v: mean_loglog(v, energy_edges)) / spectrum
-    by_ring = fit_nodes(profile, counts.sum(axis=0), lambda v: mean_log_ring(v, offset_edges)) / profile
-    return rate * by_energy[:, None] * by_ring[None, :]
+    by_offset = fit_nodes(profile, counts.sum(axis=0), lambda v: mean_log_offset(v, offset_edges)) / profile
+    return rate * by_energy[:, None] * by_offset[None, :]
 
 
 def fit_nodes(mean: NDArray, counts: NDArray, interpolate: Callable[[NDArray], NDArray]) -> NDArray:
     """Node values whose interpolation is nearest to bin averages, by Poisson likelihood.
 
-    Demanding the average of every bin exactly would be a deconvolution: where a spectrum turns on within a bin, the
-    nodes beside it would swing up and down.  The fit returns the counts wherever a smooth curve can, and a prior
-    worth `NODE_PRIOR` counts holds the nodes of empty bins at the smooth curve through their neighbours.
+    To reproduce the average of every bin exactly would be a deconvolution: where a spectrum turns on within a bin,
+    the neighbouring nodes would oscillate.  The fit returns the counts wherever a smooth curve can, and a prior worth
+    `NODE_PRIOR` counts draws the nodes of empty bins to the smooth curve through their neighbours.
 
     Parameters
     ----------
     mean
         Bin averages, positive, shape ``(n,)``.
     counts
-        Events behind each of them.
+        Events of each bin, shape ``(n,)``.
     interpolate
-        Bin averages of nodes; each bin may depend on its own node and its two neighbours (`mean_loglog`).
+        From nodes to bin averages; each bin may depend on its own node and its two neighbours (`mean_loglog`).
 
     Returns
     -------
@@ -76,26 +76,23 @@ def fit_nodes(mean: NDArray, counts: NDArray, interpolate: Callable[[NDArray], N
     >>> fit_nodes(mean, np.full(4, 1e6), lambda v: mean_loglog(v, edges)).round(3).tolist()
     [9.0, 3.0, 1.0, 0.3]
     """
-    prior = np.log(mean * _smooth_factor(mean, interpolate))
+    # node over bin average of the smooth curve through the averages: a first step, itself smoothed
+    factor = np.log(mean / interpolate(mean))
+    smooth = np.exp(np.convolve(np.pad(factor, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"))
+    prior = np.log(mean * smooth)
     x = prior.copy()
     for _ in range(MAX_ITERATIONS):
         expected, slope = _expected(x, mean, counts, interpolate)
         # Fisher scoring of the Poisson likelihood in ln(node)
         gradient = slope.T @ (1 - counts / expected) + NODE_PRIOR * (x - prior)
         fisher = slope.T @ (slope / expected[:, None]) + NODE_PRIOR * np.eye(x.size)
-        # a cliff makes one entry so large that the prior is lost in its rounding, and the matrix singular
+        # a very steep step makes one entry so large that the prior is lost in rounding, and the matrix singular
         fisher += 1e-10 * fisher.max() * np.eye(x.size)
         step = np.clip(-np.linalg.solve(fisher, gradient), -0.5, 0.5)
         x += step
         if np.abs(step).max() < 1e-7:
             break
     return np.exp(x)
-
-
-def _smooth_factor(mean: NDArray, interpolate: Callable[[NDArray], NDArray]) -> NDArray:
-    """Node over bin average of the smooth curve through the averages: a first step, itself smoothed."""
-    factor = np.log(mean / interpolate(mean))
-    return np.exp(np.convolve(np.pad(factor, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"))
 
 
 def _expected(
@@ -122,7 +119,12 @@ def mean_loglog(nodes: NDArray, edges: ArrayLike) -> NDArray:
     nodes
         Values at the bin centres, positive, shape ``(n,)``.
     edges
-        Bin edges, shape ``(n + 1,)``; the first and last power law go on to the edges.
+        Bin edges, shape ``(n + 1,)``; the first and last power law continue to the edges.
+
+    Returns
+    -------
+    mean
+        Shape ``(n,)``.
 
     Examples
     --------
@@ -145,7 +147,7 @@ def _power_integral(low, high, slope: NDArray) -> NDArray:
     """Integral of x**slope from low to high, also for slope = -1."""
     a, b = np.log(low), np.log(high)
     middle, half = (a + b) / 2, (b - a) / 2
-    # a fall by hundreds of powers of ten, from bin to bin, would overflow sinh and spoil the whole fit
+    # a fall by hundreds of powers of ten from bin to bin would overflow sinh
     p = np.clip(slope + 1, -MAX_EXPONENT / half, MAX_EXPONENT / half)
     # sinh(p h) / p is smooth through p = 0, where it is h
     x = p * half
@@ -153,19 +155,24 @@ def _power_integral(low, high, slope: NDArray) -> NDArray:
     return 2 * half * np.exp(p * middle) * sinhc
 
 
-def mean_log_ring(nodes: NDArray, offset_edges: ArrayLike, points: int = 8) -> NDArray:
-    """Solid-angle averages over rings of a curve whose logarithm is linear between the ring centres.
+def mean_log_offset(nodes: NDArray, offset_edges: ArrayLike, points: int = 8) -> NDArray:
+    """Solid-angle averages over offset bins of a curve whose logarithm is linear between the bin centres.
 
     Beyond the first and the last centre it is constant, as gammapy's ``MapDatasetMaker`` pads it.
 
     Parameters
     ----------
     nodes
-        Values at the ring centres, positive, shape ``(n,)``.
+        Values at the bin centres, positive, shape ``(n,)``.
     offset_edges
-        Ring edges [deg], shape ``(n + 1,)``.
+        Bin edges [deg], shape ``(n + 1,)``.
     points
-        Points of the quadrature in each ring.
+        Points of the quadrature in each bin.
+
+    Returns
+    -------
+    mean
+        Shape ``(n,)``.
     """
     edges = np.asarray(offset_edges, dtype=float)
     center = (edges[1:] + edges[:-1]) / 2

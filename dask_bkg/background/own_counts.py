@@ -1,9 +1,9 @@
-"""A run's own counts, outside of the exclusion and above its threshold: how its background differs from its stack.
+"""Correction of a background by the run's own counts, outside of the exclusion and above its threshold.
 
-Not held out, and hence off by default.  The stack's rate is the mean of a gamma distribution, the prior of the run's,
-of the width that ``prior`` counts would measure it with; the run's own counts make it the posterior (empirical Bayes:
-the prior is made of the other runs).  Its mean is ``(n + m) / (mu + m)`` times the stack's rate, for ``n`` counts,
-``mu`` expected ones and a prior of ``m``, its relative error ``1 / sqrt(n + m)``.  Pure arrays.
+Off by default, because the counts that such a background is compared with contributed to it.  The prior of the run's
+rate is a gamma distribution about the rate of the stack, as wide as if ``m`` counts had measured it (empirical Bayes:
+the prior comes from the other runs).  With ``n`` counts where ``mu`` are expected, the posterior has the mean
+``(n + m) / (mu + m)`` times the rate of the stack, and the relative error ``1 / sqrt(n + m)``.  Pure arrays.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class Factor(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a run's own counts make of the rate of its stack.
+    """Correction of the rate of a stack by the run's own counts.
 
     Attributes
     ----------
     level
-        Factor that its level asks for.
+        Factor on the normalisation, the same for all energies.
     energies
-        Factor for each energy, the level included, shape ``(energy,)``.
+        Factor for each energy, ``level`` included, shape ``(energy,)``.
     level_error
-        Relative error of the level of each energy then, shape ``(energy,)``.
+        Relative error of the corrected normalisation of each energy, shape ``(energy,)``.
     counts
-        How many there were.
+        Number of counts that were used.
     """
 
     level: Factor
@@ -49,21 +49,26 @@ def own_factors(
 ) -> Own:
     """Factors on the rate of a stack by a run's own counts.
 
-    First one for its level, by the counts of all energies; for ``spectrum`` then one for each energy, with the
-    expectation at that level.  Energies that are not ``seen`` follow the level.
+    First one for the normalisation, by the counts of all energies; for ``spectrum`` then one for each energy, with
+    the expectation corrected by the first.  Energies that are not ``seen`` get the first factor alone.
 
     Parameters
     ----------
     counts, expected
-        The run's counts, and those that its stack's rate expects under its exposed fraction, shape ``(energy,)``.
+        The run's counts, and those that the rate of its stack expects for its exposure, shape ``(energy,)``.
     level_error
-        Relative error of the level of the stack, shape ``(energy,)``.
+        Relative error of the normalisation of the stack, shape ``(energy,)``.
     seen
-        Energies that count: those above the run's threshold, shape ``(energy,)``.
+        Energies that are used, those above the run's threshold: boolean, shape ``(energy,)``.
     kind
         ``level`` or ``spectrum``.
     prior
-        Counts that the stack's rate is worth: one over the squared scatter of runs about their stacks.
+        Counts that the rate of the stack is worth: one over the squared scatter of runs about their stacks.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind, or the prior is not positive.
 
     Examples
     --------
@@ -75,17 +80,17 @@ def own_factors(
     if kind not in KINDS[1:]:
         raise ValueError(f"model.own {kind!r}: accepted are {', '.join(KINDS)}")
     if not prior > 0:
-        raise ValueError(f"model.own_counts: a prior is worth more than 0 counts, got {prior:g}")
+        raise ValueError(f"model.own_counts: the prior must be more than 0 counts, got {prior:g}")
     seen = seen & (expected > 0)
     counts, expected = np.where(seen, counts, 0.0), np.where(seen, expected, 0.0)
     total = float(counts.sum())
     level = Factor((total + prior) / (float(expected.sum()) + prior), float(1 / np.sqrt(total + prior)))
-    # of the stack's own error as much is left as its word counts for
+    # the error of the stack is reduced as its weight in the posterior is
     left = prior / (expected.sum() + prior) if kind == "level" else 1.0
     variance = (left * level_error) ** 2 + level.error**2
     factor = np.full(counts.shape, level.value)
     if kind == "spectrum":
-        hoped = level.value * expected
-        factor = level.value * (counts + prior) / (hoped + prior)
-        variance = (prior / (hoped + prior)) ** 2 * variance + 1 / (counts + prior)
+        corrected = level.value * expected
+        factor = level.value * (counts + prior) / (corrected + prior)
+        variance = (prior / (corrected + prior)) ** 2 * variance + 1 / (counts + prior)
     return Own(level, factor, np.sqrt(variance), total)

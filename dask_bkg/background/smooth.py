@@ -1,6 +1,6 @@
-"""Smoothing of a rate in the plane of the field of view: the fluctuations, not the profile.
+"""Smoothing of a rate in the plane of the field of view: of the fluctuations, not of the profile.
 
-Pure arrays: angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``ring`` (of offset).
+Pure arrays: angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``offset``.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dask_bkg.background.spline import fit_spline
 from dask_bkg.sky import fov
 
 DEGREE = 2
-"""Degree in offset^2 of the logarithm of the reference profile: a Gaussian and how it bends."""
+"""Degree in offset^2 of the logarithm of the reference profile: a Gaussian and its curvature."""
 
 PROFILE_PRIOR = 3.0
-"""Weight that holds the profile of an energy of few counts at the one common to all energies."""
+"""Weight of the prior that draws the profile of an energy of few counts to the one common to all energies."""
 
 BLIND_SHARE = 0.01
-"""Exposure, in units of that of the mean ring, that a ring without exposure counts for: it has a filled rate."""
+"""Exposure given to an offset bin without exposure (it has a filled rate), in units of that of the mean bin."""
 
 MAX_ITERATIONS = 30
 
 METHODS = ("field", "adaptive", "spline")
 
 WIDER = 1.2
-"""Each step makes the Gaussian of ``adaptive`` wider by so much, until it is as wide as the field."""
+"""Factor by which the Gaussian of ``adaptive`` grows at each step, until it is as wide as the field."""
 
 NARROWEST = 0.1
-"""Width from which the Gaussian of ``adaptive`` grows where none is asked for, in rings."""
+"""Smallest width of the Gaussian of ``adaptive``, in units of the first offset bin."""
 
 RESOLUTIONS = 16
 """Widths of a Gaussian between which an effective resolution is interpolated."""
@@ -43,12 +43,12 @@ class Smoothing(NamedTuple):
     Attributes
     ----------
     method
-        ``field``, a Gaussian; ``adaptive``, one that widens until there are counts enough under it; ``spline``
+        ``field``, a Gaussian; ``adaptive``, one that widens until there are enough counts under it; ``spline``
         (`dask_bkg.background.spline.fit_spline`).
     sigma
-        Width of the Gaussian [deg], for ``adaptive`` the least one.
+        Width of the Gaussian [deg], for ``adaptive`` the smallest one.
     counts
-        Effective counts that ``adaptive`` wants under it.
+        Effective counts that ``adaptive`` collects under it.
     dof
         Effective degrees of freedom of ``spline``.
     """
@@ -60,20 +60,20 @@ class Smoothing(NamedTuple):
 
     @property
     def idle(self) -> bool:
-        """Whether it leaves everything as it is."""
+        """Whether nothing is smoothed."""
         return self.method == "field" and self.sigma == 0
 
 
 class Smoothed(NamedTuple):
-    """A rate that was smoothed.
+    """A smoothed rate.
 
     Attributes
     ----------
     value
-        Shape ``(energy, ring)``.
+        Rate [s-1 TeV-1 sr-1], shape ``(energy, offset)``.
     response
-        How ln(value) of each ring changes with ln(rate) of each, but for the level of the energy, shape
-        ``(energy, ring, ring)``.
+        How ln(value) of each offset bin changes with ln(rate) of each, but for the normalisation of the energy, shape
+        ``(energy, offset, offset)``.
     """
 
     value: NDArray
@@ -82,7 +82,7 @@ class Smoothed(NamedTuple):
 
 @lru_cache(maxsize=64)
 def ring_mixing(offset_edges: tuple[float, ...], sigma: float) -> NDArray:
-    """How much a two-dimensional Gaussian in the field of view mixes rings.
+    """How much a two-dimensional Gaussian in the field of view mixes offset bins.
 
     Parameters
     ----------
@@ -94,17 +94,17 @@ def ring_mixing(offset_edges: tuple[float, ...], sigma: float) -> NDArray:
     Returns
     -------
     mixing
-        Shape ``(ring, ring)``, symmetric: integral over both rings of the Gaussian of their distance [pixels].
+        Shape ``(offset, offset)``, symmetric: integral over both bins of the Gaussian of their distance [pixels].
     """
     from scipy.ndimage import gaussian_filter
 
     grid = fov.ring_grid(offset_edges)
     inside = grid.bin >= 0
     mixing = np.empty((grid.n_bins, grid.n_bins))
-    for ring in range(grid.n_bins):
-        indicator = (grid.bin == ring).astype(float).reshape(grid.shape)
+    for i in range(grid.n_bins):
+        indicator = (grid.bin == i).astype(float).reshape(grid.shape)
         spread = gaussian_filter(indicator, sigma / grid.step, mode="constant", truncate=5).ravel()
-        mixing[ring] = np.bincount(grid.bin[inside], weights=spread[inside], minlength=grid.n_bins)
+        mixing[i] = np.bincount(grid.bin[inside], weights=spread[inside], minlength=grid.n_bins)
     return (mixing + mixing.T) / 2
 
 
@@ -112,12 +112,12 @@ def smooth_rings(rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, sigm
     """Smooth the deviations from a falling profile in the field of view; counts conserved.
 
     A Gaussian filter flattens a falling profile, most at the edge of the field, outside of which there is nothing
-    (by +30 % in the outermost ring of H.E.S.S. runs, for a sigma of one ring of 0.25 deg).  So only the ratio to a
-    smooth `reference_profile` is smoothed: the counts (rate x exposure) and those that the reference expects are
-    spread by the same Gaussian over the plane of the field and summed over each ring; the ratio of the two, times
-    the reference, is the smoothed rate.  A rate equal to its reference is unchanged; a ring weighs by its expected
-    counts, which is what its Poisson error asks for.  Each energy is scaled to keep its counts; those of a ring are
-    kept but for what its neighbours say about its fluctuation.
+    (by +30 % in the outermost offset bin of H.E.S.S. runs, for a sigma of one bin of 0.25 deg).  So only the ratio to
+    a smooth `reference_profile` is smoothed: the counts (rate x exposure) and those that the reference expects are
+    spread by the same Gaussian over the plane of the field and summed over each offset bin; the ratio of the two,
+    times the reference, is the smoothed rate.  A rate equal to its reference is unchanged.  Offset bins are weighted
+    by their expected counts, which is optimal for Poisson errors.  Each energy is scaled to keep its counts; those of
+    an offset bin change only by the smoothing of its fluctuation.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def smooth_rings(rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, sigm
     Returns
     -------
     smoothed
-        Shape ``(energy, ring)``; an energy without exposure is left as it is.
+        Rate [s-1 TeV-1 sr-1], shape ``(energy, offset)``; an energy without exposure is unchanged.
 
     Examples
     --------
@@ -144,23 +144,29 @@ def smooth_rings(rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, sigm
 def smooth(
     rate: NDArray, exposure: NDArray, offset_edges: ArrayLike, how: Smoothing, variance: NDArray | None = None
 ) -> Smoothed:
-    """Smooth a rate in one of the ways that there are; each conserves the counts of each energy.
+    """Smooth a rate by one of the `METHODS`; each conserves the counts of each energy.
 
     Parameters
     ----------
     rate, exposure
-        Rate [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, ring)``.
+        Rate [s-1 TeV-1 sr-1] and exposure [s TeV sr], shape ``(energy, offset)``.
     offset_edges
-        Ring edges [deg].
+        Edges of the offset bins [deg].
     how
-        The way.
+        Method and its parameters.
     variance
-        Of ln(rate), by which ``adaptive`` knows how many counts there are; None: rate x exposure are counts.
+        Of ln(rate), from which ``adaptive`` finds the effective counts, shape ``(energy, offset)``; None: rate x
+        exposure are counts.
+
+    Returns
+    -------
+    smoothed
+        Rate and its response.
 
     Raises
     ------
     ValueError
-        If there is no such way, or a width is negative.
+        If there is no such method, or a width is negative.
 
     Examples
     --------
@@ -188,13 +194,13 @@ def smooth(
         per_area = _per_area(edges, how.sigma) if how.method == "field" else _grown(counts, edges, how, variance)
         value, response = _spread(counts, weight, edges, per_area)
     smoothed = np.where((value > 0) & (counts.sum(axis=1, keepdims=True) > 0), value, rate)
-    before, after = (_total(value, exposure) for value in (rate, smoothed))
+    before, after = (np.where(exposure > 0, v * exposure, 0.0).sum(axis=1) for v in (rate, smoothed))
     smoothed *= np.divide(before, after, out=np.ones_like(after), where=(before > 0) & (after > 0))[:, None]
     return Smoothed(smoothed, response)
 
 
 def _per_area(edges: tuple[float, ...], sigma: float) -> NDArray:
-    """What each ring gets of the counts in a pixel of each, shape ``(ring, ring)``."""
+    """What each offset bin gets of the counts in a pixel of each, shape ``(offset, offset)``."""
     return ring_mixing(edges, float(sigma)) / fov.ring_grid(edges).bin_solid_angle
 
 
@@ -219,7 +225,7 @@ def _on_circles(edges: tuple[float, ...], sigma: float) -> NDArray:
 def _spread(counts: NDArray, weight: NDArray, edges: tuple[float, ...], per_area: NDArray) -> tuple[NDArray, NDArray]:
     """Reference times the ratio of spread counts to the spread reference, and the response of its logarithm.
 
-    The reference follows the counts itself: what the Gaussian would take from the profile it gives back.
+    The reference is fitted to the same counts, which the response takes into account.
     """
     reference = reference_profile(counts, weight, edges)
     expected = _sums(reference * weight, per_area)
@@ -234,14 +240,14 @@ def _sums(counts: NDArray, per_area: NDArray) -> NDArray:
 
 
 def _shares(counts: NDArray, per_area: NDArray) -> NDArray:
-    """Share of each ring in what is spread to each, shape ``(energy, ring, ring)``; of nothing itself."""
+    """Share of each offset bin in what is spread to each, shape ``(energy, offset, offset)``; 1 if it is 0."""
     parts = per_area * counts[:, None, :]
     sums = parts.sum(axis=2, keepdims=True)
     return np.where(sums > 0, parts / np.where(sums > 0, sums, 1.0), np.eye(counts.shape[1]))
 
 
 def _grown(counts: NDArray, edges: tuple[float, ...], how: Smoothing, variance: NDArray | None) -> NDArray:
-    """`_per_area` of a Gaussian for each bin, just wide enough, shape ``(energy, ring, ring)``."""
+    """`_per_area` of a Gaussian for each bin, just wide enough, shape ``(energy, offset, offset)``."""
     if variance is None:
         variance = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
     least = max(how.sigma, NARROWEST * (edges[1] - edges[0]))
@@ -259,21 +265,21 @@ def _grown(counts: NDArray, edges: tuple[float, ...], how: Smoothing, variance: 
 
 
 def resolution(response: NDArray, counts: NDArray, offset_edges: ArrayLike) -> NDArray:
-    """Effective resolution: the width of the Gaussian in the field that would leave as much noise in each ring [deg].
+    """Effective resolution [deg]: the width of a Gaussian in the field that leaves the same noise in each offset bin.
 
     Parameters
     ----------
     response
-        Of ln(smoothed rate) to ln(rate), as in `Smoothed`, shape ``(energy, ring, ring)``.
+        Of ln(smoothed rate) to ln(rate), as in `Smoothed`, shape ``(energy, offset, offset)``.
     counts
-        Counts that were smoothed, shape ``(energy, ring)``.
+        Counts before the smoothing, shape ``(energy, offset)``.
     offset_edges
-        Ring edges [deg].
+        Edges of the offset bins [deg].
 
     Returns
     -------
     width
-        Shape ``(energy, ring)``; 0 where the noise is what it was, at most the radius of the field.
+        Shape ``(energy, offset)``; 0 where the noise is unchanged, at most the radius of the field.
 
     Examples
     --------
@@ -297,63 +303,58 @@ def resolution(response: NDArray, counts: NDArray, offset_edges: ArrayLike) -> N
 
 
 def _noise(response: NDArray, counts: NDArray) -> NDArray:
-    """Variance of each ring over what it is without smoothing, for counts as Poisson has them."""
+    """Variance of each offset bin over that without smoothing, for Poisson counts."""
     return (response**2 / counts[:, None, :]).sum(axis=2) * counts
 
 
 def blur_response(rate: NDArray, offset_edges: ArrayLike, sigma: float) -> NDArray:
-    """Response of a plain Gaussian over the rate, without exposure and reference, shape ``(energy, ring, ring)``."""
+    """Response of a plain Gaussian over the rate, without profile, shape ``(energy, offset, offset)``."""
     return _shares(rate, _on_circles(tuple(float(e) for e in np.asarray(offset_edges)), sigma))
-
-
-def _total(rate: NDArray, exposure: NDArray) -> NDArray:
-    """Counts of each energy."""
-    return np.where(exposure > 0, rate * exposure, 0.0).sum(axis=1)
 
 
 def reference_profile(counts: NDArray, exposure: NDArray, offset_edges: ArrayLike) -> NDArray:
     """Smooth radial profile of each energy: its logarithm is a polynomial in offset^2, fitted to the counts.
 
-    First one profile for all energies together, then for each energy its deviation, with a prior of none: the profile
-    of the background widens or narrows with energy, and by a common one the high energies would be off by 20 % at
-    the edge (measured on H.E.S.S. runs).
+    First one profile for all energies together, then the deviation of each energy from it, with a prior about zero:
+    the profile of the background widens or narrows with energy, and a common one would be wrong by 20 % at the edge
+    at high energies (measured on H.E.S.S. runs).
 
     Parameters
     ----------
     counts, exposure
-        Counts and exposure, shape ``(energy, ring)``.
+        Counts and exposure, shape ``(energy, offset)``.
     offset_edges
-        Ring edges [deg].
+        Edges of the offset bins [deg].
 
     Returns
     -------
     profile
-        Rate, in counts per exposure, shape ``(energy, ring)``; 1 for an energy without counts.
+        Rate, in counts per exposure, shape ``(energy, offset)``; 1 for an energy without counts.
     """
     basis = _polynomials(offset_edges)
     total = counts.sum(axis=1, keepdims=True)
-    level = np.divide(total, exposure.sum(axis=1, keepdims=True), out=np.ones_like(total), where=total > 0)
-    flat = np.where(total > 0, level * exposure, 0.0)
+    norm = np.divide(total, exposure.sum(axis=1, keepdims=True), out=np.ones_like(total), where=total > 0)
+    flat = np.where(total > 0, norm * exposure, 0.0)
     common = _fit_profile(counts.sum(axis=0)[None], flat.sum(axis=0)[None], basis)
-    return level * common * _fit_profile(counts, flat * common, basis)
+    return norm * common * _fit_profile(counts, flat * common, basis)
 
 
 def _polynomials(offset_edges: ArrayLike) -> NDArray:
-    """Legendre polynomials in offset^2, shape ``(ring, degree + 1)``."""
+    """Legendre polynomials in offset^2, shape ``(offset, degree + 1)``."""
     edges = np.asarray(offset_edges, dtype=float)
-    squared = (edges[1:] ** 2 + edges[:-1] ** 2) / 2  # mean over the ring
+    squared = (edges[1:] ** 2 + edges[:-1] ** 2) / 2  # mean over the bin
     x = 2 * (squared - edges[0] ** 2) / (edges[-1] ** 2 - edges[0] ** 2) - 1
     return np.polynomial.legendre.legvander(x, min(DEGREE, x.size - 1))
 
 
 def _response_of_profile(counts: NDArray, expected: NDArray, offset_edges: ArrayLike) -> NDArray:
-    """How ln of the reference changes with ln(rate) of each ring, shape ``(energy, ring, ring)``.
+    """How ln of the reference changes with ln(rate) of each offset bin, shape ``(energy, offset, offset)``.
 
-    What the other energies say by the common profile is left out: they are many, and it is theirs.
+    The part through the common profile is left out: one energy changes it little.
     """
     basis = _polynomials(offset_edges)
     prior = PROFILE_PRIOR * np.eye(basis.shape[1])
-    # the level is none of the prior's business
+    # the prior does not apply to the normalisation
     prior[0, 0] = np.finfo(float).tiny ** 0.25
     fisher = np.einsum("er,ri,rj->eij", expected, basis, basis) + prior
     return np.asarray(basis @ np.linalg.solve(fisher, basis.T[None] * counts[:, None, :]))
@@ -366,7 +367,7 @@ def _fit_profile(counts: NDArray, expected: NDArray, basis: NDArray) -> NDArray:
         mu = expected * np.exp(beta @ basis.T)
         gradient = (counts - mu) @ basis - PROFILE_PRIOR * beta
         fisher = np.einsum("er,ri,rj->eij", mu, basis, basis) + PROFILE_PRIOR * np.eye(basis.shape[1])
-        # a step of Newton's from far away overshoots
+        # a Newton step from far away overshoots
         step = np.clip(np.linalg.solve(fisher, gradient[..., None])[..., 0], -1, 1)
         beta += step
         if np.abs(step).max() < 1e-6:

@@ -1,6 +1,6 @@
-"""A penalised spline through the rings: a smooth profile that the counts ask for, without a form given beforehand.
+"""A penalised spline over offset: a smooth profile without a prescribed form.
 
-Pure arrays: offsets deg; axes ``energy``, then ``ring`` (of offset).
+Pure arrays: offsets deg; axes ``energy``, then ``offset``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 KNOTS = 8
-"""Intervals of the spline; how smooth it is, is up to the penalty."""
+"""Intervals of the spline; the penalty decides how smooth it is."""
 
 MAX_ITERATIONS = 30
 
 SETTLED = 4
-"""Iterations after which the penalty stays as it is."""
+"""Iterations after which the penalty is not changed any more."""
 
 BISECTIONS = 40
 
@@ -28,9 +28,9 @@ class Spline(NamedTuple):
     Attributes
     ----------
     value
-        Expected counts, shape ``(energy, ring)``.
+        Expected counts, shape ``(energy, offset)``.
     response
-        How ln(value) of each ring changes with ln(counts) of each, shape ``(energy, ring, ring)``.
+        How ln(value) of each offset bin changes with ln(counts) of each, shape ``(energy, offset, offset)``.
     """
 
     value: NDArray
@@ -38,21 +38,31 @@ class Spline(NamedTuple):
 
 
 def fit_spline(counts: NDArray, exposure: NDArray, offset_edges: ArrayLike, dof: float) -> Spline:
-    """Cubic B-spline of ln(counts / exposure) in offset, by Poisson likelihood, with a penalty on its bends.
+    """Cubic B-spline of ln(counts / exposure) in offset, by Poisson likelihood, with a penalty on its curvature.
 
     The profile is even in offset, as that of a field without a cusp in its centre.  The penalty (on third differences
     of the coefficients, after Eilers and Marx 1996) is such that the fit has ``dof`` effective degrees of freedom,
-    the trace of what takes counts to expected counts; with two it is a Gaussian.  What is expected of an energy are
-    its counts, as the penalty does not know of the level.
+    the trace of the matrix from counts to expected counts; with two it is a Gaussian.  The counts of each energy are
+    conserved, as the penalty does not depend on the normalisation.
 
     Parameters
     ----------
     counts, exposure
-        Shape ``(energy, ring)``; a ring without exposure does not matter, and gets what the spline has there.
+        Counts and exposure (in any unit), shape ``(energy, offset)``; bins without exposure have no influence.
     offset_edges
-        Ring edges [deg].
+        Edges of the offset bins [deg].
     dof
-        Effective degrees of freedom, at least 2; more than there are rings with exposure are no more than these.
+        Effective degrees of freedom, at least 2, effectively at most the number of offset bins with exposure.
+
+    Returns
+    -------
+    spline
+        Expected counts and their response.
+
+    Raises
+    ------
+    ValueError
+        If ``dof`` is less than 2.
 
     Examples
     --------
@@ -62,40 +72,40 @@ def fit_spline(counts: NDArray, exposure: NDArray, offset_edges: ArrayLike, dof:
     True
     """
     if dof < 2:
-        raise ValueError(f"a spline has at least 2 degrees of freedom, level and width, got {dof:g}")
+        raise ValueError(f"a spline has at least 2 degrees of freedom, normalisation and width, got {dof:g}")
     basis, penalty = _basis(tuple(float(edge) for edge in np.asarray(offset_edges)))
     counts = np.where(exposure > 0, counts, 0.0)
     total, seen = counts.sum(axis=1, keepdims=True), exposure.sum(axis=1, keepdims=True)
-    level = np.divide(total, seen, out=np.zeros_like(total), where=seen > 0)
+    norm = np.divide(total, seen, out=np.zeros_like(total), where=seen > 0)
     beta, dof = np.zeros((counts.shape[0], basis.shape[1])), min(dof, basis.shape[0])
     strength = np.zeros((counts.shape[0], 1, 1))
     for iteration in range(MAX_ITERATIONS):
-        mu = level * exposure * np.exp(beta @ basis.T)
+        mu = norm * exposure * np.exp(beta @ basis.T)
         fisher = np.einsum("er,ri,rj->eij", mu, basis, basis)
         if iteration < SETTLED:
             strength = _strength(fisher, penalty, dof)[:, None, None] * penalty
         fisher = _regular(fisher + strength)
         gradient = (counts - mu) @ basis - np.einsum("eij,ej->ei", strength, beta)
-        # a step of Newton's from far away overshoots
+        # a Newton step from far away overshoots
         step = np.clip(np.linalg.solve(fisher, gradient[..., None])[..., 0], -1, 1)
         beta += step
         if iteration >= SETTLED and np.abs(step).max() < 1e-6:
             break
     factor = np.exp(beta @ basis.T)
     response = basis @ np.linalg.solve(fisher, basis.T[None] * counts[:, None, :])
-    return Spline(level * exposure * factor, response)
+    return Spline(norm * exposure * factor, response)
 
 
 @lru_cache(maxsize=8)
 def _basis(offset_edges: tuple[float, ...]) -> tuple[NDArray, NDArray]:
-    """B-splines in the middle of the rings, shape ``(ring, spline)``, and the matrix of the penalty."""
+    """B-splines at the centres of the offset bins, shape ``(offset, spline)``, and the matrix of the penalty."""
     from scipy.interpolate import BSpline
 
     edges = np.array(offset_edges)
     intervals = 2 * min(KNOTS, edges.size - 1)
     knots = edges[-1] * (2 * np.arange(-3, intervals + 4) / intervals - 1)
     whole = BSpline.design_matrix((edges[1:] + edges[:-1]) / 2, knots, 3).toarray()
-    # what lies left of the centre is what lies right of it
+    # even in offset: both sides of the centre have the same coefficients
     n = whole.shape[1]
     fold = np.eye(n)[:, n // 2 :] + np.eye(n)[::-1, n // 2 :] * (np.arange(n // 2, n) != (n - 1) / 2)
     bend = np.diff(np.eye(n), 3, axis=0) @ fold
@@ -103,10 +113,10 @@ def _basis(offset_edges: tuple[float, ...]) -> tuple[NDArray, NDArray]:
 
 
 def _strength(fisher: NDArray, penalty: NDArray, dof: float) -> NDArray:
-    """Factor of the penalty that leaves so many degrees of freedom, one for each energy."""
+    """Factor of the penalty that leaves ``dof`` degrees of freedom, shape ``(energy,)``."""
     scale = np.maximum(np.trace(fisher, axis1=1, axis2=2), np.finfo(float).tiny)
     root = np.linalg.inv(np.linalg.cholesky(_regular(fisher + scale[:, None, None] * penalty)))
-    # of each direction how much of it is the counts' and how much the penalty's
+    # of each direction the shares of counts and penalty
     share = np.clip(np.linalg.eigvalsh(root @ fisher @ root.swapaxes(1, 2)), 0, 1)
     low, high = np.full((scale.size, 1), -25.0), np.full((scale.size, 1), 25.0)
     for _ in range(BISECTIONS):
@@ -118,6 +128,6 @@ def _strength(fisher: NDArray, penalty: NDArray, dof: float) -> NDArray:
 
 
 def _regular(matrix: NDArray) -> NDArray:
-    """A matrix that can be solved: where there are fewer rings than splines, or no counts, some are free."""
+    """A regular matrix, even if there are fewer offset bins than splines, or no counts."""
     size = np.trace(matrix, axis1=1, axis2=2)
     return matrix + (1e-11 * size + np.finfo(float).tiny)[:, None, None] * np.eye(matrix.shape[-1])

@@ -1,7 +1,7 @@
-"""Stacks of run histograms: what one task adds up, and how two sums become one.
+"""Stacks of run histograms: the weighted sum over a block of runs, and the sum of such sums.
 
-Eager and picklable; `dask_bkg.lazy` builds the tree of them.  Who contributes to whom is sparse
-(`dask_bkg.selection.Selections`), and so is the matrix that multiplies the histograms here.
+Eager and picklable; `dask_bkg.lazy` builds the tree of them.  Few runs contribute to each target
+(`dask_bkg.selection.Selections`), so the matrix of weights is sparse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Stack(NamedTuple):
     Attributes
     ----------
     counts, exposure
-        Events and exposure, as of the runs but for the first axis, shape ``(targets, ...)``.
+        Events and exposure, the histograms of the runs with targets in place of runs, shape ``(targets, ...)``.
     livetime
         Livetime of the contributing runs, not weighted [s], shape ``(targets,)``.
     squares
@@ -41,23 +41,23 @@ class Stack(NamedTuple):
 
 
 Stacks = Mapping[str, Stack]
-"""Stacks by role: ``spectrum``, and where they have runs of their own ``shape`` and ``night``; ``field``, the runs of
-the shape in pixels of the field; ``own``, the run itself."""
+"""Stacks by role: ``spectrum``; ``shape`` and ``night`` where they have runs of their own; ``field``, the runs of the
+shape in pixels of the field; ``own``, the run itself."""
 
 
 def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDArray, exposure: NDArray) -> Stack:
-    """Sum over one block of runs.
+    """Weighted sums over one block of runs, for all targets.
 
     Parameters
     ----------
     selected
         Which runs contribute to which target, and their weights.
     first
-        Index of the block's first run among all.
+        Index of the first run of the block among all runs.
     livetime
         Livetime of the runs of the block [s], shape ``(runs,)``.
     counts, exposure
-        Their histograms, shape ``(runs, ...)``: rings [s TeV sr], or pixels of the field [s sr].
+        Their histograms, shape ``(runs, ...)``; exposure of offset bins [s TeV sr], or of pixels of the field [s sr].
     """
     here = (selected.run >= first) & (selected.run < first + len(livetime))
     target = np.repeat(np.arange(selected.start.size - 1), np.diff(selected.start))[here]
@@ -95,7 +95,7 @@ def sparse(row: NDArray, column: NDArray, value: NDArray, shape: tuple[int, int]
     Parameters
     ----------
     row, column, value
-        Place and value of the entries, shape ``(entries,)``; a place that is given twice is added up.
+        Place and value of the entries, shape ``(entries,)``; entries at the same place are added up.
     shape
         Rows and columns.
     """
@@ -118,7 +118,7 @@ def stack(weights: csr_array, histograms: NDArray) -> NDArray:
     -------
     stacked
         Shape ``(targets, ...)``.  Runs are added one after the other in their order: the sum does not depend on the
-        number of targets, nor on the machine, and holds the runs with an entry alone (another one may be NaN).
+        number of targets, nor on the machine, and only runs with an entry are in it (others may be NaN).
 
     Examples
     --------

@@ -9,7 +9,7 @@ from dask_bkg.binning import FieldEdges
 
 
 class Sight(NamedTuple):
-    """Where and when a run looked, which is what turns its field between horizon and sky.
+    """Pointing, site and time of a run, from which follows how its field is turned between horizon and sky.
 
     Attributes
     ----------
@@ -38,11 +38,11 @@ class Target(NamedTuple):
     obs_id
         Run number.
     source, output
-        File that is copied, and file that is written.
+        Paths of the file that is copied, and of the file that is written.
     threshold
         Energy threshold that the obs-index gives [TeV], NaN if it does not.
     sight
-        Where it looked, in a job of 3D backgrounds, once the run store is up to date.
+        Pointing, site and time, in a job of 3D backgrounds once the run store is up to date; else None.
     """
 
     obs_id: int
@@ -53,7 +53,7 @@ class Target(NamedTuple):
 
 
 class FieldPlan(NamedTuple):
-    """What a job of 3D backgrounds has beside that of 2D ones.
+    """What a job of 3D backgrounds needs in addition to one of 2D backgrounds.
 
     Attributes
     ----------

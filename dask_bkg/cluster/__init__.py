@@ -1,7 +1,7 @@
-"""Where a job runs: threads of this process, local worker processes, a scheduler somewhere else, batch jobs of SLURM.
+"""Where a job runs: threads of this process, local worker processes, workers of another scheduler, SLURM batch jobs.
 
-In: the ``cluster`` section of a configuration.  Out: a `distributed.Client`, or None for threads.  `job_client` gives
-a job its client, `make_client` a notebook; a client that is active already always wins.
+In: the ``cluster`` section of a configuration.  Out: a `distributed.Client`, or None for threads.  `job_client` opens
+the client of a job, `make_client` that of a notebook; both use a client that is already active.
 """
 
 from dask_bkg.cluster.client import active_client, job_client, make_client, open_client

@@ -1,6 +1,6 @@
-"""A temporary certificate for a scheduler and workers that are started by hand, in files.
+"""A temporary certificate, in a file, for a scheduler and workers that are started by hand.
 
-Who has the files may connect; nobody else is let in, and nobody else can listen.
+Only those who can read the file can connect, and the connections are encrypted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "dask-tls.pem"
 
 
 def write_certificate(directory: str | os.PathLike) -> Path:
-    """Write a new key and certificate into one file that only its owner can read.
+    """Write a new key and certificate into one file that only its owner can read; its path.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def write_certificate(directory: str | os.PathLike) -> Path:
     try:
         security = Security.temporary()
     except ImportError as error:
-        raise ConfigError(f"{error}: `pip install 'dask_bkg[slurm]'` brings it") from error
+        raise ConfigError(f"{error}: install it with `pip install 'dask_bkg[slurm]'`") from error
     path = Path(directory).absolute() / NAME
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def write_certificate(directory: str | os.PathLike) -> Path:
 
 
 def environment_of(certificate: Path) -> str:
-    """Shell commands that let Dask take a certificate, whatever is started next: scheduler, workers, the job."""
+    """Shell commands after which scheduler, workers and jobs of Dask use a certificate."""
     lines = [
         f"export DASK_DISTRIBUTED__COMM__TLS__{part}={shlex.quote(str(certificate))}"
         for role in ("SCHEDULER", "WORKER", "CLIENT")

@@ -17,17 +17,17 @@ from distributed import Client
 from dask_bkg.config import Config
 
 PACKAGES = ("dask_bkg", "dask", "distributed", "msgpack", "numpy", "scipy", "astropy", "xarray", "zarr", "gammapy")
-"""What tasks and their messages are made with."""
+"""Packages whose versions must agree."""
 
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "afs", "panfs", "glusterfs", "fuse.sshfs")
-"""File systems that are no place for scratch."""
+"""File systems that are too slow for scratch."""
 
 PROBE = b"dask_bkg was here\n"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is right, and in words what it is, or what is wrong and what to do."""
+    """Result of one check: whether it passed, and a description, or the problem and its remedy."""
 
     right: bool
     words: str
@@ -46,14 +46,19 @@ def one_worker(config: Config) -> Config:
 
 
 def check_worker(client: Client, config: Config) -> list[Finding]:
-    """Look at one worker of a cluster from the inside, and compare with this process.
+    """Check one worker of a cluster by functions that run on it, and compare with this process.
 
     Parameters
     ----------
     client
-        Connected with a cluster that has a worker.
+        Client of a cluster that has a worker.
     config
-        The job that it is to do.
+        The configuration of the job.
+
+    Returns
+    -------
+    findings
+        One for each check.
     """
     worker = next(iter(client.nthreads()))
     versions = _versions()
@@ -61,10 +66,12 @@ def check_worker(client: Client, config: Config) -> list[Finding]:
     findings = list(_compared(versions(PACKAGES), there))
     if not there["dask_bkg"]:
         return findings
-    # from here on the worker runs functions of ours by their names
-    findings.append(_scratch(client.run(_scratch_there, workers=[worker])[worker]))
-    findings += [_archive(client, worker, path) for path in _archives(config)]
-    findings += [_output(client, worker, path) for path in _outputs(config)]
+    # the following functions are imported by the worker
+    findings.append(_scratch(*client.run(_scratch_on_worker, workers=[worker])[worker]))
+    store = [config.store_path.parent] if config.run_store.path or config.io.results_dir else []
+    read, written = (config.io.search_datastore, config.io.in_dir), (config.io.out_dir, config.io.results_dir, *store)
+    for paths, check in ((read, _archive), (written, _output)):
+        findings += [check(client, worker, path) for path in dict.fromkeys(Path(p).absolute() for p in paths if p)]
     return findings
 
 
@@ -72,9 +79,9 @@ def check_worker(client: Client, config: Config) -> list[Finding]:
 
 
 def _versions() -> Callable[[tuple[str, ...]], dict[str, str]]:
-    """Function that tells versions of packages, empty where one cannot be imported; of Python, and where this is.
+    """Function that returns versions of packages (empty if not importable) and of Python, host and executable.
 
-    A function of a function is sent whole: to a worker that may have no dask_bkg.
+    A local function is sent by value: the worker need not have dask_bkg.
     """
 
     def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -101,39 +108,31 @@ def _compared(here: dict[str, str], there: dict[str, str]) -> Iterator[Finding]:
     for name in names:
         yield Finding(
             False,
-            f"{name} is {there[name] or 'not there'} on the worker and {here[name]} here: let both run the same "
+            f"{name} is {there[name] or 'missing'} on the worker and {here[name]} here: run both in the same "
             "environment (jobqueue.slurm.python, and job-script-prologue for modules or conda)",
         )
     if not names:
-        yield Finding(True, f"same versions here and there: {', '.join(f'{n} {there[n]}' for n in PACKAGES)}")
+        yield Finding(True, f"same versions here and on the worker: {', '.join(f'{n} {there[n]}' for n in PACKAGES)}")
 
 
 # -- places ----------------------------------------------------------------------------------------------------
 
 
-def _archives(config: Config) -> list[Path]:
-    return list(dict.fromkeys(Path(p).absolute() for p in (config.io.search_datastore, config.io.in_dir) if p))
-
-
-def _outputs(config: Config) -> list[Path]:
-    store = [config.store_path.parent] if config.run_store.path or config.io.results_dir else []
-    written = [config.io.out_dir, config.io.results_dir, *store]
-    return list(dict.fromkeys(Path(p).absolute() for p in written if p))
-
-
 def _archive(client: Client, worker: str, path: Path) -> Finding:
-    """Whether a worker sees the same files of an archive."""
+    """Whether a worker sees the same files of an archive as this process."""
     here, there = _files(path), client.run(_files, path, workers=[worker])[worker]
     if not here:
         return Finding(False, f"{path} has no files here: check io.search_datastore and io.in_dir")
     if here != there:
         what = "does not see" if not there else "sees other files in"
-        return Finding(False, f"the worker {what} {path}: put the archive on a disk that all nodes mount alike")
+        return Finding(
+            False, f"the worker {what} {path}: put the archive on a disk that all nodes mount at the same path"
+        )
     return Finding(True, f"the worker sees {path} as it is here")
 
 
 def _files(path: Path) -> dict[str, int]:
-    """Files directly in a directory (the index files are there) and their sizes."""
+    """Files of a directory (without subdirectories) and their sizes; empty if it cannot be read."""
     try:
         return {entry.name: entry.stat().st_size for entry in os.scandir(path)}
     except OSError:
@@ -141,15 +140,19 @@ def _files(path: Path) -> dict[str, int]:
 
 
 def _output(client: Client, worker: str, path: Path) -> Finding:
-    """Whether a worker can write to a place, and this process sees it."""
+    """Whether a worker can write to a directory, and this process reads the same there."""
     probe = path / f".dask_bkg-check-{secrets.token_hex(4)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        said = client.run(_write, probe, workers=[worker])[worker]
-        if said:
-            return Finding(False, f"the worker cannot write to {path}: {said}; give it rights, or take another place")
+        error_there = client.run(_write, probe, workers=[worker])[worker]
+        if error_there:
+            return Finding(
+                False, f"the worker cannot write to {path}: {error_there}; give it rights, or use another directory"
+            )
         if not probe.exists() or probe.read_bytes() != PROBE:
-            return Finding(False, f"what the worker writes to {path} is not seen here: it is another disk there")
+            return Finding(
+                False, f"files that the worker writes to {path} are not visible here: use a disk that both mount"
+            )
         return Finding(True, f"the worker can write to {path}")
     except OSError as error:
         return Finding(False, f"{path} cannot be written here: {error}")
@@ -159,7 +162,7 @@ def _output(client: Client, worker: str, path: Path) -> Finding:
 
 
 def _write(probe: Path) -> str:
-    """Write a file; what is wrong, if anything."""
+    """Write a file; the error message, empty without an error."""
     try:
         probe.write_bytes(PROBE)
     except OSError as error:
@@ -175,14 +178,14 @@ def _remove(probe: Path) -> None:
 # -- scratch ---------------------------------------------------------------------------------------------------
 
 
-def _scratch_there(dask_worker: Any) -> tuple[str, str, int]:
-    """The directory that a worker spills to, the kind of its file system, bytes that are free."""
+def _scratch_on_worker(dask_worker: Any) -> tuple[str, str, int]:
+    """The directory to which a worker spills, the kind of its file system, free bytes."""
     directory = dask_worker.local_directory
     return directory, file_system(directory), shutil.disk_usage(directory).free
 
 
 def file_system(path: str) -> str:
-    """Kind of the file system that a path is on, empty where that cannot be told."""
+    """Kind of the file system of a path, empty if unknown."""
     real = os.path.realpath(path)
     mounts = [
         part
@@ -192,13 +195,12 @@ def file_system(path: str) -> str:
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else ""
 
 
-def _scratch(found: tuple[str, str, int]) -> Finding:
-    directory, kind, free = found
-    told = f"{directory} ({kind or 'unknown file system'}, {free / 1e9:.0f} GB free)"
+def _scratch(directory: str, kind: str, free: int) -> Finding:
+    place = f"{directory} ({kind or 'unknown file system'}, {free / 1e9:.0f} GB free)"
     if kind.startswith(NETWORK):
         return Finding(
             False,
-            f"the worker's scratch is on a network disk: {told}; set TMPDIR, or jobqueue.slurm.local-directory, to a "
-            "disk of the node",
+            f"the worker's scratch is on a network disk: {place}; set TMPDIR, or jobqueue.slurm.local-directory, to "
+            "a disk of the node",
         )
-    return Finding(True, f"the worker's scratch: {told}")
+    return Finding(True, f"the worker's scratch: {place}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dask_bkg.cluster import local, slurm
 from dask_bkg.cluster.dashboard import dashboard_lines
-from dask_bkg.cluster.usage import told_usage
+from dask_bkg.cluster.usage import log_usage
 from dask_bkg.config import Config, load_config, parse_config
 from dask_bkg.errors import ConfigError
 
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 20
 
 POLL = 0.1
-"""Seconds between two looks for the file of a scheduler."""
+"""Seconds between two attempts to read the file of a scheduler."""
 
 
 class OwnClient(Client):
-    """A client that ends the cluster which was started for it when it is closed."""
+    """A client that, when closed, also closes the cluster that was started for it."""
 
     def __init__(self, cluster: Cluster, **kwargs: Any) -> None:
         self._own = cluster
@@ -51,13 +51,14 @@ def make_client(config: Mapping[str, Any] | Config | str | os.PathLike | None = 
     Parameters
     ----------
     config
-        Configuration (dict, YAML file or `dask_bkg.config.Config`); None: local worker processes, one a core.  Its
-        ``cluster`` counts: ``threads`` (of this process), ``local``, ``slurm``, or a scheduler's address or file.
+        Configuration (dict, YAML file or `dask_bkg.config.Config`), of which ``cluster`` is used: ``threads`` (of
+        this process), ``local``, ``slurm``, or a scheduler's address or file; None: local worker processes, one per
+        core.
 
     Returns
     -------
     client
-        The client that is active already, if there is one; else a new one.  ``client.close()``, or leaving its
+        The client that is already active, if there is one; else a new one.  ``client.close()``, or leaving its
         ``with`` block, also ends the workers that were started for it.
 
     Raises
@@ -79,7 +80,7 @@ def make_client(config: Mapping[str, Any] | Config | str | os.PathLike | None = 
 def open_client(config: Config) -> Iterator[Client | None]:
     """A client for the time of a job, or None for threads.
 
-    A client that is active already always wins, and is left open.
+    A client that is already active is used, and not closed.
 
     Raises
     ------
@@ -98,23 +99,24 @@ def open_client(config: Config) -> Iterator[Client | None]:
 
 @contextmanager
 def job_client(config: Config, *, progress: bool = True) -> Iterator[Client | None]:
-    """`open_client` for a job: where its dashboard is is told at the start, and what was used at the end.
+    """`open_client` for a job, with the address of its dashboard at the start, and a log of its usage at the end.
 
     Parameters
     ----------
+    config
+        The configuration.
     progress
-        Whether bars are shown, and the dashboard is told above them.
+        Whether bars are shown; the address is then printed above them, otherwise logged.
     """
     with open_client(config) as client:
         for line in dashboard_lines(client) if client is not None else ():
-            # without bars it is the log that tells
             tqdm.write(line) if progress else log.info("%s", line)
-        with told_usage(client):
+        with log_usage(client):
             yield client
 
 
 def active_client() -> Client | None:
-    """The client that this process is connected with, None if there is none."""
+    """The active client of this process, None if there is none."""
     try:
         return default_client()
     except ValueError:
@@ -128,7 +130,7 @@ def _parsed(config: Mapping[str, Any] | Config | str | os.PathLike | None) -> Co
 
 
 def _new_client(config: Config) -> Client:
-    """A client, and its cluster where that is ours to start."""
+    """A client, with a new cluster unless the configuration names a scheduler."""
     if config.cluster == "threads":
         threads = config.config.n_workers
         in_here = LocalCluster(
@@ -148,25 +150,25 @@ def _new_client(config: Config) -> Client:
 
 
 def _connect(where: str) -> Client:
-    """Client of the scheduler at an address, or at the one that a scheduler file tells."""
+    """Client of the scheduler at an address, or at the address in a scheduler file."""
     address = _address_in(Path(where)) if where.endswith(".json") else where
-    told = where if where == address else f"{address}, which {where} tells"
+    place = where if where == address else f"{address}, the address in {where}"
     if address.startswith("tls://") and Security().get_connection_args("client")["ssl_context"] is None:
         raise ConfigError(
-            f"cluster: {told} lets nobody in without its certificate, and there is none in this environment: set "
-            "distributed.comm.tls in Dask's configuration, or source what `dask-bkg cluster certificate` has printed"
+            f"cluster: {place} requires a certificate, and there is none in this environment: set "
+            "distributed.comm.tls in Dask's configuration, or source the output of `dask-bkg cluster certificate`"
         )
     try:
         return Client(address, timeout=CONNECT_SECONDS)
     except OSError as error:
         raise ConfigError(
-            f"cluster: no scheduler answers at {told} ({error}); start one with `dask scheduler` and workers with "
-            "`dask worker`, or take `local`"
+            f"cluster: no scheduler answers at {place} ({error}); start one with `dask scheduler` and workers with "
+            "`dask worker`, or set cluster: local"
         ) from error
 
 
 def _address_in(file: Path) -> str:
-    """Address in a scheduler file; of a scheduler that is about to start it is waited for."""
+    """Address in a scheduler file; waits for the file of a scheduler that is starting."""
     until = time.monotonic() + CONNECT_SECONDS
     while True:
         try:

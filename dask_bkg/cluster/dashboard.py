@@ -1,4 +1,4 @@
-"""Where the dashboard of a cluster is, and how to see it from another machine."""
+"""The address of the dashboard of a cluster, and how to open it on another machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOPBACK = ("127.", "localhost", "::1", "inproc")
 
 
 def dashboard_lines(client: Client) -> list[str]:
-    """What to tell about the dashboard at the start of a job: its address, and a line for ``ssh`` where it is far."""
+    """Lines to report at the start of a job: address of the dashboard, and an ``ssh`` tunnel where it is remote."""
     link = client.dashboard_link
     if not link:
         return []
@@ -23,7 +23,7 @@ def dashboard_lines(client: Client) -> list[str]:
     port = urlsplit(link).port or 8787
     if not _is_here(host):
         return [f"dashboard: {link}", tunnel(host, port, _way_in())]
-    # Dask names the scheduler's own host, where a dashboard that only this machine may see does not listen
+    # Dask names the scheduler's host, but a dashboard that only this machine may see listens on the loopback address
     lines = [f"dashboard: http://127.0.0.1:{port}/status" if _answers(port) else f"dashboard: {link}"]
     if "SSH_CONNECTION" in os.environ or _way_in():
         lines.append(tunnel(socket.gethostname(), port, _way_in()))
@@ -31,14 +31,18 @@ def dashboard_lines(client: Client) -> list[str]:
 
 
 def tunnel(host: str, port: int, via: str = "") -> str:
-    """The line that brings the dashboard of a machine to one's own, ready to paste there.
+    """Shell command that makes the dashboard of a host available on the user's own machine.
 
     Examples
     --------
     >>> tunnel("node17", 8787, "login1").replace(getpass.getuser(), "me")
     'ssh -N -L 8787:localhost:8787 -J me@login1 me@node17  # at your own machine; then http://localhost:8787/status'
     """
-    user = _user()
+    try:
+        user = f"{getpass.getuser()}@"
+    except (KeyError, OSError):
+        # a container whose user has no name
+        user = ""
     jump = f"-J {user}{via} " if via else ""
     line = f"ssh -N -L {port}:localhost:{port} {jump}{user}{host}"
     return f"{line}  # at your own machine; then http://localhost:{port}/status"
@@ -50,7 +54,7 @@ def _is_here(host: str) -> bool:
         return True
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # only an address of one's own can be listened at
+            # only an address of this machine can be bound
             probe.bind((socket.gethostbyname(host) if ":" not in host else host, 0))
     except OSError:
         return False
@@ -58,7 +62,7 @@ def _is_here(host: str) -> bool:
 
 
 def _answers(port: int) -> bool:
-    """Whether somebody listens at a port of the loopback interface."""
+    """Whether a program listens at a port of the loopback interface."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             return True
@@ -67,13 +71,5 @@ def _answers(port: int) -> bool:
 
 
 def _way_in() -> str:
-    """Machine that a batch job was submitted from: its nodes are reached through it."""
+    """Machine from which a batch job was submitted: its nodes are reached through it."""
     return os.environ.get("SLURM_SUBMIT_HOST", "") if "SLURM_JOB_ID" in os.environ else ""
-
-
-def _user() -> str:
-    try:
-        return f"{getpass.getuser()}@"
-    except (KeyError, OSError):
-        # a container whose user has no name
-        return ""

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, and what all workers of ours have in their environment."""
+"""Worker processes on this machine, and environment variables of all workers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from distributed import LocalCluster
 from distributed.deploy.cluster import Cluster
 
 DASHBOARD = "127.0.0.1:8787"
-"""Nothing listens beyond this machine; distributed takes a free port if this one is taken."""
+"""Visible on this machine only; distributed takes a free port if this one is taken."""
 
 IDLE = "1 hour"
-"""Time without a task after which the processes of a local cluster end by themselves."""
+"""Time without a task after which the processes of a local cluster end."""
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 """Memory [bytes] that a worker keeps for its next arrays (glibc).
 
-Dask says 64 kB: each array is then asked of the system again, page by page, which makes reading and counting 1.5
-times slower, and the divergences 1.3 times.
+Dask sets 64 kB: the system then allocates each array anew, page by page, which makes reading and counting 1.5 times
+slower, and the divergences 1.3 times.
 """
 
 
 @contextmanager
 def workers_environment() -> Iterator[None]:
-    """Environment (`MALLOC`) of processes that are started meanwhile; what the user has set stays."""
+    """Environment (`MALLOC`) of processes that are started in the context; variables of the user are not changed."""
     missing = {name: value for name, value in MALLOC.items() if name not in os.environ}
     os.environ.update(missing)
     try:
@@ -39,8 +39,8 @@ def workers_environment() -> Iterator[None]:
 def start_workers(n_workers: int) -> Cluster:
     """A scheduler and worker processes of one thread on this machine.
 
-    They are started as commands of their own, not by multiprocessing, which would run a script without an
-    ``if __name__ == "__main__"`` again in each worker: the procedure's example is such a script.
+    They are started as commands, not by multiprocessing, which would run a script without ``if __name__ ==
+    "__main__"`` again in each worker: the procedure's example is such a script.
     """
     if sys.platform == "win32":
         return LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=DASHBOARD)
@@ -51,6 +51,6 @@ def start_workers(n_workers: int) -> Cluster:
             n_workers=n_workers,
             threads_per_worker=1,
             dashboard_address=DASHBOARD,
-            # processes of their own outlive a driver that is killed: they end when nobody has asked for anything
+            # they survive a driver that is killed, and end after some time without tasks
             scheduler_kwargs={"idle_timeout": IDLE},
         )

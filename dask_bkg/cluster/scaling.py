@@ -1,7 +1,7 @@
-"""How many batch jobs there are, in whole jobs.
+"""Adaptive number of batch jobs, in whole jobs.
 
-Where a job has several worker processes, Dask's own scaling thinks in workers: it gives up a job as one worker of it
-is too many, asks for it again, and so on for ever; and it never notices that all workers of a job are gone.
+Where a job has several worker processes, Dask's own scaling counts workers: it cancels a job because one of its
+workers is too many, submits it again, and so on for ever; and it never notices that all workers of a job are gone.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from distributed.deploy.adaptive import Adaptive
 
 
 class WholeJobs(Adaptive):
-    """Lets the number of jobs go with the work.
+    """Adapts the number of jobs to the work.
 
     Parameters
     ----------
     cluster
         A cluster of dask-jobqueue.
     a_job
-        Worker processes of a job.
+        Worker processes per job.
     """
 
     def __init__(self, cluster: Any, *, a_job: int, **kwargs: Any) -> None:
         self._a_job = a_job
-        # jobs whose workers were there, and since when [s] none of them is
+        # jobs that had workers, and the time [s] since when they have none
         self._lost_since: dict[str, float | None] = {}
-        super().__init__(cluster, worker_key=_job_of_worker if a_job > 1 else None, **kwargs)
+        super().__init__(cluster, worker_key=(lambda worker: job_of(worker.name)) if a_job > 1 else None, **kwargs)
 
     async def target(self) -> int:
-        """Workers that there should be: those of whole jobs."""
+        """Number of workers that are needed, rounded up to whole jobs."""
         return math.ceil(await super().target() / self._a_job) * self._a_job
 
     async def recommendations(self, target: int) -> dict:
-        """What is to be done; a job is given up as a whole, or not at all."""
+        """Workers to start or to stop; a job is stopped as a whole, or not at all."""
         if self._a_job == 1:
             return await super().recommendations(target)
         if lost := self._lost_jobs():
@@ -51,7 +51,7 @@ class WholeJobs(Adaptive):
         return {"status": "down", "workers": whole} if whole else {"status": "same"}
 
     def _lost_jobs(self) -> list[str]:
-        """Workers of jobs that were there, and have had none for longer than the time that Dask waits for one."""
+        """Workers of jobs that had workers, but none for longer than Dask's timeout for lost workers."""
         alive, now = {job_of(name) for name in self.observed}, time.monotonic()
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         planned = {job_of(name) for name in self.plan}
@@ -64,7 +64,7 @@ class WholeJobs(Adaptive):
         return [name for name in self.plan if job_of(name) in lost]
 
 
-def job_of(name: str) -> str:
+def job_of(name: Any) -> str:
     """Name of the job of one of its workers.
 
     Examples
@@ -73,7 +73,3 @@ def job_of(name: str) -> str:
     'SLURMCluster-3'
     """
     return str(name).rpartition("-")[0]
-
-
-def _job_of_worker(worker: Any) -> str:
-    return job_of(worker.name)

@@ -1,7 +1,7 @@
-"""What the batch job of a worker is started with.
+"""Options of the batch job of a worker.
 
-What the site wants of a job (partition, account, cores, memory, walltime, prologue) is in ``jobqueue.slurm`` of
-Dask's own configuration, and whatever is said there wins; this adds what our tasks need of a job.
+The options of the site (partition, account, cores, memory, walltime, prologue) are in ``jobqueue.slurm`` of Dask's
+configuration and take precedence; here those are added that our tasks need.
 """
 
 from __future__ import annotations
@@ -20,55 +20,57 @@ from dask_bkg.config import Slurm
 from dask_bkg.errors import ConfigError
 
 SCRATCH = '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"'
-"""Where a worker puts what does not fit into its memory: a disk of its own node, as the node's shell knows it."""
+"""Directory to which a worker spills: on a disk of its node, expanded by the shell of the node."""
 
 MARGIN = 60.0, 600.0
-"""Least and most seconds before the walltime when all workers of a job have left (in between: a tenth of it)."""
+"""Smallest and largest time [s] between the end of all workers and the walltime (in between: a tenth of it)."""
 
 STAGGER = 0.15
-"""Workers that start together leave at different times: up to this part of the walltime, or lifetime, apart."""
+"""Spread of the lifetimes of workers, as a fraction of the walltime or lifetime: they must not end all at once."""
 
 SITE = "partition (queue), account, cores, memory and walltime of a job are those of jobqueue.slurm in Dask's " \
     "configuration (~/.config/dask/jobqueue.yaml; deploy/jobqueue.yaml is one to start from)"  # fmt: skip
 
 
 def job_options(settings: Slurm, directory: Path) -> dict[str, Any]:
-    """Arguments of ``SLURMCluster``: what a job needs beside what the site says.
+    """Arguments of ``SLURMCluster``: those of our tasks in addition to those of the site.
 
     Parameters
     ----------
     settings
         The section ``slurm``.
     directory
-        Where logs of the jobs, and certificates, go if the site does not say it: on a disk that all nodes see.
+        For logs of the jobs and certificates, unless the site sets one; on a disk that all nodes mount.
 
     Raises
     ------
     ConfigError
-        If the site does not say the cores and the memory of a job.
+        If the site does not set the cores and the memory of a job.
     """
     site = {key.replace("_", "-"): value for key, value in dask.config.get("jobqueue.slurm", {}).items()}
     if not site.get("cores") or not site.get("memory"):
-        raise ConfigError(f"cluster: slurm: it is not said how many cores and how much memory a job has: {SITE}")
+        raise ConfigError(f"cluster: slurm: cores and memory of a job are not set: {SITE}")
     given = list(site.get("worker-extra-args") or [])
     scheduler = {"dashboard_address": DASHBOARD, **(site.get("scheduler-options") or {})}
     prologue = [f"export {name}=${{{name}:-{value}}}" for name, value in MALLOC.items()]
     listen: list[str] = []
     if not site.get("interface") and not {"host", "interface"} & scheduler.keys():
-        # without a word on it Dask listens on every network that a machine has
+        # by default Dask listens on every network of a machine
         scheduler["host"] = get_ip()
         python = site.get("python") or sys.executable
         prologue.append(f"DASK_BKG_HOST=$({python} -c {_own_address(scheduler['host'])})")
         listen = ["--host", '"$DASK_BKG_HOST"']
+    # a worker's own web pages have no encryption and no password: only its node may see them
+    pages = [] if "--dashboard-address" in given else ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     return {
         "processes": site["cores"],
         "local_directory": site.get("local-directory") or SCRATCH,
         "log_directory": site.get("log-directory") or str(directory),
         "shared_temp_directory": site.get("shared-temp-directory") or str(directory),
-        # a job that is put back into the queue comes with the name of one that was given up
+        # a job that is requeued would have the name of one that Dask has given up
         "job_extra_directives": [*(site.get("job-extra-directives") or []), "--no-requeue"],
         "job_script_prologue": [*prologue, *(site.get("job-script-prologue") or [])],
-        "worker_extra_args": [*given, *listen, *_pages(given), *_lifetime(given, site.get("walltime"), settings)],
+        "worker_extra_args": [*given, *listen, *pages, *_lifetime(given, site.get("walltime"), settings)],
         "scheduler_options": scheduler,
         **({"security": True, "protocol": "tls://"} if settings.tls else {}),
     }  # fmt: skip
@@ -81,13 +83,8 @@ def _own_address(other: str) -> str:
     return f'"{code}"'
 
 
-def _pages(given: list[str]) -> list[str]:
-    """A worker's own web pages need no encryption and no password: its node alone sees them."""
-    return [] if "--dashboard-address" in given else ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-
-
 def _lifetime(given: list[str], walltime: str | None, settings: Slurm) -> list[str]:
-    """Arguments that let a worker leave, with what it holds handed over, before its job is killed."""
+    """Arguments with which a worker ends, after moving its results to others, before its job is killed."""
     ends = lifetime_seconds(walltime, settings)
     if ends is None or "--lifetime" in given:
         return []
@@ -95,12 +92,12 @@ def _lifetime(given: list[str], walltime: str | None, settings: Slurm) -> list[s
 
 
 def lifetime_seconds(walltime: str | None, settings: Slurm) -> tuple[float, float] | None:
-    """Lifetime of a worker and how much it varies [s]; None where jobs end by themselves.
+    """Lifetime of a worker and its spread [s]; None without a limit.
 
     Raises
     ------
     ConfigError
-        If workers would not have left before the walltime is over.
+        If workers would not end before the walltime.
 
     Examples
     --------
@@ -125,7 +122,12 @@ def lifetime_seconds(walltime: str | None, settings: Slurm) -> tuple[float, floa
 
 
 def walltime_seconds(text: str | None) -> float | None:
-    """Seconds of a walltime as SLURM writes them; None for no limit.
+    """Seconds of a walltime in the formats of SLURM; None for no limit.
+
+    Raises
+    ------
+    ConfigError
+        If it is no time.
 
     Examples
     --------

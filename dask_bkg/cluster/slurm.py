@@ -1,7 +1,6 @@
-"""Workers that are batch jobs of SLURM, through dask-jobqueue.
+"""Workers that are batch jobs of SLURM, through dask-jobqueue: submission, replacement of lost jobs, waiting.
 
-They are submitted, replaced where they are lost, and awaited; what the script of one says is the matter of
-`dask_bkg.cluster.script`.
+The options of the job script are in `dask_bkg.cluster.script`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from dask_bkg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 POLL = 10.0
-"""Seconds between two looks at the queue while the first worker is awaited."""
+"""Seconds between two queries of the queue while waiting for the first worker."""
 
 LOG_LINES = 12
 
@@ -35,7 +34,7 @@ RUNS_OR_WAITS = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED",
 
 
 def start_jobs(config: Config) -> Cluster:
-    """A scheduler in this process, and batch jobs that connect with it as the queue lets them.
+    """A scheduler in this process, and batch jobs whose workers connect to it when they start.
 
     Raises
     ------
@@ -49,14 +48,16 @@ def start_jobs(config: Config) -> Cluster:
         cluster.close()
         raise
     if not settings.tls:
-        log.warning("slurm.tls: false: whoever reaches %s can run programs as you", cluster.scheduler_address)
-    # where workers come and go the first one is asked for: whether jobs start at all is seen before the work
+        log.warning(
+            "slurm.tls: false: anyone who can connect to %s can run programs as you", cluster.scheduler_address
+        )
+    # at least one worker, even if min_workers is 0: so it is seen at once whether jobs start
     _adapt(cluster, max(_fewest(settings), 1), settings.workers)
     return cluster
 
 
 def remove_keys(cluster: Cluster) -> None:
-    """Remove the certificates of jobs: dask-jobqueue keeps them as long as somebody holds the cluster's object."""
+    """Remove the certificates of jobs, which dask-jobqueue keeps as long as the cluster object exists."""
     for name, value in list(vars(cluster).items()):
         if name.startswith("_job_") and hasattr(value, "close"):
             value.close()
@@ -77,7 +78,7 @@ def _scheduler(config: Config) -> Any:
             return cluster_class(**options)
     except ImportError as error:
         raise ConfigError(
-            f"slurm.tls: {error}; `pip install cryptography`, or slurm.tls: false on a network of friends"
+            f"slurm.tls: {error}; `pip install cryptography`, or set slurm.tls: false on a trusted network"
         ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(
@@ -86,29 +87,29 @@ def _scheduler(config: Config) -> Any:
 
 
 def await_workers(client: Client, cluster: Cluster, config: Config) -> None:
-    """Wait until a worker is there; the queue's word on the jobs is told meanwhile.
+    """Wait until a worker has connected; the states of the jobs are logged meanwhile.
 
     Raises
     ------
     ConfigError
-        If the jobs have ended without one, or ``slurm.wait`` is over.
+        If the jobs have ended without one, or after ``slurm.wait``.
     """
-    settings, start, told, gone = config.slurm, time.monotonic(), "", 0
+    settings, start, logged, gone = config.slurm, time.monotonic(), "", 0
     try:
         while True:
             try:
                 client.wait_for_workers(1, timeout=POLL)
                 break
             except TimeoutError:
-                words = _queue_words(cluster)
-            # twice: a job that is about to be submitted is in no queue either
-            gone = 0 if words else gone + 1
+                states = _job_states(cluster)
+            # twice: a job that is about to be submitted is not yet in the queue
+            gone = 0 if states else gone + 1
             if gone > 1 or time.monotonic() - start > 60 * settings.wait:
                 logs = Path(job_options(settings, job_directory(config))["log_directory"])
-                raise ConfigError(_why_none(words, settings, logs)) from None
-            if words and words != told:
-                log.info("waiting for the first of %d workers: %s", settings.workers, words)
-                told = words
+                raise ConfigError(_why_none(states, settings, logs)) from None
+            if states and states != logged:
+                log.info("waiting for the first of %d workers: %s", settings.workers, states)
+                logged = states
     except BaseException:
         client.close()
         raise
@@ -117,19 +118,19 @@ def await_workers(client: Client, cluster: Cluster, config: Config) -> None:
 
 
 def _adapt(cluster: Any, fewest: int, most: int) -> None:
-    """Let the number of jobs go with the work; also where it is fixed: ``scale`` would not replace a lost one."""
+    """Adapt the number of jobs to the work; also if it is fixed, as ``scale`` would not replace a lost job."""
     a_job = int(dask.config.get("jobqueue.slurm.cores"))
     jobs = {"minimum_jobs": math.ceil(fewest / a_job), "maximum_jobs": math.ceil(most / a_job)}
     cluster.adapt(Adaptive=partial(WholeJobs, a_job=a_job), **jobs)
 
 
 def check_submission(script: str) -> None:
-    """Ask ``sbatch`` whether it would take a job: dask-jobqueue only logs what it says.
+    """Ask ``sbatch`` whether it would accept a job, as dask-jobqueue only logs a refusal.
 
     Raises
     ------
     ConfigError
-        If it would not.
+        If it would not, or there is no ``sbatch``.
     """
     with tmpfile(extension="sh") as file:
         Path(file).write_text(script)
@@ -138,25 +139,25 @@ def check_submission(script: str) -> None:
         except FileNotFoundError as error:
             raise ConfigError(
                 "cluster: slurm: there is no command sbatch here: start the job on a login node of the cluster, or "
-                "take `local` or the address of a scheduler"
+                "set cluster to local or to the address of a scheduler"
             ) from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()
+        answer = (done.stderr or done.stdout).strip()
         raise ConfigError(
-            f"cluster: slurm: sbatch refuses the job of a worker: {said}; {SITE}; `dask-bkg cluster check CONFIG` "
+            f"cluster: slurm: sbatch refuses the job of a worker: {answer}; {SITE}; `dask-bkg cluster check CONFIG` "
             "prints the job script"
         )
 
 
 def job_directory(config: Config) -> Path:
-    """Where the logs of the jobs, and certificates, are: in the results, or else here; all nodes see that."""
+    """Directory of logs and certificates of the jobs: in the results, or the current one; on a disk of all nodes."""
     results = config.io.results_dir
     path = Path(results or "").absolute() / "slurm"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"io.results_dir: {path}, for the logs of the batch jobs, cannot be made: {error}"
+            f"io.results_dir: {path}, for the logs of the batch jobs, cannot be created: {error}"
         ) from error
     return path
 
@@ -167,8 +168,8 @@ def _jobqueue() -> type:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ConfigError(
-            "cluster: slurm needs dask-jobqueue: `pip install 'dask_bkg[slurm]'`, or take threads, local or the "
-            f"address of a scheduler ({error})"
+            "cluster: slurm needs dask-jobqueue: `pip install 'dask_bkg[slurm]'`, or set cluster to threads, "
+            f"local or the address of a scheduler ({error})"
         ) from error
     return SLURMCluster
 
@@ -177,34 +178,34 @@ def _fewest(settings: Slurm) -> int:
     return settings.workers if settings.min_workers is None else settings.min_workers
 
 
-# -- what the queue says ---------------------------------------------------------------------------------------
+# -- states of the jobs ----------------------------------------------------------------------------------------
 
 
-def _queue_words(cluster: Any) -> str:
-    """What the queue says of our jobs, e.g. ``3 PENDING (Priority)``; empty if none waits or runs."""
+def _job_states(cluster: Any) -> str:
+    """States of our jobs in the queue, e.g. ``3 PENDING (Priority)``; empty if none waits or runs."""
     ids = [job.job_id for job in list(cluster.workers.values()) if getattr(job, "job_id", None)]
     if not ids:
         return ""
-    # ids that the queue has forgotten are an error only if it knows none of them
+    # unknown ids are an error of squeue only if all are unknown
     command = ["squeue", "-h", "-o", "%T (%r)", "-j", ",".join(ids)]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     alive = [line for line in listed if line.split(" ")[0] in RUNS_OR_WAITS]
     return ", ".join(f"{alive.count(state)} {state}" for state in sorted(set(alive)))
 
 
-def _why_none(words: str, settings: Slurm, logs: Path) -> str:
-    """That no worker has come, and what is known about it."""
-    if words:
-        what = f"no worker has connected in {settings.wait:g} min (slurm.wait); the jobs: {words}"
+def _why_none(states: str, settings: Slurm, logs: Path) -> str:
+    """Message that no worker has connected, with states, remedies and the end of a log."""
+    if states:
+        what = f"no worker has connected in {settings.wait:g} min (slurm.wait); the jobs: {states}"
     else:
-        what = "the jobs of the workers have ended, or were never taken, before one has connected"
+        what = "the jobs of the workers have ended, or were not accepted, before one has connected"
     remedy = [f"their logs are in {logs}", "`dask-bkg cluster check CONFIG` tries one and prints the job script"]
     if settings.tls:
-        remedy.append("where a log tells of TLS, SSL or BrokenPipe, slurm.tls: false does without encryption")
-    return f"cluster: slurm: {what}; {'; '.join(remedy)}{_last_words(logs)}"
+        remedy.append("if a log mentions TLS, SSL or BrokenPipe, slurm.tls: false switches encryption off")
+    return f"cluster: slurm: {what}; {'; '.join(remedy)}{_end_of_log(logs)}"
 
 
-def _last_words(logs: Path) -> str:
+def _end_of_log(logs: Path) -> str:
     """The end of the newest log of a job."""
     found = sorted(logs.glob("*.err"), key=lambda path: path.stat().st_mtime)
     text = found[-1].read_text(errors="replace").strip() if found else ""

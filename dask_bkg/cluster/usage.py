@@ -1,4 +1,4 @@
-"""What a job used: tasks, bytes between workers, the largest memory of a worker, bytes that went to disk."""
+"""Usage of a job: tasks, bytes moved between workers, largest memory of a worker, bytes spilled to disk."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job used.
+    """Usage of a job.
 
     Attributes
     ----------
     tasks
-        Tasks that were done; one that was done again for a lost worker counts again.
+        Finished tasks; one that was repeated for a lost worker counts again.
     moved, spilled
-        Bytes that workers got from each other, and that they wrote to their disks.
+        Bytes that workers received from each other, and that they wrote to their disks.
     peak
-        Largest resident memory of a worker [bytes], of those that are still there; since it was started.
+        Largest resident memory since its start [bytes] of a worker that is still connected.
     workers
         Number of workers at the end.
     """
@@ -42,8 +42,8 @@ class Usage:
 
 
 @contextmanager
-def told_usage(client: Client | None) -> Iterator[None]:
-    """Tell in the log what is used meanwhile, if there is a client."""
+def log_usage(client: Client | None) -> Iterator[None]:
+    """Log the usage within the context, if there is a client."""
     before = _totals(client) if client is not None else {}
     yield
     if client is None:
@@ -51,12 +51,12 @@ def told_usage(client: Client | None) -> Iterator[None]:
     try:
         log.info("%s", usage_since(client, before))
     except Exception as error:
-        # it may be somebody's cluster, of another version: no reason for a job to fail that is done
-        log.warning("what the job used is not known: %s", error)
+        # the cluster may have another version of distributed: a finished job must not fail for that
+        log.warning("the usage of the job is unknown: %s", error)
 
 
 def usage_since(client: Client, before: dict[str, int]) -> Usage:
-    """What was used since `_totals` were taken."""
+    """Usage since the `_totals` ``before``."""
     peaks = client.run(_beat, on_error="ignore")
     now = _totals(client)
     spent = {name: max(now[name] - before.get(name, 0), 0) for name in ("tasks", "moved", "spilled")}
@@ -67,12 +67,12 @@ def _totals(client: Client) -> dict[str, int]:
     try:
         return client.run_on_scheduler(_of_scheduler)
     except Exception as error:
-        log.debug("the scheduler does not tell what was used: %s", error)
+        log.debug("the scheduler does not report its usage: %s", error)
         return {}
 
 
 def _of_scheduler(dask_scheduler) -> dict[str, int]:
-    """Sums over all workers that the scheduler ever had."""
+    """Sums over all workers that the scheduler has had."""
     bytes_of = [(key, n) for key, n in dask_scheduler.cumulative_worker_metrics.items() if key[-1] == "bytes"]
     return {
         "tasks": sum(prefix.state_counts["memory"] for prefix in dask_scheduler.task_prefixes.values()),
@@ -82,15 +82,15 @@ def _of_scheduler(dask_scheduler) -> dict[str, int]:
 
 
 async def _beat(dask_worker) -> int:
-    """Let a worker tell its scheduler the latest; its largest memory."""
+    """Send the latest metrics of a worker to its scheduler; its largest memory [bytes]."""
     await dask_worker.heartbeat()
     return _peak()
 
 
 def _peak() -> int:
-    """Largest resident memory that this process ever had [bytes]."""
+    """Largest resident memory that this process has had [bytes]."""
     try:
-        # not ru_maxrss, which a process takes over from the one that started it
+        # not ru_maxrss, which a process inherits from its parent
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     except OSError:

@@ -63,7 +63,7 @@ def locked(directory: str | os.PathLike[str], timeout: float = 600.0) -> Iterato
         raise write_error(error, lock.path) from error
     try:
         # the results of 20,000 runs are written under it: a minute, and more on a busy disk
-        with lock.kept_alive(lambda: None):
+        with lock.kept_alive():
             yield
     finally:
         lock.release()

@@ -1,8 +1,7 @@
-"""The procedure's arithmetic on plain arrays: counts, exposure, stack, Kullback-Leibler divergence.
+"""Counts and exposure on plain arrays.
 
-No file, unit object, label or chunk is seen here.  Axes are named in the docstrings: ``energy`` first, then the
-``bins`` of the field of view (rings of offset), before them ``runs`` where there are several.  Energies are TeV,
-solid angles sr, times s.
+Axes are named in the docstrings: ``energy`` first, then the ``bins`` of the field of view (offset bins, or pixels).
+Energies are TeV, solid angles sr, times s.
 """
 
 from __future__ import annotations
@@ -23,6 +22,11 @@ def digitize(values: ArrayLike, edges: ArrayLike) -> NDArray:
     edges
         Ascending, shape ``(n + 1,)``.
 
+    Returns
+    -------
+    index
+        Shape of ``values``, -1 to n - 1.
+
     Examples
     --------
     >>> digitize([0.5, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0]).tolist()
@@ -31,7 +35,7 @@ def digitize(values: ArrayLike, edges: ArrayLike) -> NDArray:
     values, edges = np.asarray(values, dtype=float), np.asarray(edges, dtype=float)
     index = np.searchsorted(edges, values, side="right") - 1
     index[values == edges[-1]] = edges.size - 2
-    # a NaN is sorted behind everything, hence beyond the last edge
+    # a NaN is sorted after everything, hence beyond the last edge
     index[index >= edges.size - 1] = -1
     return index
 
@@ -84,19 +88,24 @@ def exposure(ontime: float, energy_edges: ArrayLike, solid_angle: ArrayLike, fra
 
 
 def event_ratio(offset_bin: NDArray, kept: NDArray, n_bins: int) -> NDArray:
-    """The procedure's exposed fraction: kept over all events of each ring, both plus 1e-9.
+    """The procedure's exposed fraction: kept over all events of each offset bin, both plus 1e-9.
 
-    It cancels the exclusion in the rate of the ring (counts kept / (kept / all) = all counts): it is here because
-    that is the original formula, see `dask_bkg.config.presets.gammapy_tools`.
+    It cancels the exclusion in the rate of the bin (counts kept / (kept / all) = all counts), but is the original
+    formula, see `dask_bkg.config.presets.gammapy_tools`.
 
     Parameters
     ----------
     offset_bin
-        Ring of each event of whatever energy, -1 outside, shape ``(events,)``.
+        Offset bin of each event of any energy, -1 outside, shape ``(events,)``.
     kept
         Whether the event is outside of the exclusion, shape ``(events,)``.
     n_bins
-        Number of rings.
+        Number of offset bins.
+
+    Returns
+    -------
+    fraction
+        Shape ``(bins,)``.
     """
     inside = offset_bin >= 0
     every = np.bincount(offset_bin[inside], minlength=n_bins)
@@ -105,6 +114,6 @@ def event_ratio(offset_bin: NDArray, kept: NDArray, n_bins: int) -> NDArray:
 
 
 def flat_solid_angle(offset_edges: ArrayLike) -> NDArray:
-    """The procedure's solid angle of a ring, ``2 pi offset d_offset`` [sr], from edges [deg]."""
+    """The procedure's solid angle of an offset bin, ``2 pi offset d_offset`` [sr], from edges [deg]; ``(bins,)``."""
     edges = np.deg2rad(np.asarray(offset_edges, dtype=float))
     return np.pi * (edges[1:] + edges[:-1]) * np.diff(edges)

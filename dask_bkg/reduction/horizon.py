@@ -10,11 +10,11 @@ from dask_bkg.errors import RunError
 from dask_bkg.sky.horizon import HorizonField
 
 ZENITH_TOLERANCE = 10.0
-"""Difference of the zenith angle from the one in the header [deg] from which time and site are not believed; a header
-may have that of the beginning or the end of a run."""
+"""Largest difference between the computed zenith angle and that of the header [deg]; a header may have the zenith
+angle of the beginning or the end of a run."""
 
 OTHERWISE = ", or set binning.mode: 2d, or binning.alignment: radec with io.from_run"
-"""What can be done about a run of which nobody knows where the horizon was."""
+"""Remedy for a run whose horizon is unknown, for messages."""
 
 
 def horizon_of(events: RunEvents) -> HorizonField:
@@ -23,7 +23,7 @@ def horizon_of(events: RunEvents) -> HorizonField:
     Raises
     ------
     RunError
-        Naming what EVENTS does not say, or says in two ways, of all that tells where its events came from; it does
+        If time or site of the events is missing in EVENTS, or contradicts the zenith angle there; the message does
         not name the run.
 
     Examples
@@ -44,11 +44,11 @@ def horizon_of(events: RunEvents) -> HorizonField:
             f"no field aligned with the horizon, as EVENTS does not have {' and '.join(missing)}: add what is missing"
             + OTHERWISE
         )
-    field, told = HorizonField(numbers, times), numbers.get("zenith", np.nan)
-    found = float(field.zenith_angle([(times.start[0] + times.stop[-1]) / 2])[0])
-    if abs(found - told) > ZENITH_TOLERANCE:
+    field, declared = HorizonField(numbers, times), numbers.get("zenith", np.nan)
+    computed = float(field.zenith_angle([(times.start[0] + times.stop[-1]) / 2])[0])
+    if abs(computed - declared) > ZENITH_TOLERANCE:
         raise RunError(
-            f"no field aligned with the horizon, as by its times and site it was {found:.0f} deg from the zenith, "
-            f"but {told:.0f} deg by ALT_PNT: correct what is wrong (is GEOLON positive to the east?){OTHERWISE}"
+            f"no field aligned with the horizon, as its zenith angle is {computed:.0f} deg by its times and site, "
+            f"but {declared:.0f} deg by ALT_PNT: correct what is wrong (is GEOLON positive to the east?){OTHERWISE}"
         )
     return field

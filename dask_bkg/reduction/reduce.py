@@ -1,8 +1,8 @@
-"""One run of an archive to histograms: the task that a Dask worker does ten thousand times.
+"""One run of an archive to histograms: the task of a Dask worker.
 
 Eager, picklable, no gammapy.  `reduce_run` is for one run and for notebooks; `reduce_block` is the same for a batch
-of runs, in which a bad run is reported and does not take the others with it; `reduce_views` makes all the histograms
-of a run that an archive keeps, from one reading.
+of runs, in which a bad run is reported and does not affect the others; `reduce_views` fills all the histograms of a
+run that the run store has, reading its file once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from dask_bkg.reduction.histograms import count_views, solid_angles
 from dask_bkg.sky import fov
 from dask_bkg.sky.exclusion import SkyRegions, exclusion_digest
 
-__all__ = ["Reduced", "histograms", "reduce_block", "reduce_run", "reduce_views", "solid_angles"]
-
 
 class Reduced(NamedTuple):
-    """What an archive keeps of one run.
+    """The content of the run store for one run.
 
     Attributes
     ----------
@@ -37,7 +35,7 @@ class Reduced(NamedTuple):
         ``object``, ``telescopes``, ``note``; ``fingerprint`` of the run and ``exclusion``, the digest of the regions
         that touch its field.
     histograms
-        One a view: ``counts`` (energy, offset) and ``exposed_fraction`` (offset,), and where the view has pixels
+        One per view: ``counts`` (energy, offset) and ``exposed_fraction`` (offset,), and where the view has pixels
         ``field_counts`` (energy, fov_lat, fov_lon) and ``field_exposed_fraction`` (fov_lat, fov_lon), in the frame of
         the view.
     """
@@ -68,9 +66,9 @@ def reduce_run(
     edges
         Bin edges: ``{"energy": [TeV], "offset": [deg]}``.
     regions
-        What is excluded, over the whole sky (see `dask_bkg.sky.catalogs.sky_regions`); None excludes nothing.
+        Exclusion regions of the whole sky (see `dask_bkg.sky.catalogs.sky_regions`); None excludes nothing.
     method
-        ``geometry``: the exposed fraction is the share of the ring's solid angle outside of the exclusion;
+        ``geometry``: the exposed fraction is the share of the solid angle of an offset bin outside of the exclusion;
         ``event_ratio``: the procedure's ratio of kept to all events, with ``2 pi offset d_offset``.
     reach
         Which regions matter, see `dask_bkg.sky.exclusion.SkyRegions.near`.
@@ -109,10 +107,21 @@ def reduce_run(
 def reduce_block(
     runs: Sequence[RunFile], edges: Edges, regions: SkyRegions | None, method: str = "geometry", reach: str = "disc"
 ) -> xr.Dataset:
-    """`reduce_run` for a batch of runs, along ``obs_id``.
+    """`reduce_run` for a batch of runs.
 
-    A run that cannot be used has no counts, no exposure and its reason in the coordinate ``error`` (empty for the
-    others); ``note`` tells what was remarkable about a run that was used.
+    Parameters
+    ----------
+    runs
+        Files of the runs.
+    edges, regions, method, reach
+        As for `reduce_run`.
+
+    Returns
+    -------
+    dataset
+        ``counts`` and ``exposure`` [s TeV sr], dimensions ``(obs_id, energy, offset)``.  A run that cannot be used
+        has no counts, no exposure and the reason in the coordinate ``error`` (empty for the others); ``note`` has
+        remarks on a run that was used.
     """
     shape = (len(runs), *edges.shape)
     counts, exposure = np.zeros(shape), np.zeros(shape)
@@ -124,7 +133,7 @@ def reduce_block(
         except RunError as error:
             text["error"][i] = str(error)
             continue
-        except Exception as error:  # whatever it is, the other runs go on
+        except Exception as error:  # any other error of one run must not stop the others
             text["error"][i] = f"run {run.obs_id}: unexpected {type(error).__name__}: {error}"
             continue
         for name, value in events.numbers.items():
@@ -148,16 +157,23 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
     Parameters
     ----------
     run
-        Where the events are.
+        File of the run.
     views
-        Which histograms are made, see `dask_bkg.binning.fine_view`.
+        Which histograms are filled, see `dask_bkg.binning.fine_view`.
     regions
-        What is excluded, over the whole sky; None excludes nothing.
+        Exclusion regions of the whole sky; None excludes nothing.
+
+    Returns
+    -------
+    reduced
+        Numbers, texts and histograms (shapes in `Reduced`).
 
     Raises
     ------
     RunError
         If the run cannot be used; the message names run, file and remedy.
+    ValueError
+        If there is no view.
 
     Examples
     --------
@@ -174,7 +190,7 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
      'field_exposed_fraction': (25, 25)}
     """
     if not views:
-        raise ValueError("no view: say which histograms are made, for instance dask_bkg.binning.fine_view()")
+        raise ValueError("no view: give at least one, for instance dask_bkg.binning.fine_view()")
     events, near, histograms = _read_and_count(run, views, regions)
     pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
     texts = {
@@ -190,7 +206,7 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
 def histograms(
     events: RunEvents, edges: Edges, regions: SkyRegions | None, method: str, reach: str
 ) -> tuple[NDArray, NDArray]:
-    """Counts and exposure [s TeV sr] of events that were read, shape ``(energy, offset)``; see `reduce_run`."""
+    """Counts and exposure [s TeV sr] of the events of a run, shape ``(energy, offset)``; see `reduce_run`."""
     view = View("", edges, method, reach)
     return _counts_and_exposure(events, view, count_views(events, [view], regions)[0])
 
@@ -198,7 +214,7 @@ def histograms(
 def _histograms(
     run: RunFile, edges: Edges, regions: SkyRegions | None, method: str, reach: str
 ) -> tuple[NDArray, NDArray, RunEvents]:
-    """Counts and exposure of a run, and what was read of it."""
+    """Counts and exposure of a run, and its events."""
     view = View("", edges, method, reach)
     events, _, found = _read_and_count(run, [view], regions)
     return *_counts_and_exposure(events, view, found[0]), events
@@ -214,27 +230,27 @@ def _counts_and_exposure(events: RunEvents, view: View, found: Mapping[str, NDAr
 def _read_and_count(
     run: RunFile, views: Sequence[View], regions: SkyRegions | None
 ) -> tuple[RunEvents, SkyRegions | None, list[dict[str, NDArray]]]:
-    """What was read of a run, the regions near it, and its histograms; `RunError` where they say nothing."""
-    # the document does not look at the times of the events
+    """Events of a run, the regions near it, and its histograms; `RunError` without exposure or events in it."""
+    # the procedure ignores the times of the events
     events = read_run(run, cut_time=any(view.method != "event_ratio" for view in views))
     near = regions
     if regions is not None:
-        # one look at the whole sky, whatever the views need of it
+        # one search of the whole sky for all views
         ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
         near = regions.near(ra, dec, max(view.radius for view in views))
     found = count_views(events, views, near)
     if not any(name.endswith("exposed_fraction") and array.any() for one in found for name, array in one.items()):
-        raise RunError(f"run {run.obs_id}: the exclusion regions close its whole field: use fewer, or drop the run")
+        raise RunError(f"run {run.obs_id}: its whole field is excluded: use fewer exclusion regions, or drop the run")
     if not any(name.endswith("counts") and array.any() for one in found for name, array in one.items()):
         _check_pointing(run, events, max(view.edges.offset[-1] for view in views))
     return events, near, found
 
 
 def _check_pointing(run: RunFile, events: RunEvents, offset_max: float) -> None:
-    """No event in the binning is a measurement, unless the pointing is wrong."""
+    """Raise `RunError` if no event is in the field; a run without events in the energy range is valid."""
     ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
     if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
         raise RunError(
             f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
-            f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): look at the pointing, or drop the run"
+            f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): check the pointing, or drop the run"
         )

@@ -1,7 +1,7 @@
-"""How a field of view that is aligned with the horizon turns over the sky, and what an exclusion leaves of it open.
+"""Rotation of a field of view that is aligned with the horizon, and its exposed fraction under an exclusion.
 
-The exclusion is one of pixels among the stars.  In the course of a run it goes around in the field of the camera: it
-is turned in steps, and what it takes from each pixel there is the mean over the steps.
+The exclusion is a set of pixels fixed on the sky, which rotates in the field of the camera during a run.  It is
+rotated in steps, and the excluded part of each pixel of the camera is the mean over the steps.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dask_bkg.sky.fov import FieldGrid
 from dask_bkg.sky.horizon import HorizonField, Times
 
 SLICE = 2.0
-"""Time between two looks at how the field has turned [s]; a run through the zenith turns by 180 deg in a minute."""
+"""Time between two parallactic angles [s]; in a run through the zenith the field rotates by 180 deg in a minute."""
 
 MOST_SLICES = 20_000
-"""Largest number of those looks: ten hours of them, which no run has."""
+"""Largest number of those angles: for ten hours, longer than any run."""
 
 STEP_ERROR = 0.002
-"""What a step may bring into the exposed fraction of a pixel: an edge that comes into a pixel in the course of a step
-is off by an eighth of how far it moves, over the width of the pixel, in that step's share of the time."""
+"""Largest error of an exposed fraction by a step: an edge that enters a pixel during the step is wrong by an eighth
+of its displacement, in units of the width of the pixel, times the step's share of the time."""
 
 BATCH = 1 << 15
-"""Pixels that are turned at once: what fits into the cache of a processor."""
+"""Pixels that are rotated at once: they fit into the cache of a processor."""
 
 
 def turning_steps(field: HorizonField, edges: tuple[float, ...]) -> tuple[NDArray, NDArray]:
-    """Steps in which a field turns over the sky during its good time: long ones where it turns slowly.
+    """Steps of the rotation of a field over the sky during its good time: long ones where it rotates slowly.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def turning_steps(field: HorizonField, edges: tuple[float, ...]) -> tuple[NDArra
 
 
 def _steps(angle: list[float], most: float) -> list[int]:
-    """The step to which each angle belongs; a step's number of angles times its turn [deg] is at most so much."""
+    """The step of each angle; number of angles times rotation [deg] of a step are at most ``most``."""
     first, step, steps = 0, 0, []
     for i, value in enumerate(angle):
         if (i + 1 - first) * abs(value - angle[first]) > most:
@@ -78,10 +78,10 @@ def _slices(times: Times) -> NDArray:
 def turned_fraction(
     grid: FieldGrid, edges: tuple[float, ...], excluded: NDArray, angle: NDArray, weight: NDArray
 ) -> NDArray:
-    """Share of the solid angle and time of each ALTAZ pixel that excluded pixels of the RADEC field leave open.
+    """Share of solid angle and time of each ALTAZ pixel that is outside of the excluded pixels of the RADEC field.
 
-    The small pixels are turned one by one, and where an edge of a large one passes through them they are cut in two:
-    as a whole they would fill a large pixel of 10 x 10 to 90 or 110 %.
+    The small pixels are rotated one by one, and cut in two by the edges of the large ones: assigned as a whole, they
+    would fill a large pixel of 10 x 10 to 90 or 110 %.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def turned_fraction(
 
     Examples
     --------
-    A quarter of the field, in a run in which it turned by 90 deg in the middle.
+    A quarter of the field is excluded, in a run in which it rotates by 90 deg in the middle.
 
     >>> from dask_bkg.sky.fov import pixel_grid
     >>> edges = (-1.0, 0.0, 1.0)
@@ -119,12 +119,14 @@ def turned_fraction(
         part = slice(first, first + batch)
         sin, cos = np.sin(turn[part]), np.cos(turn[part])
         lon, lat = np.arctan2(-(y * cos + z * sin), x), np.arcsin(z * cos - y * sin)
-        lost += _deposit(lon, lat, weight[part, None] * solid_angle, edges, _sides(grid.step, sin, cos))
+        # the two sides of a rotated square as seen along an axis [rad]
+        sides = np.deg2rad(grid.step) * np.abs([sin, cos])
+        lost += _deposit(lon, lat, weight[part, None] * solid_angle, edges, sides.max(axis=0), sides.min(axis=0))
     return np.clip(1.0 - lost.reshape(n, n)[1:-1, 1:-1].ravel() / grid.bin_solid_angle, 0.0, 1.0)
 
 
 def _reaching(grid: FieldGrid, edge: float, excluded: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Unit vectors and solid angles [sr] of the excluded pixels that a square field can reach as it turns."""
+    """Unit vectors and solid angles [sr] of the excluded pixels that a square field can reach as it rotates."""
     row, column = np.divmod(np.flatnonzero(excluded), grid.center.size)
     lon, lat = np.deg2rad(grid.center[column]), np.deg2rad(grid.center[row])
     near = np.hypot(lon, lat) < np.deg2rad(edge * np.sqrt(2) + grid.step)
@@ -132,19 +134,13 @@ def _reaching(grid: FieldGrid, edge: float, excluded: NDArray) -> tuple[NDArray,
     return np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat), solid_angle
 
 
-def _sides(step: float, sin: NDArray, cos: NDArray) -> tuple[NDArray, NDArray]:
-    """The two sides of a turned square as seen along an axis [rad], the longer one first."""
-    sides = np.deg2rad(step) * np.abs([sin, cos])
-    return sides.max(axis=0), sides.min(axis=0)
-
-
 def _deposit(
-    lon: NDArray, lat: NDArray, amount: NDArray, edges: tuple[float, ...], sides: tuple[NDArray, NDArray]
+    lon: NDArray, lat: NDArray, amount: NDArray, edges: tuple[float, ...], long: NDArray, short: NDArray
 ) -> NDArray:
-    """What turned squares bring into large pixels, with a border around those; flat, ``fov_lat`` slowest."""
+    """Sum of the amounts of rotated squares in large pixels, with a border; flat, ``fov_lat`` slowest."""
     n = len(edges) + 1
-    column, beyond_lon = _cut(lon, edges, *sides)
-    row, beyond_lat = _cut(lat, edges, *sides)
+    column, beyond_lon = _cut(lon, edges, long, short)
+    row, beyond_lat = _cut(lat, edges, long, short)
     pixel, above = (row * n + column).ravel(), amount * beyond_lat
     total = np.zeros(n * n + n + 1)
     for shift, value in ((0, amount - above), (n, above)):
@@ -156,10 +152,10 @@ def _deposit(
 
 
 def _cut(place: NDArray, edges: tuple[float, ...], long: NDArray, short: NDArray) -> tuple[NDArray, NDArray]:
-    """The edge that is nearest to each square, counted from 0, and what part of the square is beyond it.
+    """Index of the edge that is nearest to each square, and the part of the square beyond it.
 
-    A turned square seen along an axis is a trapezoid: for two boxes of its long side that are moved by what its short
-    side adds to the spread, the part beyond an edge is the same to 1e-3.
+    A rotated square projected on an axis is a trapezoid.  It is replaced by two boxes of its long side, displaced
+    such that they have its variance: the part beyond an edge is the same to 1e-3.
     """
     first, width = np.deg2rad(edges[0]), np.deg2rad(edges[-1] - edges[0]) / (len(edges) - 1)
     nearest = np.clip(np.rint((place - first) / width), 0, len(edges) - 1)

@@ -1,6 +1,6 @@
-"""The candidates of a block of targets: what passes the cuts, nearest first, and no more of it than can matter.
+"""The candidates of a block of targets: runs that pass the cuts, nearest first, and only those that may be selected.
 
-What can matter is decided by one rule, of which parts may be kept in any grouping (`merge` of merges is `merge`):
+Which may be selected is decided by one rule that can be applied to any groups of runs (`merge` of merges is `merge`):
 
 - runs are taken in the order of their score (rounded to 1e-10, ties by OBS_ID) until their hours, weight x livetime,
   reach the request; the run that crosses it is taken;
@@ -27,13 +27,13 @@ FAR = -2 * np.log(WEIGHT_MIN)
 """The squared distance of that weight."""
 
 NEAREST = 20
-"""So many nearest runs are kept whatever their weights, for targets that nothing resembles."""
+"""Number of nearest runs that are kept whatever their weights, for targets unlike all runs."""
 
 CLOSE_ENOUGH = 1e-9
-"""A sum of hours that reaches the request but for this [h] has reached it: 1/3 h is no binary number."""
+"""Tolerance [h] for a sum of hours to reach the request: 1/3 h is no binary number."""
 
 BLOCK_PAIRS = 1 << 16
-"""Pairs of target and run that are worked on at a time: what stays in the cache of a core."""
+"""Pairs of target and run that are processed at a time: they stay in the cache of a core."""
 
 
 class Candidates(NamedTuple):
@@ -46,11 +46,12 @@ class Candidates(NamedTuple):
     run, obs_id
         Index of the run among all runs, and its number, shape ``(candidates,)``.
     score, distance
-        What they are ranked by, rounded to 1e-10, and their squared distance in the kernel, 0 where there is none.
+        Score of the ranking, rounded to 1e-10, and squared distance in the kernel, 0 where there is none, shape
+        ``(candidates,)``.
     hours
-        Livetime [h].
+        Livetime [h], shape ``(candidates,)``.
     left
-        How many runs were left at first, after each cut and of these by the ranking (`cuts.cut_names`); shape
+        Number of runs that were left at first, after each cut, and after the ranking (`cuts.cut_names`), shape
         ``(targets, cuts + 2)``.
     """
 
@@ -73,17 +74,17 @@ def choose_block(
     targets, runs
         Their tables.
     first
-        Index of the first of these runs among all runs.
+        Index of the first run of the block among all runs.
     kl, poor
         Divergence of each target from each run, and whether the run covers less of the target's expected counts than
-        it must, shape ``(targets, runs)``; None where the ranking does without.
+        it must, shape ``(targets, runs)``; None where the ranking does not need them.
     settings
         The ``background_selection`` section.
 
     Returns
     -------
     candidates
-        As many as can matter if there were no other runs, see the module.
+        Those that would be selected if there were no other runs, see the module.
 
     Raises
     ------
@@ -100,18 +101,18 @@ def choose_block(
     [13, 13, 11]
     """
     ranking_of(settings)
-    able = np.array([not error for error in cuts.target_errors(targets, settings)], dtype=bool)
+    selectable = np.array([not error for error in cuts.target_errors(targets, settings)], dtype=bool)
     index, own, left = cuts.pass_alone(targets, runs, settings)
     passing = {name: np.asarray(values)[index] for name, values in runs.items()}
-    # most often all runs pass: then there is nothing to be copied
+    # most often all runs pass, and nothing is copied
     among = slice(None) if index.size == len(runs["obs_id"]) else index
     parts = []
-    for rows in _row_blocks(np.full(able.size, index.size)):
+    for rows in _row_blocks(np.full(selectable.size, index.size)):
         block = {name: np.asarray(values)[rows] for name, values in targets.items()}
         kl_rows, poor_rows = (None if matrix is None else matrix[rows][:, among] for matrix in (kl, poor))
-        allowed = np.repeat(able[rows, None], index.size, axis=1)
-        mine = np.flatnonzero(own[rows] >= 0)
-        allowed[mine, own[rows][mine]] = False
+        allowed = np.repeat(selectable[rows, None], index.size, axis=1)
+        present = np.flatnonzero(own[rows] >= 0)
+        allowed[present, own[rows][present]] = False
         parts.append(_choose_rows(block, passing, allowed, left[rows], kl_rows, poor_rows, settings))
     chosen = _concatenate(parts)
     return chosen._replace(run=index[chosen.run] + first)
@@ -183,29 +184,21 @@ def merge(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidate
         The same, bit by bit, as if all runs had been in one block.
     """
     sizes = np.sum([np.diff(part.start) for part in parts], axis=0)
-    merged = [_merge_rows([_rows(part, rows) for part in parts], settings) for rows in _row_blocks(sizes)]
-    return _concatenate(merged)
+    return _concatenate([_merge_rows([_rows(p, rows) for p in parts], settings) for rows in _row_blocks(sizes)])
 
 
 def _rows(candidates: Candidates, rows: slice) -> Candidates:
     start = candidates.start[rows.start : rows.stop + 1]
     flat = slice(start[0], start[-1])
-    return candidates._replace(
-        start=start - start[0],
-        run=candidates.run[flat],
-        obs_id=candidates.obs_id[flat],
-        score=candidates.score[flat],
-        distance=candidates.distance[flat],
-        hours=candidates.hours[flat],
-        left=candidates.left[rows],
-    )
+    runs: dict[str, NDArray] = {name: getattr(candidates, name)[flat] for name in Candidates._fields[1:-1]}
+    return Candidates(start=start - start[0], left=candidates.left[rows], **runs)
 
 
 def _merge_rows(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidates:
     run, obs_id, score, distance, hours = (
         np.concatenate(arrays) for arrays in zip(*(p[1:-1] for p in parts), strict=True)
     )
-    # side by side in one table, a target a row: ``place`` is where in the arrays each cell's candidate is
+    # as one table with a row for each target: ``place`` is the position of each candidate in the arrays
     place, filled = _side_by_side([part.start for part in parts])
     left = np.sum([part.left for part in parts], axis=0)
     if not run.size:
@@ -218,7 +211,7 @@ def _merge_rows(parts: Sequence[Candidates], settings: SelectionSettings) -> Can
 
 
 def _side_by_side(starts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
-    """Positions in concatenated arrays, a target a row, and which cells are filled; shape ``(targets, most)``."""
+    """Positions in concatenated arrays, a row for each target, and which are filled; shape ``(targets, most)``."""
     counts = [np.diff(start) for start in starts]
     total = np.sum(counts, axis=0)
     filled = np.arange(total.max(initial=0)) < total[:, None]
@@ -238,23 +231,23 @@ def _side_by_side(starts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
 def _nearest(
     score: NDArray, distance: NDArray | None, hours: NDArray, obs_id: NDArray, wanted: float
 ) -> tuple[NDArray, NDArray]:
-    """The runs that can matter, sorted.
+    """The runs that may be selected, sorted.
 
     Parameters
     ----------
     score
         Infinite where there is no candidate, shape ``(targets, runs)``.
     distance
-        Squared distance in the kernel, None: every weight is 1.
+        Squared distance in the kernel, shape ``(targets, runs)``; None: every weight is 1.
     hours, obs_id
-        Of each run, shape ``(runs,)`` or ``(targets, runs)``.
+        Livetime [h] and number of each run, shape ``(runs,)`` or ``(targets, runs)``.
     wanted
-        Hours.
+        Requested hours.
 
     Returns
     -------
     index, kept
-        Columns in the order of the ranking, and which of these places are taken, shape ``(targets, most)``.
+        Columns in the order of the ranking, and which of them are taken, shape ``(targets, most)``.
     """
     mean = hours.mean() if hours.size else 0.0
     guess = wanted / mean + 5 if mean > 0 else np.inf
@@ -263,7 +256,7 @@ def _nearest(
         score, hours = _without_far(score, far), hours * np.where(far, 0.0, np.exp(np.minimum(distance, FAR) / -2))
     index, filled = _side_by_columns(_until(score, hours, wanted, guess * (1.1 if distance is None else 2.5)))
     order = _order(np.where(filled, _at(score, index), np.inf), obs_id, index)
-    # what is not filled has the largest score: it stays behind
+    # unfilled places have the largest score and stay at the end
     index = _at(index, order)
     # one run after the other, so that the sum is the same whatever else is in the block
     total = np.cumsum(np.where(filled, _at(hours, index), 0.0), axis=1)
@@ -275,7 +268,7 @@ def _nearest(
 
 
 def _at(values: NDArray, index: NDArray) -> NDArray:
-    """Values of some columns, a selection a target; ``values`` is ``(runs,)`` or ``(targets, runs)``."""
+    """Values of the columns ``index`` of each target; ``values`` is ``(runs,)`` or ``(targets, runs)``."""
     if values.ndim == 1:
         return values[index]
     # three times as fast as take_along_axis
@@ -291,7 +284,7 @@ def _without_far(score: NDArray, far: NDArray) -> NDArray:
 
 
 def _until(score: NDArray, hours: NDArray, wanted: float, guess: float) -> NDArray:
-    """Which runs the nearest until n hours are among; some more, as it finds them without sorting."""
+    """A mask that contains the nearest runs until n hours, and some more, as it is found without sorting."""
     take = np.isfinite(score)
     if np.isinf(wanted):
         return take
@@ -311,7 +304,7 @@ def _sum_hours(chosen: NDArray, hours: NDArray) -> NDArray:
 
 
 def _side_by_columns(take: NDArray) -> tuple[NDArray, NDArray]:
-    """Columns that are taken, a target a row, and which places of these rows are filled."""
+    """Columns that are taken, a row for each target, and which places of these rows are filled."""
     rows, columns = np.divmod(np.flatnonzero(take), max(take.shape[1], 1))
     counts = np.bincount(rows, minlength=take.shape[0])
     filled = np.arange(counts.max(initial=0)) < counts[:, None]

@@ -1,7 +1,7 @@
-"""Cuts on the observing conditions: what each of them asks of a run alone, or of a target and a run.
+"""Cuts on the observing conditions: conditions on a run alone, or on a pair of target and run.
 
-A cut that is not set (None, or False for a switch) is not made and costs nothing.  Limits are inclusive.  A run whose
-quantity is NaN passes no cut that needs it.
+A cut that is not set (None, or False for a switch) is skipped.  Limits are inclusive.  A run whose quantity is NaN
+passes no cut that needs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEEDS = {
     "same_szn": ("time", "TSTART with MJDREFI, or DATE-AVG, or DATE-OBS"),
     "galactic_latitude_min": ("ra_pnt", "RA_PNT and DEC_PNT"),
 }
-"""What each cut needs of a run, and the columns or header cards that it comes from."""
+"""The quantity of a run that each cut needs, and the columns or header cards that it comes from."""
 
 CONDITIONS = ("ra_pnt", "dec_pnt", "zenith", "azimuth", "nsb", "n_tels", "time", "livetime")
 
@@ -36,21 +36,11 @@ COLUMNS = (
     "obs_id", "object_code", "excluded", "fold", *CONDITIONS,
     "muon_efficiency", "e_thres", "lo_thres", "aeff_integral", "ln_e_q25",
 )  # fmt: skip
-"""What a table of runs may have: numbers (``object_code`` -1: unknown; ``fold``), a switch (``excluded``), floats."""
+"""Columns of a table of runs: integers (``obs_id``, ``object_code``, -1 if unknown, ``fold``), ``excluded``,
+floats."""
 
 SAME_TARGET = 1.5
-"""Pointings this close [deg] are of the same target, whatever its name: fields of 2.5 deg share most of their sky."""
-
-
-def azimuth_difference(azimuth1: ArrayLike, azimuth2: ArrayLike) -> NDArray:
-    """Difference of azimuths [deg] the short way round, 0 to 180.
-
-    Examples
-    --------
-    >>> float(azimuth_difference(350, 20))
-    30.0
-    """
-    return np.abs((np.asarray(azimuth1) - np.asarray(azimuth2) + 180.0) % 360.0 - 180.0)
+"""Pointings this close [deg] are of the same object, whatever its name: fields of 2.5 deg share most of their sky."""
 
 
 def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
@@ -59,13 +49,13 @@ def galactic_latitude(ra: ArrayLike, dec: ArrayLike) -> NDArray:
 
 
 def is_set(settings: SelectionSettings, key: str) -> bool:
-    """Whether a cut is made: its option is neither None nor False (0 is a cut)."""
+    """Whether a cut is set: its option is neither None nor False (0 is a cut)."""
     value = getattr(settings, key, None)
     return value is not None and value is not False
 
 
 def columns_for(settings: SelectionSettings) -> tuple[str, ...]:
-    """Columns of a table that the cuts and the ranking of the settings look at: the others need not travel."""
+    """Columns of a table that cuts and ranking of the settings read: the others need not be sent to workers."""
     if ranking_of(settings).weights:
         return COLUMNS
     needed = {"obs_id", "excluded", "livetime", "zenith"}
@@ -76,7 +66,7 @@ def columns_for(settings: SelectionSettings) -> tuple[str, ...]:
 
 
 def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -> None:
-    """Raise `ConfigError` for a cut or a ranking although no run of the archive has what it needs."""
+    """Raise `ConfigError` for a cut or a ranking for which no run of the archive has the quantity."""
     absent = "(neither in the obs-index nor in the EVENTS headers)"
     for key, (quantity, cards) in NEEDS.items():
         if is_set(settings, key) and not np.isfinite(column(runs, quantity)).any():
@@ -84,7 +74,8 @@ def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -
                 f"background_selection.{key} is set, but no run of io.search_datastore has {cards} {absent}: "
                 f"leave {key} out"
             )
-    if is_set(settings, "exclude_same_target") and not _names_or_places(runs):
+    has_object = (_codes(runs) >= 0).any() or np.isfinite(column(runs, "ra_pnt")).any()
+    if is_set(settings, "exclude_same_target") and not has_object:
         raise ConfigError(
             "background_selection.exclude_same_target is set, but no run of io.search_datastore has OBJECT or "
             f"RA_PNT and DEC_PNT {absent}: leave exclude_same_target out"
@@ -93,15 +84,11 @@ def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -
     if rank.needs(settings) and not np.isfinite(column(runs, "zenith")).any():
         raise ConfigError(
             f"background_selection.rank: {rank.why}, but no run of io.search_datastore has ALT_PNT or ZEN_PNT "
-            f"{absent}: take rank: none"
+            f"{absent}: set rank: none"
         )
 
 
-def _names_or_places(runs: Table) -> bool:
-    return bool((_codes(runs) >= 0).any() or np.isfinite(column(runs, "ra_pnt")).any())
-
-
-# -- what is asked of a run alone ------------------------------------------------------------------------------
+# -- cuts on a run alone ---------------------------------------------------------------------------------------
 
 Alone = Callable[[Table, Any], NDArray]
 
@@ -116,14 +103,14 @@ ALONE: dict[str, Alone] = {
 
 
 def pass_alone(targets: Table, runs: Table, settings: SelectionSettings) -> tuple[NDArray, NDArray, NDArray]:
-    """Make the cuts that are the same for every target.
+    """Apply the cuts that are the same for every target.
 
     Returns
     -------
     index
         Indices of the runs that pass, shape ``(passing,)``.
     own
-        Where in ``index`` each target itself is, -1 where it is not, shape ``(targets,)``.
+        Position of each target itself in ``index``, -1 where it is not, shape ``(targets,)``.
     left
         Other runs left at first and after each cut, shape ``(targets, 1 + cuts)``.
     """
@@ -152,25 +139,20 @@ def _places(numbers: NDArray, among: NDArray) -> NDArray:
     return np.where(np.append(among, -1)[place] == numbers, place, -1)
 
 
-# -- what is asked of a target and a run -----------------------------------------------------------------------
+# -- cuts on a target and a run --------------------------------------------------------------------------------
 
 Pair = Callable[[Table, Table, Any], NDArray]
 
 
-def _gap(targets: Table, runs: Table, name: str) -> NDArray:
-    """Absolute difference of a column, shape ``(targets, runs)``."""
-    gap = np.subtract.outer(column(targets, name), column(runs, name))
+def _gap(of_targets: NDArray, of_runs: NDArray) -> NDArray:
+    """Absolute differences, shape ``(targets, runs)``."""
+    gap = np.subtract.outer(of_targets, of_runs)
     return np.abs(gap, out=gap)
 
 
-def _near_in_elevation(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
-    gap = np.subtract.outer(airmass(column(targets, "zenith")), airmass(column(runs, "zenith")))
-    return np.abs(gap, out=gap) <= settings.el_diff
-
-
 def _near_in_azimuth(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
-    # not azimuth_difference: a remainder of each pair would cost more than all the rest
-    gap = np.abs(np.subtract.outer(column(targets, "azimuth") % 360.0, column(runs, "azimuth") % 360.0))
+    # two comparisons: a remainder of each pair would cost more than all the rest
+    gap = _gap(column(targets, "azimuth") % 360.0, column(runs, "azimuth") % 360.0)
     return (gap <= settings.az_diff) | (gap >= 360.0 - settings.az_diff)
 
 
@@ -180,14 +162,12 @@ def _same_season(targets: Table, runs: Table, settings: SelectionSettings) -> ND
     return (time >= start[:, None]) & (time < stop[:, None])
 
 
-def _another_target(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
+def _another_object(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     names, other = _codes(targets), _codes(runs)
     same = (names[:, None] == other) & (names >= 0)[:, None]
-    # squared chords, a coordinate at a time: exact for small angles, and the same in whatever block
-    chord = sum(
-        np.subtract.outer(mine, theirs) ** 2
-        for mine, theirs in zip(_unit_vectors(targets), _unit_vectors(runs), strict=True)
-    )
+    # squared chords, one coordinate after the other: exact for small angles, and the same in any block
+    pairs = zip(_unit_vectors(targets), _unit_vectors(runs), strict=True)
+    chord = sum(np.subtract.outer(of_targets, of_runs) ** 2 for of_targets, of_runs in pairs)
     limit = 2 * np.sin(np.deg2rad(SAME_TARGET) / 2)
     return ~(same | (chord <= limit**2 * (1 + 1e-9)))
 
@@ -202,19 +182,21 @@ def _unit_vectors(table: Table) -> tuple[NDArray, NDArray, NDArray]:
 
 
 PAIRS: dict[str, Pair] = {
-    "el_diff": _near_in_elevation,
+    "el_diff": lambda targets, runs, s: (
+        _gap(airmass(column(targets, "zenith")), airmass(column(runs, "zenith"))) <= s.el_diff
+    ),
     "az_diff": _near_in_azimuth,
-    "nsb_diff": lambda targets, runs, s: _gap(targets, runs, "nsb") <= s.nsb_diff,
-    "time_max": lambda targets, runs, s: _gap(targets, runs, "time") <= s.time_max,
+    "nsb_diff": lambda targets, runs, s: _gap(column(targets, "nsb"), column(runs, "nsb")) <= s.nsb_diff,
+    "time_max": lambda targets, runs, s: _gap(column(targets, "time"), column(runs, "time")) <= s.time_max,
     "same_szn": _same_season,
-    "exclude_same_target": _another_target,
+    "exclude_same_target": _another_object,
     # no option of a job: a validation leaves out whole folds (`dask_bkg.validation.run`)
     "folds": lambda targets, runs, s: np.not_equal.outer(column(targets, "fold"), column(runs, "fold")),
 }
 
 
 def pair_cuts(targets: Table, runs: Table, settings: SelectionSettings) -> Iterator[NDArray]:
-    """Which runs pass for which target, a cut that is set after the other; boolean, shape ``(targets, runs)``."""
+    """Which runs pass for which target, for one cut after the other; boolean, shape ``(targets, runs)``."""
     for key, cut in PAIRS.items():
         if is_set(settings, key):
             yield cut(targets, runs, settings)
@@ -234,7 +216,7 @@ def passing(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray
 
 
 def season_ranges(time: NDArray, settings: SelectionSettings) -> tuple[NDArray, NDArray]:
-    """Start and stop (not included) of the season of each time [MJD], NaN outside of all: each ``(times,)``."""
+    """Start and stop (exclusive) of the season of each time [MJD], NaN outside of all; each of shape ``(times,)``."""
     start, stop = np.full(time.shape, np.nan), np.full(time.shape, np.nan)
     for name in settings.seasons or {}:
         first, last = settings.season_range(name)
@@ -243,7 +225,7 @@ def season_ranges(time: NDArray, settings: SelectionSettings) -> tuple[NDArray, 
     return start, stop
 
 
-# -- what is said about them -----------------------------------------------------------------------------------
+# -- names and messages ----------------------------------------------------------------------------------------
 
 NAMES: dict[str, str] = {
     "el_min": "el_min {:g} deg",
@@ -261,16 +243,16 @@ NAMES: dict[str, str] = {
 
 
 def cut_names(settings: SelectionSettings) -> list[str]:
-    """Names of the cuts that are made, in the order of `pass_alone` and `pair_cuts`, then of the ranking."""
-    made = [key for key in (*ALONE, *PAIRS) if is_set(settings, key)]
-    return ["other runs", *(NAMES[key].format(getattr(settings, key)) for key in made), f"rank {settings.ranking}"]
+    """Names of the cuts that are set, in the order of `pass_alone` and `pair_cuts`, then of the ranking."""
+    keys = [key for key in (*ALONE, *PAIRS) if is_set(settings, key)]
+    return ["other runs", *(NAMES[key].format(getattr(settings, key)) for key in keys), f"rank {settings.ranking}"]
 
 
 def target_errors(targets: Table, settings: SelectionSettings) -> list[str]:
-    """For each target why nothing can be selected for it whatever the runs are; empty if it can."""
+    """For each target the reason why no run can be selected for it, whatever the runs; empty if there is none."""
     errors = [""] * len(targets["obs_id"])
 
-    def tell(where: NDArray, text: Callable[[int], str]) -> None:
+    def add(where: NDArray, text: Callable[[int], str]) -> None:
         for i in np.flatnonzero(where).tolist():
             errors[i] = errors[i] or f"run {targets['obs_id'][i]}: {text(i)}"
 
@@ -278,11 +260,11 @@ def target_errors(targets: Table, settings: SelectionSettings) -> list[str]:
         if key in NEEDS and is_set(settings, key):
             quantity, cards = NEEDS[key]
             message = f"background_selection.{key} needs {cards}, which this run does not have"
-            tell(~np.isfinite(column(targets, quantity)), lambda i, message=message: message)  # type: ignore[misc]
+            add(~np.isfinite(column(targets, quantity)), lambda i, message=message: message)  # type: ignore[misc]
     if is_set(settings, "same_szn"):
         time = column(targets, "time")
         seasons = ", ".join(settings.seasons or {}) or "(none given)"
-        tell(
+        add(
             np.isnan(season_ranges(time, settings)[0]),
             lambda i: (
                 f"its date (MJD {time[i]:.1f}) lies in none of the seasons {seasons}: add one to "
@@ -291,10 +273,10 @@ def target_errors(targets: Table, settings: SelectionSettings) -> list[str]:
         )
     rank = ranking_of(settings)
     if rank.needs(settings):
-        tell(
+        add(
             ~np.isfinite(column(targets, "zenith")),
             lambda i: (
-                f"{rank.why}, but it has no ALT_PNT or ZEN_PNT: take background_selection.rank: none, or give its "
+                f"{rank.why}, but it has no ALT_PNT or ZEN_PNT: set background_selection.rank: none, or give its "
                 "bkg_runlist"
             ),
         )

@@ -1,4 +1,4 @@
-"""Lists of contributing runs that a configuration gives: which of them the user wrote."""
+"""Lists of contributing runs in a configuration: which of them were written by the user, not by a job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RunLists(Protocol):
 
 
 def own_lists(settings: RunLists) -> dict[int, list[int]]:
-    """The lists of ``bkg_runlist`` that the user wrote or changed: those that no job has marked as its own."""
+    """The lists of ``bkg_runlist`` that the user wrote or changed: those without a valid mark of a job."""
     marks = settings.bkg_runlist_digest or {}
     lists = settings.bkg_runlist or {}
     return {run: runs for run, runs in lists.items() if marks.get(str(run)) != list_digest(runs)}

@@ -1,8 +1,8 @@
-"""Which of the runs that pass come first, and how much each of them counts: one function a ranking.
+"""Order and weights of the runs that pass the cuts: one function per ranking.
 
 A ranking gives the score of each pair of target and run, smallest first, and the squared distance of the Gaussian
-kernel, if it has one: the weight of a run is ``exp(-distance / 2)``.  A further ranking is one function and its line
-in `RANKINGS` (and a word of ``background_selection.rank``).
+kernel, if it has one: the weight of a run is ``exp(-distance / 2)``.  Another ranking is one function and its line in
+`RANKINGS` (and a value of ``background_selection.rank``).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Table = Mapping[str, NDArray]
 Scores = tuple[NDArray, NDArray | None]
 
 LAST = 1e30
-"""Score of a run that lacks what it would be ranked by: behind all others."""
+"""Score of a run that lacks the quantity of the ranking: after all others."""
 
 POOR = 1e3
 """Added to the divergence of a run that covers too little of the target: a divergence is never that large."""
 
-BEHIND = 1e5
-"""Added to the squared distance, for the order alone, for each quantity that the target has and the run lacks."""
+LACKING = 1e5
+"""Added to the score, not to the distance, for each quantity that the target has and the run lacks."""
 
 UNKNOWN = 4.0
-"""Squared distance of what cannot be compared although the target has it: as if it were two widths away."""
+"""Squared distance in a quantity that the target has and the run lacks: as if they were two widths apart."""
 
 Widths = Mapping[str, float]
 
@@ -40,15 +40,15 @@ WIDTHS: Widths = {
 """Widths of the kernel: in cos z, in natural logarithms, and for ``nsb`` half of the cut of VERITAS (0.7)."""
 
 SHAPE_WIDTHS: Widths = {"cos_zenith": 0.10, "e_thres": 0.20, "ln_e_q25": 0.20}
-"""Widths where only the shape matters: mirrors and night sky move the level, and a little the threshold."""
+"""Widths for the shape: mirrors and night sky change the normalisation, and hardly the threshold."""
 
 DIVERGENCE = "divergence"
-"""Name among the widths of that of a weight by divergence [nats]."""
+"""Name, among the widths, of the width of a weight by divergence [nats]."""
 
 DIVERGENCE_WIDTH = 0.005
 
 TIME = "time"
-"""Name among the widths of the time [d] in which the likeness of two nights falls to 1/e; without it they do not age.
+"""Name, among the widths, of the time [d] in which the weight of a night falls to 1/e; without it time has no effect.
 
 It is no width of a Gaussian: squared distances grow by twice the time over it.
 """
@@ -62,7 +62,7 @@ def column(table: Table, name: str) -> NDArray:
 
 
 def airmass(zenith: ArrayLike) -> NDArray:
-    """The procedure's 1 / sin(elevation), of a zenith angle [deg]."""
+    """1 / sin(elevation) of a zenith angle [deg], which the procedure compares."""
     return 1 / np.cos(np.deg2rad(zenith))
 
 
@@ -75,23 +75,23 @@ def kernel_distance(targets: Table, runs: Table, widths: Widths = WIDTHS) -> tup
     .. math:: d^2 = (\Delta\cos z / 0.05)^2 + (\Delta\ln E_{th} / 0.10)^2 + (\Delta\ln\mu / 0.07)^2
 
     with the energy threshold (10 % of the effective area) and the muon efficiency: step 3 of
-    `dask_bkg.background`, whose widths were measured on H.E.S.S. DL3 DR1.  What a pair lacks has a stand-in:
+    `dask_bkg.background`, whose widths were measured on H.E.S.S. DL3 DR1.  Missing quantities are replaced:
 
-    - no muon efficiency in either: ln of the integral of Aeff E^-2.7, width 0.10; and the night-sky background where
-      both have it (width 0.35: half of VERITAS' cut), which is another thing, hence beside that;
-    - no threshold, or neither muon efficiency nor integral: the 25 % quantile of ln E of the events, width 0.10,
-      once where it stands in for both.
+    - no muon efficiency in either: ln of the integral of Aeff E^-2.7, width 0.10; and in addition the night-sky
+      background where both have it (width 0.35: half of VERITAS' cut);
+    - no threshold, or neither muon efficiency nor integral: the 25 % quantile of ln E of the events, width 0.10, once
+      where it replaces both.
 
-    What the target has and the run lacks without a stand-in counts as two widths; what the target itself lacks does
-    not count.  In the ranking a run stands behind all those that have what it lacks, stand-in or not.
+    A quantity that the target has and the run lacks without a replacement counts as two widths; what the target
+    itself lacks does not count.  In the ranking a run comes after all those that have what it lacks, replaced or not.
 
     Parameters
     ----------
     targets, runs
         Their tables; ``zenith`` [deg], ``e_thres`` [TeV], ``muon_efficiency``, ``aeff_integral`` [m2 TeV-1.7],
-        ``ln_e_q25`` and ``nsb`` are used.  Logarithms of numbers that are not positive are missing.
+        ``ln_e_q25`` and ``nsb`` are used.  Numbers that are not positive have no logarithm and count as missing.
     widths
-        Width of each quantity; one that has none is not compared, nor stands it in for another.
+        Width of each quantity; one without a width is not compared, and replaces no other.
 
     Returns
     -------
@@ -108,13 +108,13 @@ def kernel_distance(targets: Table, runs: Table, widths: Widths = WIDTHS) -> tup
     (4.0, 0)
     """
     mine, theirs = _scaled(targets, widths), _scaled(runs, widths)
-    has, mirrors = {name: ~np.isnan(values) for name, values in mine.items()}, "muon_efficiency" in widths
+    has, with_muons = {name: ~np.isnan(values) for name, values in mine.items()}, "muon_efficiency" in widths
     distance = _term(mine, theirs, "cos_zenith", has["cos_zenith"])
     energy, no_threshold = _square(mine, theirs, "e_thres")
     muons, no_muons = _square(mine, theirs, "muon_efficiency")
     distance += energy
     distance += muons
-    if not mirrors:
+    if not with_muons:
         no_muons = None
     elif no_muons is not None:
         integral, no_integral = _square(mine, theirs, "aeff_integral")
@@ -123,21 +123,17 @@ def kernel_distance(targets: Table, runs: Table, widths: Widths = WIDTHS) -> tup
         no_muons = None if no_integral is None else no_muons & no_integral
     missing = _either(no_threshold, no_muons)
     if missing is not None:
-        known = has["e_thres"] | has["muon_efficiency"] | has["aeff_integral"] | has["ln_e_q25"]
-        distance += np.where(missing, _term(mine, theirs, "ln_e_q25", known), 0.0)
+        either = has["e_thres"] | has["muon_efficiency"] | has["aeff_integral"] | has["ln_e_q25"]
+        distance += np.where(missing, _term(mine, theirs, "ln_e_q25", either), 0.0)
     if TIME in widths:
-        distance += _ages(targets, runs, widths[TIME])
-    return distance, _lacking(has, theirs, mirrors)
-
-
-def _ages(targets: Table, runs: Table, scale: float) -> NDArray:
-    """What time adds to the squared distance; a run that nobody can date is infinitely old."""
-    days = np.abs(np.subtract.outer(column(targets, "time"), column(runs, "time")))
-    return np.where(np.isnan(days), np.inf, 2 * days / scale)
+        days = np.abs(np.subtract.outer(column(targets, "time"), column(runs, "time")))
+        # a run without a date is infinitely far
+        distance += np.where(np.isnan(days), np.inf, 2 * days / widths[TIME])
+    return distance, _lacking(has, theirs, with_muons)
 
 
 def _scaled(table: Table, widths: Widths) -> dict[str, NDArray]:
-    """Quantities of the kernel in units of its widths, NaN where they are missing or have none."""
+    """Quantities of the kernel in units of its widths, NaN where they are missing or have no width."""
     values = {"cos_zenith": np.cos(np.deg2rad(column(table, "zenith")))}
     for name in ("e_thres", "muon_efficiency", "aeff_integral"):
         given = column(table, name)
@@ -147,7 +143,7 @@ def _scaled(table: Table, widths: Widths) -> dict[str, NDArray]:
 
 
 def _square(mine: Mapping, theirs: Mapping, name: str) -> tuple[NDArray, NDArray | None]:
-    """Squared difference, 0 where either is missing; and where that is, None if nowhere."""
+    """Squared difference, 0 where either is missing; and a mask of these pairs, None if there are none."""
     square = np.subtract.outer(mine[name], theirs[name])
     square *= square
     absent = np.isnan(mine[name]), np.isnan(theirs[name])
@@ -158,11 +154,11 @@ def _square(mine: Mapping, theirs: Mapping, name: str) -> tuple[NDArray, NDArray
     return square, missing
 
 
-def _term(mine: Mapping, theirs: Mapping, name: str, known: NDArray) -> NDArray:
-    """Squared difference; where either is missing `UNKNOWN` for the targets that know it, else 0."""
+def _term(mine: Mapping, theirs: Mapping, name: str, has: NDArray) -> NDArray:
+    """Squared difference; where either is missing, `UNKNOWN` for the targets of the mask ``has``, else 0."""
     square, missing = _square(mine, theirs, name)
     if missing is not None:
-        square += UNKNOWN * (missing & known[:, None])
+        square += UNKNOWN * (missing & has[:, None])
     return square
 
 
@@ -172,9 +168,9 @@ def _either(first: NDArray | None, second: NDArray | None) -> NDArray | None:
     return first | second
 
 
-def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray], mirrors: bool) -> NDArray:
-    """Number of the quantities that a target is compared by and a run lacks."""
-    no_muons = ~has["muon_efficiency"] if mirrors else np.zeros_like(has["muon_efficiency"])
+def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray], with_muons: bool) -> NDArray:
+    """Number of quantities that a target is compared by and a run lacks, shape ``(targets, runs)``."""
+    no_muons = ~has["muon_efficiency"] if with_muons else np.zeros_like(has["muon_efficiency"])
     used = has | {
         "aeff_integral": has["aeff_integral"] & no_muons,
         "nsb": has["nsb"] & no_muons,
@@ -190,7 +186,7 @@ def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray], mirrors: bool)
 
 
 def by_nothing(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
-    """Every run that passes, as good as the others."""
+    """All runs that pass, with the same score."""
     return np.zeros((len(targets["obs_id"]), len(runs["obs_id"]))), None
 
 
@@ -215,9 +211,9 @@ def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray
 def by_likelihood(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Smallest divergence, and weighted by it: exp(-divergence / width).
 
-    The divergence times the target's events is the log-likelihood that it loses if the run's shape is taken for its
-    own.  As a weight that would leave one run, the one whose fluctuations fit; the width says how many nats an event
-    runs of the same conditions differ by.
+    The divergence times the number of the target's events is the log-likelihood that is lost if the shape of the run
+    replaces that of the target.  This as a weight would leave only the run with the most similar fluctuations; the
+    width is the difference in nats per event between runs of the same conditions.
     """
     score = by_divergence(targets, runs, kl, poor, widths)[0]
     return score, 2 * np.maximum(score, 0.0) / widths.get(DIVERGENCE, DIVERGENCE_WIDTH)
@@ -226,7 +222,7 @@ def by_likelihood(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray
 def by_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
     """Nearest in the kernel of the observing conditions, and weighted by it."""
     distance, lacking = kernel_distance(targets, runs, widths)
-    return distance + BEHIND * lacking, distance
+    return distance + LACKING * lacking, distance
 
 
 def by_divergence_and_conditions(
@@ -239,12 +235,12 @@ def by_divergence_and_conditions(
 def by_likelihood_and_conditions(
     targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths
 ) -> Scores:
-    """Nearest in the kernel and the divergence together, and weighted by both."""
+    """Nearest in kernel and divergence together, and weighted by both."""
     score, distance = by_likelihood(targets, runs, kl, poor, widths)
     conditions, lacking = kernel_distance(targets, runs, widths)
     together = conditions + distance
     # a run without a divergence is no candidate here either
-    return np.where(np.isfinite(score), together + BEHIND * lacking, np.inf), together
+    return np.where(np.isfinite(score), together + LACKING * lacking, np.inf), together
 
 
 class Ranking(NamedTuple):
@@ -253,15 +249,15 @@ class Ranking(NamedTuple):
     Attributes
     ----------
     scores
-        The function: tables of targets and runs, divergences and whether the run covers too little, each
-        ``(targets, runs)`` or None, and the widths of the kernel; returns score and squared distance in the kernel
-        (None: every run weighs 1), both ``(targets, runs)``.  A score that is not finite is no candidate.
+        Function of the tables of targets and runs, the divergences and whether the run covers too little, each
+        ``(targets, runs)`` or None, and the widths of the kernel.  It returns score and squared distance in the
+        kernel (None: every weight is 1), both ``(targets, runs)``.  A pair without a finite score is no candidate.
     divergence, weights
         Whether it ranks by divergence, and whether it weights runs.
     why
-        What its user wants, where that cannot be without the elevation of target and runs; empty where it can.
+        Reason for which it needs the elevation of target and runs, for messages; empty if it does not.
     widens
-        Whether the kernel of a target that few runs are like is widened until there are some.
+        Whether the kernel is widened for a target with few runs in it.
     """
 
     scores: Callable[[Table, Table, NDArray | None, NDArray | None, Widths], Scores]
@@ -271,7 +267,7 @@ class Ranking(NamedTuple):
     widens: bool = True
 
     def needs(self, settings: SelectionSettings) -> bool:
-        """Whether a target must have its elevation: not where all that pass are taken with equal weights."""
+        """Whether a target must have its elevation: not if all runs that pass are taken with equal weights."""
         return bool(self.why) and (self.weights or np.isfinite(settings.hours_wanted))
 
 
@@ -279,7 +275,7 @@ _KERNEL = "the runs are weighted by their distance in cos z and other conditions
 
 RANKINGS: dict[str, Ranking] = {
     "none": Ranking(by_nothing),
-    "elevation": Ranking(by_elevation, why="the nearest runs in elevation are sought"),
+    "elevation": Ranking(by_elevation, why="the runs are ranked by their elevation"),
     "kl": Ranking(by_divergence, divergence=True),
     "conditions": Ranking(by_conditions, weights=True, why=_KERNEL),
     "kl-conditions": Ranking(by_divergence_and_conditions, divergence=True, weights=True, why=_KERNEL),
@@ -288,13 +284,13 @@ RANKINGS: dict[str, Ranking] = {
 }
 
 SAME_NIGHT = "same-night"
-"""Ranking of the runs that tell the level of the night; no word for a user, and never widened."""
+"""Ranking of the runs that measure the normalisation of the night; no option of a user, and never widened."""
 
 _OF_JOBS = {SAME_NIGHT: Ranking(by_conditions, weights=True, widens=False)}
 
 
 def ranking_of(settings: SelectionSettings) -> Ranking:
-    """The ranking that the settings ask for.
+    """The ranking of the settings.
 
     Raises
     ------
@@ -305,7 +301,7 @@ def ranking_of(settings: SelectionSettings) -> Ranking:
         return RANKINGS.get(settings.ranking) or _OF_JOBS[settings.ranking]
     except KeyError:
         raise ConfigError(
-            f"background_selection.rank: there is no ranking {settings.ranking!r}; it may be {', '.join(RANKINGS)}"
+            f"background_selection.rank: there is no ranking {settings.ranking!r}; accepted are {', '.join(RANKINGS)}"
         ) from None
 
 
@@ -320,10 +316,10 @@ def weighs(settings: SelectionSettings) -> bool:
 
 
 def widths_of(settings: SelectionSettings) -> Widths:
-    """Widths of the kernel that the settings ask for."""
+    """Widths of the kernel in the settings, or the measured ones."""
     return getattr(settings, "kernel", None) or WIDTHS
 
 
 def hours_wanted(settings: SelectionSettings) -> float:
-    """Hours that are enough; infinite for all of them, and where nothing is ranked."""
+    """Requested hours; infinite for all of them, and where nothing is ranked."""
     return np.inf if settings.ranking == "none" else float(settings.hours_wanted)

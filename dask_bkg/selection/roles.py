@@ -1,13 +1,13 @@
-"""What runs contribute to: the spectrum of a background, its shape over the field, the level of its night.
+"""Roles of contributing runs: spectrum of a background, its shape over the field, normalisation of its night.
 
-A spectrum wants runs that are much alike, a shape wants many events, and the weather is that of the nights around.
-So each has runs of its own, found by the same cuts and the same machinery; only the kernel and the hours differ.
+A spectrum needs runs of nearly the same conditions, a shape needs many events, and the weather is best measured by
+the neighbouring nights.  So each has runs of its own, selected by the same cuts; only kernel and hours differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dask_bkg.selection.ranking import SAME_NIGHT, SHAPE_WIDTHS, TIME, widths_of
 from dask_bkg.selection.selections import Selection, Selections
@@ -19,7 +19,7 @@ SPECTRUM, SHAPE, NIGHT = "spectrum", "shape", "night"
 
 
 def of_target(selected: Mapping[str, Selections], row: int) -> dict[str, Selection]:
-    """The runs that contribute to one of some targets, by role."""
+    """The runs that contribute to the target of one row, by role."""
     return {role: selections.of(row) for role, selections in selected.items()}
 
 
@@ -29,7 +29,12 @@ def settings_of_roles(settings: S) -> dict[str, S]:
     Parameters
     ----------
     settings
-        The section as it stands in the configuration.
+        The section of the configuration.
+
+    Returns
+    -------
+    settings
+        By role: ``spectrum``; ``shape`` and ``night`` where they have runs of their own.
 
     Examples
     --------
@@ -43,12 +48,10 @@ def settings_of_roles(settings: S) -> dict[str, S]:
     roles = {SPECTRUM: settings}
     if settings.wider_shape:
         kernel = settings.shape_kernel or SHAPE_WIDTHS
-        roles[SHAPE] = _other(settings, rank="conditions", time_request=settings.shape_time_request, kernel=kernel)
+        update = {"rank": "conditions", "time_request": settings.shape_time_request, "kernel": kernel}
+        roles[SHAPE] = settings.model_copy(update={"KL_DIV": False, **update})
     if settings.night_scale > 0:
         kernel = {**widths_of(settings), TIME: settings.night_scale}
-        roles[NIGHT] = _other(settings, rank=SAME_NIGHT, time_request="all", kernel=kernel)
+        update = {"rank": SAME_NIGHT, "time_request": "all", "kernel": kernel}
+        roles[NIGHT] = settings.model_copy(update={"KL_DIV": False, **update})
     return roles
-
-
-def _other(settings: S, **update: Any) -> S:
-    return settings.model_copy(update={"KL_DIV": False, **update})

@@ -1,4 +1,4 @@
-"""The selections of targets: which runs contribute, with which weights, and why where there are none."""
+"""The selections of targets: which runs contribute with which weights, or why none does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ RUNS_MIN = 3.0
 """Effective number of runs, (sum w)^2 / sum w^2, below which the kernel is widened."""
 
 STEP = 1.05
-"""Each step widens all widths of the kernel by so much."""
+"""Factor on all widths of the kernel at each step."""
 
 STEPS_MAX = 28
-"""Most steps for that: four times as wide.  A handful of unlike runs does not become 3 by any widening."""
+"""Largest number of steps: four times as wide.  Further widening does not make 3 of a few very different runs."""
+
+OF_RUNS = {"run": np.int64, "obs_id": np.int64, "weight": float, "score": float}
+OF_TARGETS = {"hours": float, "livetime": float, "enough": bool, "flagged": bool, "widened": float}
+"""Arrays of a selection along its runs, and numbers of each target."""
 
 
 class Selection(NamedTuple):
@@ -34,7 +38,7 @@ class Selection(NamedTuple):
     run, obs_id
         Index among all runs, and number, nearest first, shape ``(runs,)``.
     weight, score
-        Weight in the stack, and what they were ranked by (0 where they were not).
+        Weight in the stack, and score of the ranking (0 without one), shape ``(runs,)``.
     hours, livetime
         Sum of weight x livetime, and of livetime [h].
     enough
@@ -60,7 +64,7 @@ class Selection(NamedTuple):
 
 
 class Selections(NamedTuple):
-    """The runs that contribute to each of some targets; those of target ``i`` are ``start[i]:start[i + 1]``.
+    """The runs that contribute to each target of a block; those of target ``i`` are ``start[i]:start[i + 1]``.
 
     Attributes
     ----------
@@ -69,7 +73,7 @@ class Selections(NamedTuple):
     run, obs_id, weight, score
         As in `Selection`, target after target.
     hours, livetime, enough, flagged, widened, reason
-        As in `Selection`, one for each target; ``reason`` is a list.
+        As in `Selection`, shape ``(targets,)``; ``reason`` is a list.
     """
 
     start: NDArray
@@ -87,26 +91,18 @@ class Selections(NamedTuple):
     def of(self, i: int) -> Selection:
         """The selection of the i-th target."""
         here = slice(self.start[i], self.start[i + 1])
-        return Selection(
-            self.run[here],
-            self.obs_id[here],
-            self.weight[here],
-            self.score[here],
-            float(self.hours[i]),
-            float(self.livetime[i]),
-            bool(self.enough[i]),
-            bool(self.flagged[i]),
-            float(self.widened[i]),
-            self.reason[i],
-        )
+        of_runs: dict[str, Any] = {name: getattr(self, name)[here] for name in OF_RUNS}
+        # plain numbers, not NumPy's
+        of_target: dict[str, Any] = {name: getattr(self, name)[i].item() for name in OF_TARGETS}
+        return Selection(**of_runs, **of_target, reason=self.reason[i])
 
 
 def finish(targets: Table, candidates: Candidates, settings: SelectionSettings) -> Selections:
     """Selections of a block of targets from their candidates among all runs.
 
     Where the ranking weights runs, the widths of the kernel are widened by steps of 5 % until the effective number of
-    candidates, (sum w)^2 / sum w^2, reaches 3 (2.7 of 3 candidates, not asked for of fewer; at most four times as
-    wide), and further only until the nearest weighs 1e-4: weights that vanish together would leave no background.
+    candidates, (sum w)^2 / sum w^2, reaches 3 (2.7 if there are 3 candidates, not if there are fewer; at most four
+    times as wide), and further only until the nearest weighs 1e-4: without weights there would be no background.
     Then the runs of at least this weight are taken until the hours, with these weights, reach the request.
 
     Parameters
@@ -117,6 +113,11 @@ def finish(targets: Table, candidates: Candidates, settings: SelectionSettings) 
         Merged over all blocks of runs.
     settings
         The ``background_selection`` section.
+
+    Returns
+    -------
+    selections
+        Runs, weights (0 to 1) and hours of each target, or the reason why it has none.
 
     Examples
     --------
@@ -182,24 +183,25 @@ def _steps_of(distance: NDArray) -> int:
     # relative to the nearest: a common factor does not change the number, and all weights together may be 0
     while steps < STEPS_MAX and _effective_number(_weights(distance - nearest, STEP**steps)) < needed:
         steps += 1
-    # a little more, lest rounding drops the nearest itself
+    # with a margin, so that rounding does not drop the nearest itself
     while nearest > FAR * STEP ** (2 * steps) * (1 - CLOSE_ENOUGH):
         steps += 1
     return steps
 
 
 def _effective_number(weight: NDArray) -> float:
+    """Number of runs of equal weight with the same statistical error."""
     return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def _slices(start: NDArray) -> Iterator[tuple[int, slice]]:
-    """The targets that have candidates, and where these are."""
+    """Index of each target that has candidates, and the slice of these."""
     for i in np.flatnonzero(np.diff(start)).tolist():
         yield i, slice(start[i], start[i + 1])
 
 
 def _hours_before(start: NDArray, hours: NDArray) -> NDArray:
-    """Hours of the nearer candidates of the same target."""
+    """Sum of the hours of the nearer candidates of the same target."""
     before = np.zeros(hours.size)
     for _, here in _slices(start):
         before[here.start + 1 : here.stop] = np.cumsum(hours[here])[:-1]
@@ -207,11 +209,11 @@ def _hours_before(start: NDArray, hours: NDArray) -> NDArray:
 
 
 def _nothing_left(targets: Table, left: NDArray, i: int, settings: SelectionSettings) -> str:
-    """Which cut left how many runs."""
+    """Message with the number of runs that each cut left."""
     names = cuts.cut_names(settings)
     if cuts.is_set(settings, "same_szn"):
         names[names.index("same_szn")] += f" {settings.season_of(float(column(targets, 'time')[i]))}"
-    # the ranking is news only where it could not rank
+    # the ranking is named only where it could not rank some runs
     shown = len(names) if left[-1] < left[-2] else len(names) - 1
     trail = ", ".join(f"{name}: {n}" for name, n in list(zip(names, left.tolist(), strict=True))[:shown])
     return (
@@ -220,11 +222,11 @@ def _nothing_left(targets: Table, left: NDArray, i: int, settings: SelectionSett
     )
 
 
-# -- selections that are not made here -------------------------------------------------------------------------
+# -- selections by lists ---------------------------------------------------------------------------------------
 
 
 def by_hand(obs_id: int, index: ArrayLike, runs: Table) -> Selection:
-    """Selection of a target whose runs were given: each weighs 1, and whatever their hours, they are enough.
+    """Selection of a target whose runs were given: each weighs 1, and their hours are always enough.
 
     Parameters
     ----------
@@ -237,12 +239,8 @@ def by_hand(obs_id: int, index: ArrayLike, runs: Table) -> Selection:
     """
     run = np.asarray(index, dtype=np.int64)
     hours = float(np.nan_to_num(column(runs, "livetime")[run]).sum()) / 3600.0
-    reason = (
-        ""
-        if run.size
-        else (f"run {obs_id}: none of the runs of its background_selection.bkg_runlist is in the archive")
-    )
-    number = np.asarray(runs["obs_id"])[run]
+    missing = f"run {obs_id}: none of the runs of its background_selection.bkg_runlist is in the archive"
+    reason, number = "" if run.size else missing, np.asarray(runs["obs_id"])[run]
     return Selection(run, number, np.ones(run.size), np.zeros(run.size), hours, hours, True, False, 1.0, reason)
 
 
@@ -272,14 +270,14 @@ def given(lists: Mapping[int, Sequence[int]], runs: Table) -> dict[int, Selectio
 
 
 def replace(selections: Selections, obs_id: NDArray, others: Mapping[int, Selection]) -> Selections:
-    """Put other selections (see `given`) in the place of those of some targets.
+    """Replace the selections of some targets by others (see `given`).
 
     Parameters
     ----------
     selections
         Selections of the targets ``obs_id``, shape ``(targets,)``.
     others
-        By number; targets that are not among ``obs_id`` are left out.
+        By run number; targets that are not among ``obs_id`` are left out.
     """
     numbers = np.asarray(obs_id).tolist()
     if not any(number in others for number in numbers):
@@ -290,26 +288,11 @@ def replace(selections: Selections, obs_id: NDArray, others: Mapping[int, Select
 def pack(rows: Sequence[Selection]) -> Selections:
     """Selections of some targets from those of each."""
     start = np.concatenate([[0], np.cumsum([row.run.size for row in rows], dtype=np.int64)])
-
-    def flat(name: str, kind: type) -> NDArray:
-        return np.concatenate([np.zeros(0, dtype=kind), *(getattr(row, name) for row in rows)])
-
-    def each(name: str, kind: type) -> NDArray:
-        return np.array([getattr(row, name) for row in rows], dtype=kind)
-
-    return Selections(
-        start,
-        flat("run", np.int64),
-        flat("obs_id", np.int64),
-        flat("weight", float),
-        flat("score", float),
-        each("hours", float),
-        each("livetime", float),
-        each("enough", bool),
-        each("flagged", bool),
-        each("widened", float),
-        [row.reason for row in rows],
-    )
+    columns: dict[str, Any] = {
+        name: np.concatenate([np.zeros(0, dtype=kind), *(getattr(row, name) for row in rows)])
+        for name, kind in OF_RUNS.items()
+    } | {name: np.array([getattr(row, name) for row in rows], dtype=kind) for name, kind in OF_TARGETS.items()}
+    return Selections(start=start, reason=[row.reason for row in rows], **columns)
 
 
 def join(parts: Sequence[Selections]) -> Selections:
@@ -326,7 +309,7 @@ def join(parts: Sequence[Selections]) -> Selections:
 
 
 def selection_digest(settings: SelectionSettings) -> str:
-    """Mark of the settings that decide which runs contribute; cuts that are not set, and smoothing, are not in it."""
+    """Hash of the settings that decide which runs contribute; cuts that are not set, and smoothing, do not enter."""
     keys = [key for key in (*cuts.ALONE, *cuts.PAIRS) if cuts.is_set(settings, key)]
     deciding = {key: getattr(settings, key) for key in keys}
     deciding |= {"rank": settings.ranking, "hours": hours_wanted(settings)}

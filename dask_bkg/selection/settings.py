@@ -1,4 +1,4 @@
-"""What selections read of the ``background_selection`` section of a configuration."""
+"""The part of the ``background_selection`` section of a configuration that selections read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SelectionSettings(Protocol):
 
     @property
     def hours_wanted(self) -> float:
-        """Hours (times weights) that are enough; infinite: all runs that pass."""
+        """Requested hours (times weights); infinite: all runs that pass."""
 
     @property
     def el_diff(self) -> Any:
@@ -46,7 +46,7 @@ class SelectionSettings(Protocol):
 
     @property
     def night_scale(self) -> float:
-        """Time [d] in which the runs of the night age; 0: the level has no runs of its own."""
+        """Time [d] in which the weight of a run falls to 1/e; 0: the normalisation has no runs of its own."""
 
     @property
     def seasons(self) -> Mapping[str, Any] | None:

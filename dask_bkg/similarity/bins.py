@@ -1,4 +1,4 @@
-"""The bins on which shapes are compared: flat, and narrow ones joined."""
+"""The bins in which shapes are compared: flattened, and narrow ones joined."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.binning import Edges
 from dask_bkg.similarity.settings import ShapeSettings
 
-BINS_PER_DECADE, RING_WIDTH = 5.0, 0.5
-"""Most bins a decade of energy, and narrowest ring [deg], on which shapes are compared; a rest is its neighbour's."""
+BINS_PER_DECADE, OFFSET_WIDTH = 5.0, 0.5
+"""Most bins per decade of energy, and narrowest offset bin [deg], in which shapes are compared; the last bin of an
+axis may be wider."""
 
 
 class FlatBins(NamedTuple):
@@ -24,8 +25,8 @@ class FlatBins(NamedTuple):
 def flat_bins(counts: NDArray, exposure: NDArray, ontime: NDArray, edges: Edges, settings: ShapeSettings) -> FlatBins:
     """Flat bins of a block of runs.
 
-    Under ``shape`` narrow bins are joined (`coarse_edges`), and the exposed fraction is the
-    exposure over that of an open bin; under ``document`` the bins stay as they are.
+    Under ``shape`` narrow bins are joined (`coarse_edges`), and the exposed fraction is the exposure over that of a
+    bin without exclusion; under ``document`` the bins stay as they are.
 
     Parameters
     ----------
@@ -37,6 +38,11 @@ def flat_bins(counts: NDArray, exposure: NDArray, ontime: NDArray, edges: Edges,
         Bin edges.
     settings
         How shapes are compared.
+
+    Returns
+    -------
+    flat
+        Events and exposed fractions, shape ``(runs, bins)``.
     """
     n_runs = len(counts)
     if settings.method == "document":
@@ -46,13 +52,13 @@ def flat_bins(counts: NDArray, exposure: NDArray, ontime: NDArray, edges: Edges,
     solid_angle = -2 * np.pi * np.diff(np.cos(np.deg2rad(coarse[1])))
     full = ontime[:, None, None] * np.diff(coarse[0])[:, None] * solid_angle
     fraction = np.clip(join(exposure, axes, coarse) / full, 0.0, 1.0)
-    # rings of pixels are open to a thousandth
+    # bins made of pixels have their solid angle to a thousandth
     fraction[fraction > 0.995] = 1.0
     return FlatBins(join(counts, axes, coarse).reshape(n_runs, -1), fraction.reshape(n_runs, -1))
 
 
 def coarse_edges(edges: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray, NDArray]:
-    """Edges of the bins on which shapes are compared, among those of energy [TeV] and offset [deg].
+    """Edges of the bins in which shapes are compared, a subset of those of energy [TeV] and offset [deg].
 
     Examples
     --------
@@ -61,7 +67,7 @@ def coarse_edges(edges: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray, NDArray]:
     (15, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
     """
     energy, offset = (np.asarray(e, dtype=float) for e in edges)
-    return energy[_apart(np.log10(energy), 1 / BINS_PER_DECADE)], offset[_apart(offset, RING_WIDTH)]
+    return energy[_apart(np.log10(energy), 1 / BINS_PER_DECADE)], offset[_apart(offset, OFFSET_WIDTH)]
 
 
 def _apart(edges: NDArray, width: float) -> list[int]:
@@ -74,7 +80,12 @@ def _apart(edges: NDArray, width: float) -> list[int]:
 
 
 def join(values: NDArray, edges: tuple[ArrayLike, ArrayLike], coarse: tuple[ArrayLike, ArrayLike]) -> NDArray:
-    """Sums of counts or exposure, shape ``(..., energy, offset)``, over coarser bins: every edge is among the others.
+    """Sums of counts or exposure, shape ``(..., energy, offset)``, over coarser bins.
+
+    Raises
+    ------
+    ValueError
+        If an edge of the ``coarse`` bins is none of the ``edges``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Targets, references, and the divergence of each pair: matrix products alone."""
+"""Targets, references, and the divergence of each pair, by matrix products only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.binning import FLOOR
-from dask_bkg.similarity.family import Prior, family_shapes, open_events
+from dask_bkg.similarity.family import Prior, family_shapes, full_events
 from dask_bkg.similarity.settings import METHODS, ShapeSettings
 
 SEEN = 0.5
-"""Exposed fraction from which a bin counts as seen; below it, in proportion."""
+"""Exposed fraction from which a bin counts as covered; below it, in proportion."""
 
 
 class Targets(NamedTuple):
@@ -21,10 +21,11 @@ class Targets(NamedTuple):
     Attributes
     ----------
     p, weight
-        Share of the run's events in each bin, and exposed fraction of its own bins (zero in the others),
-        ``(runs, bins)``; weight is None where Q is normalised already.
+        Share of the run's events in each bin, and exposed fraction of the bins in which it is compared (0 in the
+        others), shape ``(runs, bins)``; ``weight`` is None where Q is normalised already.
     entropy, empty
-        What depends on P alone, ``sum p log(p / weight)``, and whether the run cannot be compared, ``(runs,)``.
+        The term of P alone, ``sum p log(p / weight)`` [nats], and whether the run cannot be compared, shape
+        ``(runs,)``.
     """
 
     p: NDArray
@@ -39,9 +40,10 @@ class References(NamedTuple):
     Attributes
     ----------
     q, log_q
-        Shape at full exposure (sum 1), and its logarithm less what noise and closed bins do to it, ``(runs, bins)``.
+        Shape at full exposure (sum 1), and its logarithm corrected for the bias by noise and by excluded bins, shape
+        ``(runs, bins)``.
     seen, empty
-        How far each bin was seen, 0 to 1, ``(runs, bins)``; whether the run cannot be compared, ``(runs,)``.
+        Coverage of each bin, 0 to 1, shape ``(runs, bins)``; whether the run cannot be compared, shape ``(runs,)``.
     """
 
     q: NDArray
@@ -62,10 +64,22 @@ def as_targets(
     fraction
         Exposed fraction of each bin, 0 to 1, same shape; under ``document`` the exposure, in whatever unit.
     mask
-        The target's own bins, boolean, same shape or ``(bins,)``; None: those in which it was exposed.  Bins below
-        the energy threshold are better left in: how a run turns on tells where its threshold is.
+        Bins in which the target is compared, boolean, same shape or ``(bins,)``; None: those in which it was exposed.
+        Bins below the energy threshold are better included: the counts there measure the threshold.
     prior
-        The archive's (see `fit_prior`): what a run without events is taken for.  None under ``document``.
+        The archive's (see `fit_prior`), which replaces a run without events.  None under ``document``.
+    settings
+        How shapes are compared.
+
+    Returns
+    -------
+    targets
+        Shape ``(runs, bins)``.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, its prior not positive, or the archive's prior missing.
     """
     if _is_document(settings, prior) or prior is None:
         p, total = _floored(counts, fraction)
@@ -86,18 +100,19 @@ def as_references(counts: NDArray, fraction: NDArray, prior: Prior | None, setti
 
     Under ``shape``, with ``b = a s`` the events of the prior, two terms are added to log q:
 
-    * `log_bias` less ``N / (2 (N + a)^2)`` (which is that of the sum): the logarithm of what fluctuates is too low on
-      average.  Summed with p it is (bins - 1)/2 N/(N + a)^2 for a run that saw everything and a target of the same
-      shape; bins that the run did not see, or the target does not fill, or hardly anything fills, have no part in it.
+    * `log_bias` less ``N / (2 (N + a)^2)`` (the bias of the sum): the logarithm of a fluctuating number is too low on
+      average.  Summed with p it is (bins - 1)/2 N/(N + a)^2 for a run without exclusion and a target of the same
+      shape; bins without exposure of the run, or with few or no events, contribute nothing.
     * ``- (g^2 - g_f^2) / (2 (1 + b))`` with ``g = N / (N + a)``, ``g_f = N f / (N f + a)``: runs scatter about their
-      family like 1/a, and ``g_f^2`` of it shows.  Else a closed bin would hide what an open one shows: of a run of
-      10k events and itself half closed the latter was nearer in 66 to 83 % of the cases, now in 37 to 55 %.
+      family like 1/a, of which ``g_f^2`` is visible.  Without this term an excluded bin would hide a scatter that an
+      exposed one shows: of a run of 10k events and the same run half excluded, the latter was nearer in 66 to 83 % of
+      the cases, with it in 37 to 55 %.
     """
     if _is_document(settings, prior) or prior is None:
         q, total = _floored(counts, fraction)
         return References(q, np.log(q), None, total == 0)
     shape, a = family_shapes(counts, fraction, prior), settings.prior
-    n, b = open_events(counts, fraction, shape)[:, None], a * shape
+    n, b = full_events(counts, fraction, shape)[:, None], a * shape
     q = (counts + b) / (n * fraction + a)
     q /= q.sum(axis=1, keepdims=True)
     noise = log_bias(n * fraction * q, b) - n / (2 * (n + a) ** 2)
@@ -107,21 +122,21 @@ def as_references(counts: NDArray, fraction: NDArray, prior: Prior | None, setti
 
 
 def log_bias(mean: NDArray, added: NDArray) -> NDArray:
-    """How much lower the mean of log(n + added) is than log(mean + added), for Poisson numbers n.
+    """How much lower the mean of log(n + added) is than log(mean + added), for Poisson numbers n; same shape.
 
     Harmonic sum of the limits for many events, ``mean / (2 (mean + added)^2)``, and none, ``log(1 + mean / added)``:
-    right to 12 % if at least the mean is added, if a tenth of it still to 50 % (worst at one event).
+    accurate to 12 % if at least the mean is added, to 50 % if a tenth of it is (worst at one event).
     """
     many, none = mean / (2 * (mean + added) ** 2), np.log1p(mean / added)
     return many * none / (many + none + np.finfo(float).tiny)
 
 
 def kl_block(targets: Targets, references: References) -> NDArray:
-    """Divergence of each target from each reference, ``KL(target || reference)``, shape ``(targets, references)``.
+    """Divergence [nats] of each target from each reference, ``KL(target || reference)``, ``(targets, references)``.
 
-    Never NaN: what cannot be compared is infinitely far (a reference without events; a target that is closed, or
-    under ``document`` without events).  Under ``shape`` the target's own noise, about (bins - 1)/(2 N), is in all
-    values of a row alike, and values near zero may be negative.
+    Never NaN, but infinite for pairs that cannot be compared (a reference without events; a target without exposure,
+    or under ``document`` without events).  Under ``shape`` the noise of the target, about (bins - 1)/(2 N), is in all
+    values of a row, and values near zero may be negative.
 
     Examples
     --------
@@ -141,9 +156,9 @@ def kl_block(targets: Targets, references: References) -> NDArray:
 
 
 def coverage_block(targets: Targets, references: References) -> NDArray:
-    """Share of each target's events that lie in bins which the reference saw, shape ``(targets, references)``.
+    """Share of each target's events in bins that the reference covers, 0 to 1, shape ``(targets, references)``.
 
-    A bin is seen if half of it was exposed, else in proportion: a ring of which a third is behind a star was seen.
+    A bin is covered if half of it was exposed, else in proportion.
     """
     if references.seen is None:
         return np.ones((len(targets.p), len(references.q)))
@@ -151,7 +166,7 @@ def coverage_block(targets: Targets, references: References) -> NDArray:
 
 
 def _is_document(settings: ShapeSettings, prior: Prior | None) -> bool:
-    """Whether the method is the document's; the settings are checked."""
+    """Whether the method is ``document``; raises `ValueError` for invalid settings."""
     if settings.method not in METHODS:
         raise ValueError(f"method {settings.method!r} of the divergence: accepted are {' and '.join(METHODS)}")
     if not settings.prior > 0:
@@ -172,15 +187,25 @@ def _floored(counts: NDArray, exposure: NDArray) -> tuple[NDArray, NDArray]:
 def kl_divergence(data1: ArrayLike, data2: ArrayLike) -> float:
     """Kullback-Leibler divergence ``sum(p log(p / q))``, as the procedure writes it.
 
-    The arrays are taken as they are: normalise them first, and make sure that ``data2`` has no zeros where
-    ``data1`` has none (the result is infinite there).  A bin in which ``data1`` is zero adds nothing.
+    The arrays are not normalised: do so first, and make sure that ``data2`` has no zeros where ``data1`` has none
+    (the result would be infinite).  A bin in which ``data1`` is zero adds nothing.
 
     Parameters
     ----------
     data1
-        The distribution P to compare against, any shape.
+        The distribution P, any shape.
     data2
         The distribution Q, of the same shape.
+
+    Returns
+    -------
+    divergence
+        KL(P || Q) [nats].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The archive's family of shapes, and the member of it that a run is like: the prior of its shape."""
+"""The archive's family of shapes, and its member that fits a run best: the prior of the shape of the run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dask_bkg.binning import FLOOR
 from dask_bkg.similarity.settings import ShapeSettings
 
 SPARSE = 1e-4
-"""Share of the events below which a bin has little say in the principal components."""
+"""Share of the events below which a bin has little weight in the principal components."""
 
 STEPS = 20
-"""Most Newton steps of the fit of a run's prior; eight are enough on the H.E.S.S. runs, twenty on absurd ones."""
+"""Most Newton steps of the fit of a run's prior; eight are enough for the H.E.S.S. runs, twenty for extreme ones."""
 
 
 class Prior(NamedTuple):
@@ -24,9 +24,10 @@ class Prior(NamedTuple):
     Attributes
     ----------
     shape
-        Mean shape at full exposure, sum 1 and nowhere zero, ``(bins,)``.
+        Mean shape at full exposure, sum 1 and nowhere zero, shape ``(bins,)``.
     directions, variance
-        Changes of the logarithm, ``(components, bins)``; variances of their coefficients in the archive.
+        Changes of the logarithm, shape ``(components, bins)``; variances of their coefficients in the archive, shape
+        ``(components,)``.
     """
 
     shape: NDArray
@@ -35,39 +36,48 @@ class Prior(NamedTuple):
 
 
 def prior_sums(counts: NDArray, fraction: NDArray) -> tuple[NDArray, NDArray]:
-    """What `prior_shape` needs of a block of runs: sums of events, and of exposed fraction x the run's events.
+    """Sums over a block of runs for `prior_shape`: of events, and of exposed fraction x the run's events.
 
-    Shapes ``(runs, bins)`` to ``(bins,)``; sums of blocks are added up (see `add_sums`).
+    Shapes ``(runs, bins)`` to ``(bins,)``; sums of blocks are added up (`add_sums`).
     """
     return counts.sum(axis=0, dtype=float), counts.sum(axis=1, dtype=float) @ fraction
 
 
 def prior_shape(counts: NDArray, exposed: NDArray) -> NDArray:
     """Mean shape at full exposure of an archive (sums of `prior_sums`): sum 1, nowhere zero; ``(bins,)``."""
-    # half an event keeps the logarithm of what no run has seen finite
+    # half an event keeps the logarithm finite in bins without events
     shape = (counts + 0.5) / np.maximum(exposed, exposed.max(initial=0.0) * 1e-3 + FLOOR)
     return shape / shape.sum()
 
 
 def family_sums(counts: NDArray, fraction: NDArray, shape: NDArray, settings: ShapeSettings) -> tuple[NDArray, ...]:
-    """What `prior_family` needs of a block of runs, and their mean shape; sums of blocks are added up (`add_sums`).
+    """Sums over a block of runs for `prior_family`; sums of blocks are added up (`add_sums`).
+
+    Parameters
+    ----------
+    counts, fraction
+        Events and exposed fraction (0 to 1), shape ``(runs, bins)``.
+    shape
+        Mean shape of the archive (`prior_shape`), shape ``(bins,)``.
+    settings
+        How shapes are compared.
 
     Returns
     -------
-    counts, exposed, products, expected, levels
-        `prior_sums`, weighted now by the events at full exposure; products of the deviations from the mean less their
-        noise, and of the expected counts, both ``(bins, bins)``; three sums for the level of the noise.
+    counts, exposed, products, expected, noise
+        `prior_sums`, here weighted by the events at full exposure, shape ``(bins,)``; products of the deviations from
+        the mean less their noise, and of the expected counts, shape ``(bins, bins)``; three sums for the noise.
     """
-    events = open_events(counts, fraction, shape)
+    events = full_events(counts, fraction, shape)
     mean = events[:, None] * fraction * shape
-    # a run counts as N/(N + a), in units of its expected counts squared
+    # weight of a run N/(N + a), in units of its expected counts squared
     weight = np.divide(1.0, events * (events + settings.prior), out=np.zeros_like(events), where=events > 0)
     deviation = counts - mean
     products = (weight[:, None] * deviation).T @ deviation
     products[np.diag_indices_from(products)] -= weight @ counts
     noise = weight * events
-    levels = np.array([(noise * events).sum(), noise.sum(), (noise**2).sum()])
-    return counts.sum(axis=0, dtype=float), events @ fraction, products, (weight[:, None] * mean).T @ mean, levels
+    noises = np.array([(noise * events).sum(), noise.sum(), (noise**2).sum()])
+    return counts.sum(axis=0, dtype=float), events @ fraction, products, (weight[:, None] * mean).T @ mean, noises
 
 
 def add_sums(parts: Iterable[tuple[NDArray, ...]]) -> tuple[NDArray, ...]:
@@ -78,8 +88,8 @@ def add_sums(parts: Iterable[tuple[NDArray, ...]]) -> tuple[NDArray, ...]:
 def prior_family(sums: tuple[NDArray, ...], settings: ShapeSettings) -> Prior:
     """The archive's family of shapes, of `family_sums`: principal components of the runs' relative deviations.
 
-    What noise alone would give, below ``(2 sqrt(bins / runs) + bins / runs) / events`` (Marchenko and Pastur 1967),
-    is left out: a small archive, or one of equal runs, has no more than its mean shape.
+    Components that noise alone could give, with variances below ``(2 sqrt(bins / runs) + bins / runs) / events``
+    (Marchenko and Pastur 1967), are left out: a small archive, or one of equal runs, has only its mean shape.
     """
     counts, exposed, products, expected, (total, inverse, squares) = sums
     shape = prior_shape(counts, exposed)
@@ -111,15 +121,16 @@ def fit_prior(counts: NDArray, fraction: NDArray, settings: ShapeSettings | None
 
 
 def family_shapes(counts: NDArray, fraction: NDArray, prior: Prior) -> NDArray:
-    """Each run's own prior: the member of the archive's family that fits it best, shape ``(runs, bins)``, sum 1.
+    """Prior of each run: the member of the archive's family that fits it best, shape ``(runs, bins)``, sum 1.
 
-    Maximum of the multinomial likelihood times a Gaussian of the coefficients, by Newton steps (shorter if too long).
+    Maximum of the multinomial likelihood times a Gaussian of the coefficients, by Newton steps, shortened where the
+    likelihood would fall.
     """
     if prior.variance.size == 0:
         return np.broadcast_to(prior.shape, counts.shape)
     coefficients, step = np.zeros((len(counts), prior.variance.size)), np.ones(len(counts))
     best, seen = _likelihood(coefficients, counts, fraction, prior)
-    # the value is a difference of sums over all events: of a step near the maximum it tells less than their rounding
+    # near the maximum the change of the likelihood is smaller than the rounding of the sums over all events
     rounding = 1e-12 * np.maximum(counts.sum(axis=1, dtype=float), 1.0)
     for _ in range(STEPS):
         move = step[:, None] * _newton(coefficients, seen, counts, prior)
@@ -136,7 +147,7 @@ def family_shapes(counts: NDArray, fraction: NDArray, prior: Prior) -> NDArray:
 
 
 def _likelihood(coefficients: NDArray, counts: NDArray, fraction: NDArray, prior: Prior) -> tuple[NDArray, NDArray]:
-    """Logarithm of what `family_shapes` maximises, and the shape that each run sees."""
+    """Logarithm of the function that `family_shapes` maximises, and the expected shape of each exposed run."""
     exponent = coefficients @ prior.directions
     top = exponent.max(axis=1)
     seen = prior.shape * fraction * np.exp(exponent - top[:, None])
@@ -155,7 +166,7 @@ def _newton(coefficients: NDArray, seen: NDArray, counts: NDArray, prior: Prior)
     return np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
 
 
-def open_events(counts: NDArray, fraction: NDArray, shape: NDArray) -> NDArray:
-    """Events that runs of this shape would have at full exposure; 0 if closed."""
+def full_events(counts: NDArray, fraction: NDArray, shape: NDArray) -> NDArray:
+    """Events that runs of this shape would have at full exposure, shape ``(runs,)``; 0 without exposure."""
     seen, total = (fraction * shape).sum(axis=1), counts.sum(axis=1, dtype=float)
     return np.divide(total, seen, out=np.zeros_like(total), where=seen > 0)

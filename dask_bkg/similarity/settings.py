@@ -15,11 +15,11 @@ class ShapeSettings(NamedTuple):
     method
         ``shape`` or ``document``.
     prior
-        Strength of the prior [events].
+        Events that the prior of a reference is worth.
     min_coverage
-        Share of the target's events in bins that a reference saw (`coverage_block`) below which it is ranked last.
+        Share of the target's events in bins that a reference covers (`coverage_block`) below which it is ranked last.
     components
-        Largest number of principal components of the prior's family; 0 takes the archive's mean shape for all.
+        Largest number of principal components of the prior's family; 0: the archive's mean shape for all runs.
     """
 
     method: str = "shape"

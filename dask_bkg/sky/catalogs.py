@@ -54,7 +54,7 @@ GET_DATA = "get it with `gammapy download datasets` and set $GAMMAPY_DATA to its
 
 
 def data_file(relative: str) -> Path | None:
-    """A file below ``$GAMMAPY_DATA``, or None where the variable or the file is missing."""
+    """A file below ``$GAMMAPY_DATA``, or None if the variable or the file is missing."""
     base = os.environ.get("GAMMAPY_DATA")
     path = Path(base, relative) if base else None
     return path if path is not None and path.is_file() else None
@@ -72,20 +72,25 @@ def read_gammacat(
     default_radius
         Radius of a point source [deg], and of a source without a size.
     max_radius
-        Largest radius [deg]; a larger one is cut, with a note.
+        Largest radius [deg]; a larger one is reduced to it, with a note.
     rule
         ``max``: an extended source (morphology gauss or shell) gets the larger of the default and 3 sigma;
         ``document``: 3 sigma even where that is smaller, and no largest radius.
+
+    Returns
+    -------
+    regions
+        A disc for each source.
     """
     table = Table.read(path)
     extended = np.isin(np.char.strip(np.asarray(table["morph_type"], dtype=str)), ["gauss", "shell"])
     size: NDArray = 3 * np.ma.filled(np.ma.asarray(table["morph_sigma"], dtype=float), np.nan)
-    known = extended & np.isfinite(size)
-    notes = np.where(extended & ~known, "extended, but without a size in the catalogue", "")
+    has_size = extended & np.isfinite(size)
+    notes = np.where(extended & ~has_size, "extended, but without a size in the catalogue", "")
     if rule == "document":
-        radius = np.where(known, size, default_radius)
+        radius = np.where(has_size, size, default_radius)
     else:
-        radius = np.where(known, np.fmax(size, default_radius), default_radius)
+        radius = np.where(has_size, np.fmax(size, default_radius), default_radius)
         radius, notes = _cap(radius, notes, max_radius)
     return make_regions(
         table["ra"], table["dec"], radius, np.char.strip(np.asarray(table["common_name"], dtype=str)),
@@ -98,8 +103,8 @@ def read_3hwc(
 ) -> SkyRegions:
     """Discs around the sources of 3HWC.
 
-    The catalogue's ``search_radius`` is the radius of a disc already: the larger of it and the default is
-    taken (``rule="max"``), or always the default (``rule="document"``).  Arguments as in `read_gammacat`.
+    The radius is the larger of the catalogue's ``search_radius`` and the default (``rule="max"``), or always the
+    default (``rule="document"``).  Arguments as in `read_gammacat`.
     """
     table = Table.read(path, format="ascii.ecsv")
     notes = np.full(len(table), "", dtype="U60")
@@ -112,7 +117,7 @@ def read_3hwc(
 
 def _cap(radius: NDArray, notes: NDArray, max_radius: float) -> tuple[NDArray, NDArray]:
     cut = radius > max_radius
-    text = [f"radius cut from {r:.2f} to {max_radius:.2f} deg (exclusion.max_radius)" for r in radius]
+    text = [f"radius reduced from {r:.2f} to {max_radius:.2f} deg (exclusion.max_radius)" for r in radius]
     return np.minimum(radius, max_radius), np.where(cut, text, notes)
 
 
@@ -127,6 +132,11 @@ def read_stars(path: str | Path, mag_max: float = 5.0, radius: float = 0.3) -> S
         Stars with a V magnitude below this are excluded.
     radius
         Radius of the discs [deg].
+
+    Raises
+    ------
+    ConfigError
+        If the file is no such table, or empty.
     """
     try:
         ra, dec, number, mag = np.loadtxt(path, usecols=(0, 1, 2, 3), unpack=True, ndmin=2, comments="#")
@@ -148,6 +158,11 @@ def read_region_file(path: str | Path) -> SkyRegions:
     """Regions of a ds9, CRTF or FITS region file in sky coordinates (what the ``regions`` package reads).
 
     Circles become plain discs; ellipses, rectangles, polygons and annuli keep their shape.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, has no regions, or one of another kind.
     """
     from regions import Regions
 
@@ -166,7 +181,7 @@ def _region(region, number: int, path: Path) -> SkyRegions:
 
     where = f"exclusion.exclude_region_files: region {number} of {path}"
     if region.meta.get("include") in (False, "-"):
-        raise ConfigError(f"{where} is a negative region (a '-' before it): not supported, take it out")
+        raise ConfigError(f"{where} is a negative region (a '-' before it), which is not supported: remove it")
     try:
         center, radius = center_of(region), _bounding_radius(region)
     except AttributeError:
@@ -181,7 +196,7 @@ def _region(region, number: int, path: Path) -> SkyRegions:
 
 
 def _bounding_radius(region) -> float:
-    """Radius [deg] of a disc around the centre that holds the region."""
+    """Radius [deg] of a disc around the centre that contains the region."""
     if hasattr(region, "vertices"):
         return float(region.vertices.icrs.separation(center_of(region)).deg.max())
     if hasattr(region, "outer_radius"):
@@ -197,14 +212,12 @@ def _bounding_radius(region) -> float:
 
 
 def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path | None:
-    """Where the star table is: the path as given, beside the YAML, then the one of ``$GAMMAPY_DATA``.
-
-    Returns None where there is none.
+    """Path of the star table: as given, next to the YAML file, or that of ``$GAMMAPY_DATA``; None if there is none.
 
     Raises
     ------
     ConfigError
-        If an absolute path was named, and there is no file.
+        If an absolute path was given, and there is no file.
     """
     named = Path(star_cat).expanduser() if star_cat else None
     if named is not None and named.is_absolute():
@@ -221,32 +234,31 @@ def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path 
 
 
 def sky_regions(settings: ExclusionSettings, base_dir: Path | None = None) -> SkyRegions:
-    """Everything that a configuration excludes, over the whole sky.
+    """All exclusion regions of a configuration, over the whole sky.
 
     Parameters
     ----------
     settings
         The ``exclusion`` section of a `dask_bkg.config.Config`.
     base_dir
-        Directory of the YAML file, where relative paths are sought first.
+        Directory of the YAML file, in which relative paths are searched first.
 
     Raises
     ------
     ConfigError
         If a catalogue, a file or a named source is missing (unless ``allow_missing_catalogs``).
     """
-    catalogs = [_read_catalog(name, settings) for name in settings.catalogs]
-    parts = [c for c in catalogs if c is not None]
+    parts = [table for name in settings.catalogs if (table := _read_catalog(name, settings)) is not None]
     stars = _read_star_table(settings, base_dir)
     ra, dec, radius = np.array(settings.exclude_regions, dtype=float).reshape(-1, 3).T
     own = make_regions(ra, dec, radius, [f"own circle {i + 1}" for i in range(ra.size)], "own")
     named = [_named_source(name, radius, parts) for name, radius in settings.exclude_source_name]
-    files = [read_region_file(beside(path, base_dir)) for path in settings.exclude_region_files]
+    files = [read_region_file(next_to(path, base_dir)) for path in settings.exclude_region_files]
     return concat_regions([*parts, *([stars] if stars is not None else []), own, *named, *files])
 
 
-def beside(path: str, base_dir: Path | None) -> Path:
-    """A file beside the configuration if it is there, else the path as it stands."""
+def next_to(path: str, base_dir: Path | None) -> Path:
+    """A file next to the configuration if it exists, else the path as given."""
     near = (base_dir or Path()) / Path(path).expanduser()
     return near if near.is_file() else Path(path).expanduser()
 
@@ -267,52 +279,52 @@ def _read_star_table(settings: ExclusionSettings, base_dir: Path | None) -> SkyR
     path = find_star_table(settings.star_cat, base_dir)
     named = settings.star_cat
     if path is None:
-        where = f"no file {named} (beside the configuration, or from here), and " if named else ""
+        where = f"no file {named} (next to the configuration, or in the current directory), and " if named else ""
         _missing(settings, f"exclusion.star_cat: {where}no star table at $GAMMAPY_DATA/{STAR_FILE}")
         return None
     if named and path == data_file(STAR_FILE):
-        log.warning("exclusion.star_cat: no file %s, stars from %s", named, path)
+        log.warning("exclusion.star_cat: no file %s, reading stars from %s", named, path)
     else:
-        log.info("stars from %s", path)
+        log.info("reading stars from %s", path)
     return read_stars(path, settings.star_mag, settings.star_radius)
 
 
 def _missing(settings: ExclusionSettings, what: str) -> None:
     if not settings.allow_missing_catalogs:
-        raise ConfigError(f"{what}: {GET_DATA}, or set exclusion.allow_missing_catalogs: true to do without it")
-    log.warning("%s: done without it (exclusion.allow_missing_catalogs)", what)
+        raise ConfigError(f"{what}: {GET_DATA}, or set exclusion.allow_missing_catalogs: true to go on without it")
+    log.warning("%s: going on without it (exclusion.allow_missing_catalogs)", what)
 
 
 def _named_source(name: str, radius: float, catalogs: list[SkyRegions]) -> SkyRegions:
-    """A disc around a source that a catalogue knows; upper and lower case and blanks do not matter."""
+    """A disc around a source of a catalogue; upper and lower case and blanks do not matter."""
     import difflib
 
-    known = concat_regions(catalogs)
-    if len(known) == 0:
+    sources = concat_regions(catalogs)
+    if len(sources) == 0:
         raise ConfigError(
-            f"exclusion.exclude_source_name: {name!r} is sought in the catalogues, but exclusion.catalogs names none "
-            "that is there; exclusion.exclude_regions takes [ra, dec, radius] instead"
+            f"exclusion.exclude_source_name: {name!r} is searched in the catalogues, but none of exclusion.catalogs "
+            "was read; exclusion.exclude_regions takes [ra, dec, radius] instead"
         )
-    keys = np.char.lower(np.char.replace(known.name, " ", ""))
+    keys = np.char.lower(np.char.replace(sources.name, " ", ""))
     found = np.flatnonzero(keys == name.lower().replace(" ", ""))
     if found.size == 0:
-        lower = {str(known_name).lower(): str(known_name) for known_name in known.name}
+        lower = {str(source).lower(): str(source) for source in sources.name}
         near = [lower[key] for key in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.5)]
         raise ConfigError(
             f"exclusion.exclude_source_name: no source {name!r} in GammaCat (common names) or 3HWC"
             + (f"; the nearest names are {', '.join(near)}" if near else "")
             + "; exclusion.exclude_regions takes [ra, dec, radius] instead"
         )
-    one = known[found[:1]]
+    one = sources[found[:1]]
     return replace(one, radius=np.array([radius]), kind=np.array(["own"], dtype="U8"), note=np.array([""]))
 
 
 def catalog_files(settings: ExclusionSettings, base_dir: Path | None = None) -> dict[str, dict[str, str]]:
-    """Name, path and SHA-256 of each file that the exclusion was made of."""
+    """Path (``file``) and ``sha256`` of each file that the exclusion was read from, by name."""
     files: dict[str, Path | None] = {name: data_file(CATALOG_FILES[name]) for name in settings.catalogs}
     files["stars"] = find_star_table(settings.star_cat, base_dir)
     for path in settings.exclude_region_files:
-        files[path] = beside(path, base_dir)
+        files[path] = next_to(path, base_dir)
     return {
         name: {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for name, path in files.items()

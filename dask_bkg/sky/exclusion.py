@@ -1,7 +1,7 @@
-"""What is left out of a background: regions on the sky, and which events and pixels lie inside of them.
+"""Exclusion: regions on the sky, and which events and pixels lie inside of them.
 
-Everything becomes one table of discs (`SkyRegions`), made once for a job by `dask_bkg.sky.catalogs`; a disc may
-carry a finer shape (ellipse, polygon, ... of a region file) inside of it.  Distances are spherical.
+All regions are in one table of discs (`SkyRegions`), which `dask_bkg.sky.catalogs` reads once for a job; a disc may
+have a finer shape (ellipse, polygon, ... of a region file) inside of it.  Distances are spherical.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from dask_bkg.sky import fov
 
 DOCUMENT_SEARCH_RADIUS = 2.5
-"""Largest distance of a centre from the pointing [deg] in the procedure's own way of searching."""
+"""Largest distance of a centre from the pointing [deg] in the procedure's search."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class SkyRegions:
     radius
         Radii [deg], shape ``(n,)``; the bounding radius where there is a finer shape.
     name, kind, note
-        What each is, where it comes from (``gammacat``, ``3hwc``, ``star``, ``own``, ``file``) and what was
-        remarkable about it (empty for most), string arrays of shape ``(n,)``.
+        Name, origin (``gammacat``, ``3hwc``, ``star``, ``own``, ``file``) and remark (empty for most), string arrays
+        of shape ``(n,)``.
     shape
         DS9 text of a finer shape, empty for a plain disc, string array of shape ``(n,)``.
     """
@@ -51,7 +51,7 @@ class SkyRegions:
         return SkyRegions(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def near(self, ra: float, dec: float, offset_max: float, reach: str = "disc") -> SkyRegions:
-        """Those that matter for a pointing.
+        """The regions that affect a pointing.
 
         Parameters
         ----------
@@ -60,20 +60,16 @@ class SkyRegions:
         offset_max
             Radius of the field of view [deg].
         reach
-            ``disc``: every disc that reaches into the field; ``centre``: the procedure's way, centres within
-            2.5 deg of the pointing.
+            ``disc``: every disc that reaches into the field; ``centre``: as in the procedure, centres within 2.5 deg
+            of the pointing.
         """
-        # a first look at the declination alone: 41,000 arcsines would cost a millisecond a run
-        widest = DOCUMENT_SEARCH_RADIUS if reach == "centre" else offset_max + self._widest
+        # first by declination alone: 41,000 arcsines would take a millisecond per run
+        widest = DOCUMENT_SEARCH_RADIUS if reach == "centre" else offset_max + float(self.radius.max(initial=0.0))
         close = np.flatnonzero(np.abs(self.dec - dec) <= widest)
         distance = fov.separation(self.ra[close], self.dec[close], ra, dec)
         if reach == "centre":
             return self[close[distance < DOCUMENT_SEARCH_RADIUS]]
         return self[close[distance < offset_max + self.radius[close]]]
-
-    @property
-    def _widest(self) -> float:
-        return float(self.radius.max(initial=0.0))
 
     def digest(self) -> str:
         """Hash of positions, radii and shapes: equal for equal exclusions."""
@@ -85,12 +81,12 @@ class SkyRegions:
 
 
 def exclusion_digest(regions: SkyRegions | None, ra: float, dec: float, radius: float) -> str:
-    """Hash of the regions that touch a field of view: equal as long as the exclusion of the field is.
+    """Hash of the regions that touch a field of view: equal for equal exclusions of the field.
 
     Parameters
     ----------
     regions
-        What is excluded, over the whole sky; None excludes nothing.
+        Exclusion regions of the whole sky; None excludes nothing.
     ra, dec
         Pointing [deg].
     radius
@@ -103,7 +99,7 @@ def exclusion_digest(regions: SkyRegions | None, ra: float, dec: float, radius: 
     True
     """
     near = concat_regions([]) if regions is None else regions.near(ra, dec, radius)
-    # in whatever order the catalogues were read
+    # independent of the order in which catalogues were read
     return near[np.lexsort((near.shape, near.radius, near.dec, near.ra))].digest()
 
 
@@ -116,7 +112,7 @@ def make_regions(
     note: Sequence[str] | NDArray | None = None,
     shape: Sequence[str] | NDArray | None = None,
 ) -> SkyRegions:
-    """`SkyRegions` from columns; see there.  ``kind`` is the same for all of them."""
+    """`SkyRegions` from columns (see there), ``kind`` being the same for all of them."""
     n = len(name)
     return SkyRegions(
         np.asarray(ra, dtype=float).reshape(n) % 360.0,
@@ -130,7 +126,7 @@ def make_regions(
 
 
 def concat_regions(parts: Iterable[SkyRegions]) -> SkyRegions:
-    """One table of several; an empty one of none."""
+    """One table from several; an empty one from none."""
     parts = [make_regions([], [], [], [], ""), *parts]
     return SkyRegions(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(SkyRegions)))
 
@@ -143,7 +139,7 @@ def excluded_pixels(grid: fov.FieldGrid, regions: SkyRegions, ra_pnt: float, dec
     grid
         Pixels of the field of view.
     regions
-        What is excluded (`SkyRegions.near` the pointing, to be fast).
+        Exclusion regions (`SkyRegions.near` the pointing, to be fast).
     ra_pnt, dec_pnt
         Pointing [deg].
 
@@ -162,13 +158,13 @@ def excluded_pixels(grid: fov.FieldGrid, regions: SkyRegions, ra_pnt: float, dec
 
 
 def excluded_positions(regions: SkyRegions, ra: ArrayLike, dec: ArrayLike) -> NDArray:
-    """Which sky positions [deg] lie inside a region; boolean, shape of ``ra``."""
+    """Mask of sky positions [deg] inside a region; boolean, shape of ``ra``."""
     ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
     excluded = np.zeros(ra.size, dtype=bool)
     flat_ra, flat_dec = ra.ravel(), dec.ravel()
     for i in range(len(regions)):
         radius = regions.radius[i]
-        # a first look at the declination alone, as most events are far from most discs
+        # first by declination alone, as most events are far from most discs
         close = np.flatnonzero(np.abs(flat_dec - regions.dec[i]) <= radius + 1e-9)
         distance = fov.separation(flat_ra[close], flat_dec[close], regions.ra[i], regions.dec[i])
         inside = close[distance <= radius]

@@ -1,8 +1,8 @@
 """Sky to field of view, and exclusion regions to excluded pixels of the field.
 
-The field of view is cut into small pixels, each of which belongs to one bin (a ring of offset).  Events and solid
-angle go through the *same* pixels, so that neither the edge of a ring nor the edge of an exclusion region can
-favour one of the two.
+The field of view is divided into small pixels, each of which belongs to one bin (an offset bin, or a field pixel).
+Events and solid angle are assigned to bins by the *same* pixels, so that edges of bins and of exclusion regions
+affect both alike.
 
 ``fov_lon`` grows with *decreasing* right ascension, ``fov_lat`` with declination (the convention of GADF and
 gammapy).  All angles are degrees, all solid angles steradian.
@@ -20,10 +20,10 @@ MAX_PIXEL = 0.02
 """Largest pixel of the field grid [deg]; an exclusion of 0.35 deg then covers a thousand pixels."""
 
 MAX_HALF_PIXELS = 1000
-"""Largest number of pixels from the centre to the edge: 30 MB a grid, whatever the binning."""
+"""Largest number of pixels from the centre to the edge: 30 MB per grid, whatever the binning."""
 
-PIXELS_PER_RING = 10
-"""Fewest pixels across the narrowest ring."""
+PIXELS_PER_BIN = 10
+"""Fewest pixels across the narrowest offset bin."""
 
 
 def to_fov(lon: ArrayLike, lat: ArrayLike, lon0: float, lat0: float) -> tuple[NDArray, NDArray]:
@@ -102,7 +102,7 @@ class FieldGrid:
     solid_angle
         Solid angle of each pixel [sr], shape ``(n * n,)``, ``fov_lat`` slowest.
     bin
-        Index of the bin of each pixel, -1 outside of all, shape ``(n * n,)``.
+        Index of the bin of each pixel, -1 outside of all bins, shape ``(n * n,)``.
     n_bins
         Number of bins.
     bin_solid_angle
@@ -123,12 +123,12 @@ class FieldGrid:
 
 
 def grid_step(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...] | None = None) -> float:
-    """Width of the grid's pixels [deg] for rings alone, or for field pixels: an even part of those.
+    """Width of the grid's pixels [deg] for offset bins, or for field pixels: an even fraction of these.
 
     Parameters
     ----------
     offset_edges, pixel_edges
-        Edges of the rings and, if there are any, of the field pixels [deg], ascending.
+        Edges of the offset bins and, if there are any, of the field pixels [deg], ascending.
 
     Examples
     --------
@@ -139,24 +139,24 @@ def grid_step(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...] | 
         pixel = (pixel_edges[-1] - pixel_edges[0]) / (len(pixel_edges) - 1)
         return pixel / (2 * int(np.ceil(pixel / (2 * MAX_PIXEL) - 1e-9)))
     narrowest = np.diff(offset_edges).min()
-    return float(max(min(MAX_PIXEL, narrowest / PIXELS_PER_RING), offset_edges[-1] / MAX_HALF_PIXELS))
+    return float(max(min(MAX_PIXEL, narrowest / PIXELS_PER_BIN), offset_edges[-1] / MAX_HALF_PIXELS))
 
 
 def half_size(edges: tuple[float, ...], step: float) -> int:
-    """Pixels of a grid from its centre to the last of some edges [deg]."""
+    """Number of pixels of a grid from its centre to the last of some edges [deg]."""
     return int(np.ceil(edges[-1] / step - 1e-9))
 
 
 @lru_cache(maxsize=16)
 def ring_grid(offset_edges: tuple[float, ...], step: float | None = None, half: int | None = None) -> FieldGrid:
-    """Pixel grid whose bins are rings of offset.
+    """Pixel grid whose bins are offset bins.
 
     Parameters
     ----------
     offset_edges
-        Ring edges [deg], ascending; a tuple, so that the grid is made once for an archive.
+        Edges of the offset bins [deg], ascending; a tuple, so that the grid is computed once for an archive.
     step, half
-        Width of a pixel [deg] and pixels from the centre to the edge, where others are to lie on the same grid.
+        Width of a pixel [deg] and number of pixels from the centre to the edge, where other bins share the grid.
 
     Examples
     --------
@@ -168,9 +168,9 @@ def ring_grid(offset_edges: tuple[float, ...], step: float | None = None, half: 
     center, solid_angle = _pixels(step, half or half_size(offset_edges, step))
     edges = np.asarray(offset_edges, dtype=float)
     offset = separation(center[None, :], center[:, None], 0, 0).ravel()
-    ring = np.searchsorted(edges, offset, side="right") - 1
-    ring[(offset < edges[0]) | (offset >= edges[-1])] = -1
-    return _binned(step, center, solid_angle, ring, edges.size - 1)
+    bins = np.searchsorted(edges, offset, side="right") - 1
+    bins[(offset < edges[0]) | (offset >= edges[-1])] = -1
+    return _binned(step, center, solid_angle, bins, edges.size - 1)
 
 
 @lru_cache(maxsize=16)
@@ -192,7 +192,7 @@ def pixel_grid(pixel_edges: tuple[float, ...], step: float, half: int) -> FieldG
 
 
 def _pixels(step: float, half: int) -> tuple[NDArray, NDArray]:
-    """Centres [deg] and flat solid angles [sr] of a grid; whatever its size, the same pixel has the same numbers."""
+    """Centres [deg] and flat solid angles [sr] of a grid; a pixel has the same numbers in grids of all sizes."""
     center = (np.arange(-half, half) + 0.5) * step
     row = np.deg2rad(step) * np.diff(np.sin(np.deg2rad(np.arange(-half, half + 1) * step)))
     return center, np.repeat(row, center.size)
@@ -207,7 +207,7 @@ def pixel_index(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike) -> NDAr
     """Flat pixel of each field position [deg]; -1 for positions outside of the grid or not finite."""
     n = grid.center.size
     with np.errstate(invalid="ignore"):
-        # counted from the centre: on a larger grid the same position falls into the same pixel
+        # counted from the centre: on a larger grid the same position lies in the same pixel
         x = np.floor(np.asarray(fov_lon) / grid.step) + n // 2
         y = np.floor(np.asarray(fov_lat) / grid.step) + n // 2
         inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
@@ -233,7 +233,7 @@ def excluded_pixels(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike, rad
     center = np.deg2rad(grid.center)
     sin_c, cos_c = np.sin(center), np.cos(center)
     lon, lat, rad = (np.deg2rad(x) for x in np.broadcast_arrays(*np.atleast_1d(fov_lon, fov_lat, radius)))
-    # a window around each circle: the whole grid would cost a hundred times as much for a star
+    # a window around each circle: for a star the whole grid would take a hundred times as long
     with np.errstate(invalid="ignore"):
         half = np.where(np.abs(lat) + rad >= np.pi / 2, np.pi, np.arcsin(np.minimum(1.0, np.sin(rad) / np.cos(lat))))
     rows = np.searchsorted(center, [lat - rad, lat + rad]).T.tolist()
@@ -247,8 +247,8 @@ def excluded_pixels(grid: FieldGrid, fov_lon: ArrayLike, fov_lat: ArrayLike, rad
 
 
 def exposed_fraction(grid: FieldGrid, excluded: NDArray) -> NDArray:
-    """Share of each bin's solid angle that is not excluded, shape ``(n_bins,)``, 0 to 1."""
-    # the excluded pixels are few: the lost part is a tenth of the work, and of the memory traffic
+    """Share of the solid angle of each bin outside of the ``excluded`` pixels, shape ``(n_bins,)``, 0 to 1."""
+    # the excluded pixels are few: summing them takes a tenth of the time and memory traffic
     lost_pixels = np.flatnonzero(excluded)
     lost_bins = grid.bin[lost_pixels]
     inside = lost_bins >= 0

@@ -1,4 +1,4 @@
-"""In which bins prediction and counts are compared: energies, field pixels, and the coarser ones made of them."""
+"""The bins in which prediction and counts are compared: energies, field pixels, and coarser sums of both."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.validation.prediction import Places, wanted
+from dask_bkg.background.field_geometry import middle, ring_of
+from dask_bkg.validation.prediction import Places, offset_of, wanted
 
 RING = 0.25
-"""Width of the rings of a radial profile [deg]."""
+"""Width of the offset bins of a radial profile [deg]."""
 
 
 class Settings(NamedTuple):
@@ -27,13 +28,18 @@ class Settings(NamedTuple):
     bands
         Edges of the energy bands [TeV].
     cell
-        Width of the cells that significances are made in [deg].
+        Width of the cells in which significances are computed [deg].
     """
 
     offset_max: float = 2.0
     threshold: float = 1.0
     bands: tuple[float, ...] = (0.1, 0.4, 0.63, 1.0, 3.16, 31.6)
     cell: float = 0.5
+
+    @property
+    def ring_edges(self) -> NDArray:
+        """Edges of the offset bins of a radial profile [deg], evenly to the edge of the compared field."""
+        return np.linspace(0, self.offset_max, max(1, round(self.offset_max / RING)) + 1)
 
 
 class Bins(NamedTuple):
@@ -44,17 +50,18 @@ class Bins(NamedTuple):
     places
         Energies and pixels.
     settings
-        What they were made with.
+        Settings from which they were computed.
     pixel
         Flat indices of the pixels in the field, shape ``(pixels,)``.
     lon, lat
         Their centres [deg].
     band
-        Band of each energy, -1 outside of all, shape ``(energy,)``.
+        Band of each energy, -1 outside of all bands, shape ``(energy,)``.
     cell, ring
-        Cell and ring of each pixel, shape ``(pixels,)``.
+        Cell and offset bin of each pixel, shape ``(pixels,)``.
     in_band, in_cell, in_ring
-        Matrices of zeros and ones that add up energies to bands, and pixels to cells and rings.
+        Matrices of zeros and ones that add up energies to bands, shape ``(energy, band)``, and pixels to cells and
+        offset bins, shapes ``(pixels, cell)`` and ``(pixels, ring)``.
     """
 
     places: Places
@@ -73,11 +80,6 @@ class Bins(NamedTuple):
     def n_side(self) -> int:
         """Pixels along a side of the field."""
         return len(self.places.pixels) - 1
-
-    @property
-    def ring_edges(self) -> NDArray:
-        """Edges of the rings [deg]."""
-        return ring_edges(self.settings.offset_max)
 
     def square(self, values: NDArray) -> NDArray:
         """Values of pixels, shape ``(..., pixels)``, as a field, shape ``(..., fov_lat, fov_lon)``; 0 outside."""
@@ -98,6 +100,11 @@ def make_bins(energy: Sequence[float], pixels: Sequence[float], settings: Settin
     settings
         See `Settings`.
 
+    Raises
+    ------
+    ValueError
+        If no pixel lies within ``offset_max``.
+
     Examples
     --------
     >>> bins = make_bins(np.geomspace(0.1, 100, 31), np.round(np.arange(-12.5, 13) * 0.2, 12))
@@ -108,29 +115,23 @@ def make_bins(energy: Sequence[float], pixels: Sequence[float], settings: Settin
     return _make_bins(*places, settings or Settings())
 
 
-def ring_edges(offset_max: float) -> NDArray:
-    """Edges of the rings of a radial profile [deg], evenly to the edge of what is compared."""
-    return np.linspace(0, offset_max, max(1, round(offset_max / RING)) + 1)
-
-
 @lru_cache(maxsize=16)
 def _make_bins(energy: tuple[float, ...], pixels: tuple[float, ...], settings: Settings) -> Bins:
     places = Places(energy, pixels, settings.offset_max)
     pixel, edges, axis = wanted(places), np.array(pixels), np.array(energy)
     if not pixel.size:
         raise ValueError(f"validation.off_max of {settings.offset_max:g} deg: no field pixel lies within it")
-    center = (edges[1:] + edges[:-1]) / 2
+    center = middle(edges)
     row, column = np.divmod(pixel, center.size)
     lon, lat = center[column], center[row]
-    middle, bands = np.sqrt(axis[1:] * axis[:-1]), np.array(settings.bands)
-    band = np.searchsorted(bands, middle, side="right") - 1
+    bands = np.array(settings.bands)
+    band = np.searchsorted(bands, np.sqrt(axis[1:] * axis[:-1]), side="right") - 1
     band[band >= bands.size - 1] = -1
-    # cells have their edges at multiples of their width; the sixth digit of an angle is rounding
+    # cells have their edges at multiples of their width; angles are rounded to six digits
     x, y = (np.floor(np.round(part / settings.cell, 6)).astype(int) for part in (lon, lat))
     _, cell = np.unique((y - y.min()) * (np.ptp(x) + 1) + x - x.min(), return_inverse=True)
-    offset = np.rad2deg(np.arccos(np.cos(np.deg2rad(lon)) * np.cos(np.deg2rad(lat))))
-    rings = ring_edges(settings.offset_max)
-    ring = np.clip(np.searchsorted(rings, offset, side="right") - 1, 0, rings.size - 2)
+    rings = settings.ring_edges
+    ring = ring_of(offset_of(lon, lat), rings)
     members = (_members(band, bands.size - 1), _members(cell, cell.max() + 1), _members(ring, rings.size - 1))
     return Bins(places, settings, pixel, lon, lat, band, cell, ring, *members)
 

@@ -1,7 +1,7 @@
-"""The counts that backgrounds are compared with: out of the run store, in the pixels of the field.
+"""The counts that backgrounds are compared with: from the run store, in the pixels of the field.
 
-Which frame the pixels have depends on what is compared.  In the camera's, aligned with the horizon, the residuals of
-all runs add up; a field that is aligned with north can only be compared on the sky.
+The frame of the pixels depends on the backgrounds.  In the frame of the camera, aligned with the horizon, the
+residuals of all runs add up; a background that is aligned with north can only be compared on the sky.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from dask_bkg.validation.bins import Settings
 from dask_bkg.validation.task import Scored, Subject
 
 LEAST_THRESHOLD = 1.5
-"""Lowest energy of a run without a declared threshold, in units of that of its effective area."""
+"""Lowest energy of a run without a declared threshold, in units of the threshold of its effective area."""
 
 
 Counts = tuple[Scored, dict[int, Subject]]
-"""The counts that backgrounds are compared with, and where those of each target are."""
+"""The counts that backgrounds are compared with, and their place in the run store for each target."""
 
 
 class Prepared(NamedTuple):
-    """A job on which nothing was computed yet.
+    """A job whose backgrounds have not been computed yet.
 
     Attributes
     ----------
     plan, stored, tables
         See `dask_bkg.pipeline.run`.
     thresholds
-        What the obs-index says of the targets [TeV].
+        Thresholds of the targets in the obs-index [TeV].
     """
 
     plan: Plan
@@ -52,9 +52,9 @@ class Prepared(NamedTuple):
 
 
 def frames_of(models: Iterable[Config | Datastore]) -> tuple[str, ...]:
-    """Frames that the counts may be needed in, the best first: the camera's, whose gradients add up."""
+    """Frames in which the counts may be needed, the best first: that of the camera, in which gradients add up."""
     north = any(
-        _any_field_to_north(model)
+        _is_aligned_with_north(model)
         if isinstance(model, Datastore)
         else model.binning.mode != "2d" and model.binning.alignment == "radec"
         for model in models
@@ -62,8 +62,8 @@ def frames_of(models: Iterable[Config | Datastore]) -> tuple[str, ...]:
     return ("radec",) if north else ("altaz", "radec")
 
 
-def _any_field_to_north(archive: Datastore) -> bool:
-    """Whether the first background of an archive that can be read is a field aligned with north."""
+def _is_aligned_with_north(archive: Datastore) -> bool:
+    """Whether the first background of an archive that can be read is 3D and aligned with north."""
     for obs_id in archive.obs_ids.tolist():
         try:
             given = read_given(archive, obs_id)
@@ -82,29 +82,27 @@ def prepare(config: Config, client: Client | None, progress: bool, frames: Seque
     tables = make_tables(plan, stored)
     folds = getattr(config.background_selection, "folds", None)
     if folds is not None:
-        _add_folds(tables, folds)
+        # every n-th run is in the same fold, by run number, targets and candidates alike
+        numbers = np.union1d(tables.targets["obs_id"], tables.runs["obs_id"])
+        for table in (tables.targets, tables.runs):
+            table["fold"] = np.searchsorted(numbers, table["obs_id"]) % folds
     return Prepared(plan, stored, tables, thresholds)
 
 
-def _add_folds(tables: Tables, folds: int) -> None:
-    """Every n-th run into the same fold, by run number, targets and candidates alike."""
-    numbers = np.union1d(tables.targets["obs_id"], tables.runs["obs_id"])
-    for table in (tables.targets, tables.runs):
-        table["fold"] = np.searchsorted(numbers, table["obs_id"]) % folds
-
-
 def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequence[str]) -> Counts:
-    """The counts of the targets, in a store of their own where they have another exclusion."""
+    """The counts of the targets, in a separate run store if they have another exclusion."""
     config = job.plan.config
     stored = job.stored if config.validation.exclusion is None else _own_counts(job.plan, client, progress, frames)
     store, options = stored.store, config.validation
-    frame = next((f for f in frames if f == "radec" or not _blind(job.tables).any()), "radec")
+    targets = job.tables.targets
+    # altaz only if the horizon is known for all targets
+    frame = next((f for f in frames if f == "radec" or all(np.isfinite(targets[n]).all() for n in HORIZON)), "radec")
     view, energy = stored.fields[frame], store.fine.edges.energy
     within = (energy >= config.binning.e_min * (1 - 1e-9)) & (energy <= config.binning.e_max * (1 + 1e-9))
     if within.sum() < 2:
         raise ConfigError(
             f"binning.e_min, e_max: no energy bin of the run store {store.path} lies within "
-            f"{config.binning.e_min:g}-{config.binning.e_max:g} TeV, and there is nothing to compare in"
+            f"{config.binning.e_min:g}-{config.binning.e_max:g} TeV: widen this range"
         )
     settings = Settings(options.off_max, options.threshold, tuple(options.bands), options.cell)
     pixels = store.fine.pixels or ()
@@ -113,7 +111,7 @@ def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequ
 
 
 def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Sequence[str]) -> Stored:
-    """The run store of the counts that are compared, with an exclusion of their own."""
+    """The run store of the compared counts, with the exclusion of the validation."""
     config = plan.config
     assert config.validation.exclusion is not None
     path = config.store_path.with_name(f"{config.store_path.stem}.scored.zarr")
@@ -121,22 +119,12 @@ def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Seque
     targets = {target.obs_id for target in plan.targets}
     runs = [run for run in plan.runs if run.obs_id in targets]
     regions = catalogs.sky_regions(own.exclusion, own.base_dir)
-    return update_store(
-        replace(plan, config=own, regions=regions, runs=runs, field_plan=None),
-        client,
-        path,
-        progress=progress,
-        frames=frames,
-    )
-
-
-def _blind(tables: Tables) -> NDArray:
-    """Targets of which nobody knows where the horizon was."""
-    return ~np.all([np.isfinite(tables.targets[name]) for name in HORIZON], axis=0)
+    of_targets = replace(plan, config=own, regions=regions, runs=runs, field_plan=None)
+    return update_store(of_targets, client, path, progress=progress, frames=frames)
 
 
 def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:
-    """The targets with the place of their counts; those without counts are none."""
+    """The targets that have counts, with their place in the run store."""
     targets = job.tables.ready
     rows = stored.store.find([target.obs_id for target in targets], view)
     keys = np.zeros(rows.size, dtype=np.uint64)
@@ -156,6 +144,6 @@ def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:
 
 
 def _threshold(of_index: float, targets: Mapping[str, NDArray], row: int) -> float:
-    """Lowest energy of a run [TeV]: LO_THRES, else of the obs-index, else 1.5 times where its area begins."""
-    known = (float(targets["lo_thres"][row]), of_index, LEAST_THRESHOLD * float(targets["e_thres"][row]))
-    return next((number for number in known if number > 0), float("nan"))
+    """Lowest energy of a run [TeV]: LO_THRES, else of the obs-index, else 1.5 times that of its effective area."""
+    thresholds = (float(targets["lo_thres"][row]), of_index, LEAST_THRESHOLD * float(targets["e_thres"][row]))
+    return next((number for number in thresholds if number > 0), float("nan"))

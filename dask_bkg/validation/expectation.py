@@ -1,8 +1,8 @@
-"""What Poisson statistics alone make of significances and deviances: tabulated over the expected counts.
+"""Expectation of significances and deviances under Poisson statistics, tabulated over the expected counts.
 
-The significance of n counts where mu are expected is sign(n - mu) times the root of the Cash ratio
-``2 (mu - n + n ln(n / mu))``, which is the deviance of the bin.  For few counts it is no unit normal: its mean is
-below 0, its width above 1, and that is what a perfect background has to be compared with.
+The significance of n counts where mu are expected is sign(n - mu) times the root of the Cash ratio ``2 (mu - n + n
+ln(n / mu))``, which is the deviance of the bin.  For few counts it is not normally distributed: its mean is below 0
+and its width above 1, even for a perfect background.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LN_MU = np.linspace(np.log(1e-6), np.log(1e4), 461)
-"""Expected counts of the table, evenly in their logarithm; beyond it the last values hold."""
+"""ln of the expected counts of the table, evenly spaced; beyond it the last values are used."""
 
 LN_MU_CELLS = np.linspace(np.log(2.0), np.log(1e4), 1001)
-"""The same for histograms of cells: so fine that the jumps from one number of counts to the next stay sharp."""
+"""The same for histograms of cells: fine enough to resolve the steps between integer counts."""
 
 S_EDGES = np.linspace(-8.0, 8.0, 81)
-"""Edges of the histogram of significances; what is beyond goes into the outermost bins."""
+"""Edges of the histogram of significances; the outermost bins contain all values beyond."""
 
 TAILS = (3.0, 5.0)
 
@@ -31,11 +31,11 @@ class Expected(NamedTuple):
     Attributes
     ----------
     mean, square
-        Of the significance, and of its square, the deviance.
+        Expectation of the significance, and of its square, the deviance.
     variance
-        Of the deviance.
+        Variance of the deviance.
     tails
-        Probability of a significance beyond 3 and beyond 5 in either direction, shape ``(..., 2)``.
+        Probability of a significance beyond 3 and beyond 5, either sign, shape ``(..., 2)``.
     """
 
     mean: NDArray
@@ -45,7 +45,7 @@ class Expected(NamedTuple):
 
 
 def significance(counts: ArrayLike, mu: ArrayLike) -> NDArray:
-    """Sign times root of the Cash ratio; ``mu`` > 0.
+    """Significance, sign times root of the Cash ratio, of counts where ``mu`` > 0 are expected; any shape.
 
     Examples
     --------
@@ -65,27 +65,32 @@ def expected(mu: ArrayLike) -> Expected:
     mu
         Expected counts, any shape.
 
+    Returns
+    -------
+    expected
+        Arrays of the same shape.
+
     Examples
     --------
-    >>> told = expected([8.0, 1000.0])
-    >>> np.sqrt(told.square - told.mean**2).round(3).tolist()
+    >>> poisson = expected([8.0, 1000.0])
+    >>> np.sqrt(poisson.square - poisson.mean**2).round(3).tolist()
     [1.01, 1.0]
     """
     left, share = _places(mu, LN_MU)
     values, share = _table(), share[..., None]
-    told = values[left] * (1 - share) + values[left + 1] * share
-    return Expected(told[..., 0], told[..., 1], told[..., 2], told[..., 3:])
+    value = values[left] * (1 - share) + values[left + 1] * share
+    return Expected(value[..., 0], value[..., 1], value[..., 2], value[..., 3:])
 
 
 def spread(mu: NDArray) -> NDArray:
-    """How many bins there are of each expectation in `LN_MU_CELLS`, for `expected_histogram`."""
+    """Number of bins with each expectation of `LN_MU_CELLS`, shape ``(1001,)``, for `expected_histogram`."""
     left, share = _places(mu.ravel(), LN_MU_CELLS)
     n = LN_MU_CELLS.size
     return np.bincount(left, 1 - share, minlength=n) + np.bincount(left + 1, share, minlength=n)
 
 
 def expected_histogram(bins: NDArray) -> NDArray:
-    """Histogram of significances (`S_EDGES`) that is expected of bins with the expectations that `spread` gives."""
+    """Expected histogram of significances (`S_EDGES`), shape ``(80,)``, of bins counted by `spread`."""
     return bins @ _histograms()
 
 
@@ -95,7 +100,7 @@ def histogram(s: NDArray) -> NDArray:
 
 
 def _places(mu: ArrayLike, axis: NDArray) -> tuple[NDArray, NDArray]:
-    """Where expected counts are in a table: the row below, and the share of the next one."""
+    """Position of expected counts in a table: the row below, and the weight of the next one."""
     with np.errstate(divide="ignore"):
         ln_mu = np.clip(np.log(np.asarray(mu, dtype=float)), axis[0], axis[-1])
     at = (ln_mu - axis[0]) / (axis[1] - axis[0])
@@ -104,7 +109,7 @@ def _places(mu: ArrayLike, axis: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _distribution(mu: float) -> tuple[NDArray, NDArray]:
-    """Significances that occur, and their probabilities."""
+    """Possible significances and their probabilities."""
     from scipy.special import gammaln
 
     reach = 12 * np.sqrt(mu) + 40

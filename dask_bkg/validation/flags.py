@@ -1,7 +1,8 @@
-"""The runs of a validation one by one: their numbers, and which of them look wrong.
+"""The runs of a validation one by one: their numbers, and flags of runs that deviate.
 
-A run is compared with the others, not with a perfect model: that a background misses the level of each run by 13 % is
-said by the scatter; a run that is off by four times that had bad weather, or holds a source that nobody excluded.
+A run is compared with the other runs, not with a perfect model.  If backgrounds miss the normalisation of a run by
+typically 13 %, this is the scatter; a run that deviates by four times that had bad weather, or contains a source that
+was not excluded.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from dask_bkg.validation.score import FORMS, SUMS
 from dask_bkg.validation.summary import ratio, widths
 
 FEW_COUNTS = 100
-"""Events below which a run says little."""
+"""Events below which a run is not flagged otherwise."""
 
 FAR_RATE, FAR_SHAPE = 4.0, 5.0
-"""Pulls from which a rate, and the shape in the field, are flagged."""
+"""Pulls above which the rate, and the shape in the field, are flagged."""
 
 HOT = 5.0
-"""Significance of a spot from which it is flagged: 3e-7, of some 400 pixels and cells of a run."""
+"""Significance above which a spot is flagged: probability 3e-7, for some 400 pixels and cells of a run."""
 
 WORDS = {1: "rate", 2: "shape", 4: "few counts", 8: "hot spot"}
 """Flags, bit by bit."""
 
 WRONG = 1 | 2 | 8
-"""Those of a run that looks wrong."""
+"""Flags of a run that deviates from the others."""
 
 
 def run_columns(validation: Validation) -> dict[str, NDArray]:
@@ -39,27 +40,27 @@ def run_columns(validation: Validation) -> dict[str, NDArray]:
     columns
         ``ratio`` is predicted over observed counts with its statistical ``ratio_error``; ``rate_pull`` its distance
         from the median of the archive in units of scatter and statistics; ``width`` that of the significances of the
-        cells (norm); ``shape`` how far the sum of their squares is above its Poisson expectation in units of its
-        standard deviation, and ``shape_pull`` the same against the other runs; ``deviance`` that of all bins over
-        its expectation; ``hottest`` the significance of the largest excess and ``hot_lon``, ``hot_lat`` its place in
-        the field [deg]; ``flag`` the sum of the bits in `WORDS`.
+        cells (norm); ``shape`` the excess of the sum of their squares over its Poisson expectation in units of its
+        standard deviation, and ``shape_pull`` the same compared with the other runs; ``deviance`` that of all bins
+        over its expectation; ``hottest`` the significance of the largest excess and ``hot_lon``, ``hot_lat`` its
+        position in the field [deg]; ``flag`` the sum of the bits in `WORDS`.
     """
     runs = validation.runs
     counts, predicted = (runs[name].values.sum(axis=1) for name in ("counts", "predicted"))
     cells = runs["cells"].values[:, FORMS.index("norm")]
-    square, hoped, variance = (cells[:, SUMS.index(name)] for name in ("s2", "expected_s2", "variance"))
-    shape = ratio(square - hoped, np.sqrt(variance))
+    square, expected, variance = (cells[:, SUMS.index(name)] for name in ("s2", "expected_s2", "variance"))
+    shape = ratio(square - expected, np.sqrt(variance))
     rate_pull, shape_pull = rate_pulls(predicted, counts), shape_pulls(shape)
     few = counts < FEW_COUNTS
-    # a run of which nothing was predicted is as wrong as can be
+    # a run without predicted counts (NaN) is flagged
     far_rate = ~(np.abs(rate_pull) <= FAR_RATE) & ~few
     hottest = runs["hottest"].values
     hot = (hottest[:, 0] > HOT) & ~few
     flag = far_rate * 1 + ((shape_pull > FAR_SHAPE) & ~few) * 2 + few * 4 + hot * 8
-    known = ("object", "zenith", "time", "threshold", "n_runs", "hours")
+    copied = ("object", "zenith", "time", "threshold", "n_runs", "hours")
     return {
         "obs_id": runs["obs_id"].values,
-        **{name: runs[name].values for name in known},
+        **{name: runs[name].values for name in copied},
         "events": counts.astype(np.int64),
         "predicted": predicted,
         "ratio": ratio(predicted, counts),
@@ -75,7 +76,7 @@ def run_columns(validation: Validation) -> dict[str, NDArray]:
 
 
 def rate_pulls(predicted: NDArray, counts: NDArray) -> NDArray:
-    """Distance of ln(predicted / observed) from its median, in units of what scatter and statistics make of it.
+    """Distance of ln(predicted / observed) from its median, in units of scatter and statistics, shape ``(runs,)``.
 
     Examples
     --------
@@ -90,7 +91,7 @@ def rate_pulls(predicted: NDArray, counts: NDArray) -> NDArray:
 
 
 def shape_pulls(shape: NDArray) -> NDArray:
-    """How far the shape of a run is off, as compared with the others; never more than compared with statistics."""
+    """Excess of ``shape`` of each run over the median, in units of the scatter, at least 1; shape ``(runs,)``."""
     there = np.isfinite(shape)
     if not there.any():
         return np.zeros(shape.shape)
@@ -115,8 +116,8 @@ def flag_words(flag: int) -> str:
 
 
 def worst_first(columns: Mapping[str, NDArray]) -> NDArray:
-    """Order of the runs: those that look wrong first, then by the larger one of their pulls; few counts last."""
-    # the largest of 400 is above 3 by chance
+    """Order of the runs: flagged ones first, then by the largest of their pulls; few counts last."""
+    # the largest of 400 exceeds 3 by chance
     spot = np.where(columns["hottest"] > HOT - 1, columns["hottest"], 0.0) * (FAR_RATE / HOT)
     pull = np.max([np.abs(columns["rate_pull"]), columns["shape_pull"] * (FAR_RATE / FAR_SHAPE), spot], axis=0)
     few = (columns["flag"] & 4) > 0

@@ -49,16 +49,21 @@ def compare_counts(
     observation
         `gammapy.data.Observation` with a background.
     regions
-        What is left out, over the whole sky.
+        Exclusion regions of the whole sky.
     energy_min, energy_max
-        Range [TeV]; ``energy_min`` is the run's threshold.
+        Energy range [TeV]; ``energy_min`` is the threshold of the run.
     offset_max
         Radius of the field [deg].
     bins_per_decade
         Energy bins of the map. gammapy integrates over each with a power law through the rates at its two edges: at
-        a threshold, where the spectrum bends, 10 bins a decade are 1-2 % off whatever the background is.
+        a threshold, where the spectrum is curved, 10 bins per decade are wrong by 1-2 % for any background.
     pixel
         Pixel of the map [deg].
+
+    Returns
+    -------
+    comparison
+        Predicted and observed counts.
     """
     from gammapy.datasets import MapDataset
     from gammapy.makers import MapDatasetMaker

@@ -1,13 +1,13 @@
 """Counts that a written background predicts in energy x field pixels: gammapy's ``MapDatasetMaker``, on plain arrays.
 
-What it does with a background is done here in its order: missing values are filled along energy between those that
-are there (``interp_missing_data``), ln(rate) is interpolated linearly in ln(E) and in offset or field coordinates, a
-2D background is continued by a bin beyond its last ring (``background_pad_offset``), outside of its axes there is
-nothing, and between two energies of the map a power law is integrated (``trapz_loglog``).  Maps of 20 bins a decade
-have the bin centres of a model of 10 a decade among their edges, and are exact for it.
+The steps are those of gammapy, in the same order: missing values are interpolated along energy between valid ones
+(``interp_missing_data``), ln(rate) is interpolated linearly in ln(E) and in offset or field coordinates, a 2D
+background is continued by a bin beyond its last offset bin (``background_pad_offset``), outside of its axes the rate
+is 0, and between two energies of the map a power law is integrated (``trapz_loglog``).  Maps of 20 bins per decade
+have the bin centres of a model of 10 per decade among their edges, and are exact for it.
 
-Where a field pixel is not small, the rate is averaged over the smaller ones that it is cut into.  Interpolation is
-two matrix products; the matrices depend on the axes alone and are made once.
+The rate of a large field pixel is averaged over smaller ones.  Interpolation is two matrix products; the matrices
+depend on the axes only and are computed once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dask_bkg.background.field_geometry import linear, middle
+
 SUB_PIXEL = 0.05
-"""Largest width of the pixels in which a rate is looked up [deg]."""
+"""Largest width of the small pixels at whose centres a rate is interpolated [deg]."""
 
 HALVES = 2
 """Parts of an energy bin over which a power law is integrated."""
 
 BLOCK = 64
-"""Pixels that are worked on at a time."""
+"""Pixels that are processed at a time."""
 
 FLAT = 1e-8
-"""Distance of a spectral index from 1 where a power law is integrated as a logarithm."""
+"""Distance of a spectral index from 1 below which a power law is integrated as a logarithm."""
 
 TINY = float(np.finfo(np.float64).tiny) * 1e6
-"""What gammapy takes for the rate of a bin without one [s-1 TeV-1 sr-1]: the smallest float of the unit of files."""
+"""Rate [s-1 TeV-1 sr-1] with which gammapy replaces a missing one: the smallest float in the unit of files."""
 
 
 class Places(NamedTuple):
-    """Where counts are predicted.
+    """Energies and pixels in which counts are predicted.
 
     Attributes
     ----------
@@ -44,7 +46,7 @@ class Places(NamedTuple):
     pixels
         Edges of the square field pixels [deg], the same along ``fov_lon`` and ``fov_lat``.
     offset_max
-        Pixels whose centre is nearer to the pointing than this [deg] are wanted.
+        Pixels whose centre is nearer to the pointing than this [deg] are predicted.
     """
 
     energy: tuple[float, ...]
@@ -53,7 +55,7 @@ class Places(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """A background as a file has it, in whatever axes.
+    """A background as in a file, in any axes.
 
     Attributes
     ----------
@@ -62,7 +64,7 @@ class Nodes(NamedTuple):
     axes
         Bin edges: ``(energy, offset)`` or ``(energy, fov_lat, fov_lon)`` [TeV], [deg].
     tiny
-        What stands for a rate of zero.
+        Rate that replaces 0 [s-1 TeV-1 sr-1].
     """
 
     value: NDArray
@@ -72,34 +74,38 @@ class Nodes(NamedTuple):
 
 @lru_cache(maxsize=16)
 def wanted(places: Places) -> NDArray:
-    """Flat indices of the pixels that are wanted, ``fov_lat`` slowest.
+    """Flat indices of the pixels that are predicted, ``fov_lat`` slowest, shape ``(pixels,)``.
 
     Examples
     --------
     >>> wanted(Places((1.0, 10.0), (-1.5, -0.5, 0.5, 1.5), 1.2)).tolist()
     [1, 3, 4, 5, 7]
     """
-    edges = np.array(places.pixels)
-    center = (edges[1:] + edges[:-1]) / 2
-    return np.flatnonzero(_offset(center[None, :], center[:, None]).ravel() < places.offset_max - 1e-9)
+    center = middle(np.array(places.pixels))
+    return np.flatnonzero(offset_of(center[None, :], center[:, None]).ravel() < places.offset_max - 1e-9)
 
 
 def predict(nodes: Nodes, places: Places) -> NDArray:
     """Rate that gammapy predicts, integrated over energy bins and averaged over field pixels [s-1 sr-1].
 
-    Times ontime and solid angle these are counts.
+    Counts are this times ontime and solid angle.
 
     Parameters
     ----------
     nodes
         The background.
     places
-        Where it is wanted; of a 3D background the pixels lie in the frame that it has.
+        Energies and pixels; these are in the frame of a 3D background.
 
     Returns
     -------
     rate
-        Shape ``(energy, pixels)``, of the pixels that `wanted` names.
+        Shape ``(energy, pixels)``, for the pixels of `wanted`.
+
+    Raises
+    ------
+    ValueError
+        If values and axes do not have the same shape.
 
     Examples
     --------
@@ -110,23 +116,23 @@ def predict(nodes: Nodes, places: Places) -> NDArray:
     """
     shape = tuple(axis.size - 1 for axis in nodes.axes)
     if nodes.value.shape != shape:
-        raise ValueError(f"a background of shape {nodes.value.shape} on axes of {shape} bins")
+        raise ValueError(f"a background of shape {nodes.value.shape} does not fit axes of {shape} bins")
     energy_axis, *field = (tuple(np.asarray(axis, dtype=float).tolist()) for axis in nodes.axes)
     log = _log_nodes(nodes.value, nodes.tiny)
-    matrix, known, edges = _along_energy(energy_axis, places.energy)
+    matrix, inside, edges = _along_energy(energy_axis, places.energy)
     log = matrix @ log
     blocks = _over_offset(field[0], places) if len(field) == 1 else _over_field(*field, places)
-    # energies last, and some places at a time: what stays in the cache of a core is several times faster
+    # energies last, and few pixels at a time: data in the cache of a core make it several times faster
     log = np.ascontiguousarray(log.T)
-    value = np.concatenate([average @ _integrate(sampled @ log, edges, known) for sampled, average in blocks])
+    value = np.concatenate([average @ _integrate(sampled @ log, edges, inside) for sampled, average in blocks])
     return value.reshape(len(value), -1, HALVES).sum(axis=2).T
 
 
 def _log_nodes(value: NDArray, tiny: float) -> NDArray:
-    """Logarithm of node values, flat behind the energy.
+    """Logarithm of node values, the field axes flattened.
 
-    Those that are missing between others of an energy axis are interpolated; before the first and behind the last
-    one there is no rate, whether the file has 0 there or NaN.
+    Missing values (0 or NaN) are interpolated along energy between valid ones; before the first and after the last
+    valid one the rate is `TINY`.
     """
     flat = np.asarray(value, dtype=float).reshape(value.shape[0], -1)
     with np.errstate(invalid="ignore"):
@@ -142,39 +148,26 @@ def _log_nodes(value: NDArray, tiny: float) -> NDArray:
 
 @lru_cache(maxsize=32)
 def _along_energy(axis: tuple[float, ...], energy: tuple[float, ...]) -> tuple[NDArray, NDArray, NDArray]:
-    """Matrix from nodes to the energies of a map, which of these are within the axis, and they themselves [TeV]."""
+    """Matrix from nodes to the energies of a map, the mask of those within the axis, and these energies [TeV]."""
     wide, nodes = np.log(energy), np.log(axis)
     fine = np.interp(np.arange((wide.size - 1) * HALVES + 1) / HALVES, np.arange(wide.size), wide)
-    known = (fine >= nodes[0] - 1e-9) & (fine <= nodes[-1] + 1e-9)
-    return _weights((nodes[1:] + nodes[:-1]) / 2, fine), known, np.exp(fine)
-
-
-def _weights(center: NDArray, x: NDArray) -> NDArray:
-    """Matrix of linear inter- and extrapolation, shape ``(x, center)``."""
-    matrix = np.zeros((x.size, center.size))
-    if center.size == 1:
-        matrix[:] = 1.0
-        return matrix
-    left = np.clip(np.searchsorted(center, x) - 1, 0, center.size - 2)
-    share = (x - center[left]) / (center[left + 1] - center[left])
-    rows = np.arange(x.size)
-    matrix[rows, left], matrix[rows, left + 1] = 1 - share, share
-    return matrix
+    inside = (fine >= nodes[0] - 1e-9) & (fine <= nodes[-1] + 1e-9)
+    return linear(middle(nodes), fine, beyond=True), inside, np.exp(fine)
 
 
 @lru_cache(maxsize=32)
 def _over_offset(axis: tuple[float, ...], places: Places) -> list:
-    """Matrices from rings to offsets that occur in the pixels, and from these to means over the pixels: one pair."""
+    """One pair of matrices: from offset bins to the offsets of small pixels, and from these to means over pixels."""
     from scipy.sparse import csr_array
 
     lon, lat, weight = _sub_pixels(places)
-    offset, place = np.unique(_offset(lon, lat).round(9), return_inverse=True)
+    offset, place = np.unique(offset_of(lon, lat).round(9), return_inverse=True)
     edges = np.array(axis)
-    center = (edges[1:] + edges[:-1]) / 2
-    # a ring more at both ends, with the values of the last one
+    center = middle(edges)
+    # one more offset bin at both ends, with the values of the last one
     first, last = 2 * edges[0] - edges[1], 2 * edges[-1] - edges[-2]
     inside = (offset >= first) & (offset < last)
-    matrix = _weights(center, np.clip(offset, center[0], center[-1]))
+    matrix = linear(center, np.clip(offset, center[0], center[-1]), beyond=True)
     pixel = np.repeat(np.arange(len(lon)), lon.shape[1])
     weight = (weight * inside[place.reshape(weight.shape)]).ravel()
     return [(matrix, csr_array((weight, (pixel, place.ravel())), shape=(len(lon), offset.size)))]
@@ -182,7 +175,7 @@ def _over_offset(axis: tuple[float, ...], places: Places) -> list:
 
 @lru_cache(maxsize=32)
 def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places: Places) -> list:
-    """Matrices from pixels of a background to small ones, and from these to means over some of those wanted."""
+    """Pairs of matrices: from pixels of a background to small ones, and from these to means over some pixels."""
     from scipy.sparse import csr_array
 
     lon, lat, weight = (array.ravel() for array in _sub_pixels(places))
@@ -212,7 +205,7 @@ def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places
 
 
 def _sub_pixels(places: Places) -> tuple[NDArray, NDArray, NDArray]:
-    """Places of the small pixels and their shares of the solid angle, each of shape ``(pixels, small)``."""
+    """Coordinates of the small pixels and their shares of the solid angle, each of shape ``(pixels, small)``."""
     edges = np.array(places.pixels)
     parts = max(1, int(np.ceil(np.diff(edges).max() / SUB_PIXEL - 1e-9)))
     fine = edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(parts) + 0.5) / parts
@@ -224,19 +217,19 @@ def _sub_pixels(places: Places) -> tuple[NDArray, NDArray, NDArray]:
     return lon, lat, weight / weight.sum(axis=1, keepdims=True)
 
 
-def _offset(lon: ArrayLike, lat: ArrayLike) -> NDArray:
-    """Distance from the pointing [deg]."""
+def offset_of(lon: ArrayLike, lat: ArrayLike) -> NDArray:
+    """Distance of field coordinates [deg] from the pointing [deg]."""
     return np.rad2deg(np.arccos(np.cos(np.deg2rad(lon)) * np.cos(np.deg2rad(lat))))
 
 
-def _integrate(log: NDArray, edges: NDArray, known: NDArray) -> NDArray:
-    """Integrals of power laws between energies, from ln(rate) there; 0 where one of the two ends is unknown.
+def _integrate(log: NDArray, edges: NDArray, inside: NDArray) -> NDArray:
+    """Integrals of power laws between energies, from ln(rate) there; 0 where one of the ends is outside of the axis.
 
     Parameters
     ----------
     log
         Shape ``(places, energies)``.
-    edges, known
+    edges, inside
         The energies [TeV], and whether they are within the axis of the background.
     """
     value, step = np.exp(log), np.diff(np.log(edges))
@@ -250,5 +243,5 @@ def _integrate(log: NDArray, edges: NDArray, known: NDArray) -> NDArray:
     integral /= index
     if flat.any():
         integral[flat] = (value[:, :-1] * step)[flat]
-    integral[:, ~(known[1:] & known[:-1])] = 0.0
+    integral[:, ~(inside[1:] & inside[:-1])] = 0.0
     return integral

@@ -1,4 +1,4 @@
-"""The result of a validation: what is told of each run as a dataset, the sums over all of them, and what failed."""
+"""The result of a validation: the scores of each run as a dataset, sums over all runs, and what failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dask_bkg.validation.expectation import S_EDGES, expected_histogram
 from dask_bkg.validation.score import AXES, FORMS, SUMS, FieldSums, RunScore
 
 SAME_TARGET = 3.0
-"""Runs of one OBJECT whose pointings are nearer than this [deg] are of one target; others only share a name."""
+"""Runs of one OBJECT whose pointings are nearer than this [deg] observe the same object; others only share a name."""
 
 
 @dataclass
@@ -30,18 +30,18 @@ class Validation:
     runs
         By run (``obs_id``): ``counts`` and ``predicted`` by energy; ``loglike`` in each form; sums over the cells of
         the field (``cells``, see `dask_bkg.validation.score.SUMS`); ``deviance`` (observed, expected, variance);
-        ``profile`` and ``slope`` by band; the ``hottest`` spot; and what is known of the run.
+        ``profile`` and ``slope`` by band; the ``hottest`` spot; and metadata of the run.
     sums
         Sums over all runs: residual fields and the histogram of significances, observed and expected.
     failed
         Runs that could not be validated, ``{obs_id: reason}``.
     left_out
-        What did not contribute to the background of a run: ``the run``, ``its fold (5)``, ``its target``; ``nothing``
-        (``io.from_run``, ``model.own``); ``unknown`` for backgrounds that were there already.
+        Which runs did not contribute to the background of a run: ``the run``, ``its fold (5)``, ``its target``;
+        ``nothing`` (``io.from_run``, ``model.own``); ``unknown`` for existing backgrounds.
     alignment
-        Frame of the field pixels that were compared.
+        Frame of the field pixels of the comparison.
     against
-        The other backgrounds that were asked for, on the same runs and bins.
+        The validation of other backgrounds, on the same runs and bins; None without.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Validation:
 
     @property
     def held_out(self) -> bool | None:
-        """Whether no run contributed to its own background; None: nobody knows."""
+        """Whether no run contributed to its own background; None: unknown."""
         return {"nothing": False, "unknown": None}.get(self.left_out, True)
 
     @property
@@ -71,33 +71,37 @@ def gather(
     Parameters
     ----------
     scores
-        By run number, in the order that is wanted.
+        By run number, in the order of the datasets.
     sums
         Sums over them.
     bins
         The bins of the comparison.
     columns
-        What is known of the runs, arrays of shape ``(runs,)``; with ``object``, ``ra_pnt`` and ``dec_pnt``.
+        Metadata of the runs, arrays of shape ``(runs,)``; ``object``, ``ra_pnt`` and ``dec_pnt`` are needed.
+
+    Returns
+    -------
+    runs, sums
+        As in `Validation`.
     """
-    runs = list(scores.values())
     energy, settings = np.array(bins.places.energy), bins.settings
-
-    def stacked(name: str) -> NDArray:
-        return np.stack([getattr(run, name) for run in runs])
-
-    told = {
-        "counts": (("obs_id", "energy"), stacked("counts")),
-        "predicted": (("obs_id", "energy"), stacked("predicted")),
-        "loglike": (("obs_id", "form"), stacked("loglike")),
-        "cells": (("obs_id", "form", "sum"), stacked("cells")),
-        "deviance": (("obs_id", "moment"), stacked("deviance")),
-        "profile": (("obs_id", "kind", "band", "ring"), stacked("profile")),
-        "slope": (("obs_id", "band", "direction", "part"), stacked("slope")),
-        "hottest": (("obs_id", "spot"), stacked("hottest")),
-        **{name: ("obs_id", np.asarray(column)) for name, column in columns.items()},
+    dims = {
+        "counts": ("energy",),
+        "predicted": ("energy",),
+        "loglike": ("form",),
+        "cells": ("form", "sum"),
+        "deviance": ("moment",),
+        "profile": ("kind", "band", "ring"),
+        "slope": ("band", "direction", "part"),
+        "hottest": ("spot",),
     }
-    group = target_groups(*(np.asarray(columns[name]) for name in ("object", "ra_pnt", "dec_pnt")))
-    axes: dict[str, Any] = {
+    of_runs: dict[str, Any] = {
+        name: (("obs_id", *axes), np.stack([getattr(run, name) for run in scores.values()]))
+        for name, axes in dims.items()
+    }
+    of_runs |= {name: ("obs_id", np.asarray(column)) for name, column in columns.items()}
+    group = object_groups(*(np.asarray(columns[name]) for name in ("object", "ra_pnt", "dec_pnt")))
+    coords: dict[str, Any] = {
         "obs_id": np.array(list(scores), dtype=np.int64),
         "group": ("obs_id", group),
         "energy": np.sqrt(energy[1:] * energy[:-1]),
@@ -113,10 +117,10 @@ def gather(
         "part": ["residual", "weight"],
         "band_min": ("band", np.array(settings.bands[:-1])),
         "band_max": ("band", np.array(settings.bands[1:])),
-        "ring_min": ("ring", bins.ring_edges[:-1]),
-        "ring_max": ("ring", bins.ring_edges[1:]),
+        "ring_min": ("ring", settings.ring_edges[:-1]),
+        "ring_max": ("ring", settings.ring_edges[1:]),
     }
-    return xr.Dataset(told, coords=axes), _field(sums, bins)
+    return xr.Dataset(of_runs, coords=coords), _field(sums, bins)
 
 
 def _field(sums: FieldSums, bins: Bins) -> xr.Dataset:
@@ -141,36 +145,41 @@ def _field(sums: FieldSums, bins: Bins) -> xr.Dataset:
     )
 
 
-def target_groups(objects: NDArray, ra: NDArray, dec: NDArray) -> NDArray:
-    """A number for the target of each run; a run without OBJECT is a target of its own.
+def object_groups(objects: NDArray, ra: NDArray, dec: NDArray) -> NDArray:
+    """A number for the object of each run, shape ``(runs,)``; a run without OBJECT gets one of its own.
 
-    Runs of a target share its sky, and their residuals are not independent: a bootstrap draws targets.
+    The residuals of runs of the same object are not independent, as they share its sky: a bootstrap draws objects.
+
+    Parameters
+    ----------
+    objects, ra, dec
+        OBJECT and pointing [deg] of the runs, shape ``(runs,)``.
 
     Examples
     --------
-    >>> target_groups(np.array(["Crab", "", "crab", "Crab"]), np.array([83.6, 10, 83.1, 200]), np.zeros(4)).tolist()
+    >>> object_groups(np.array(["Crab", "", "crab", "Crab"]), np.array([83.6, 10, 83.1, 200]), np.zeros(4)).tolist()
     [0, 1, 0, 2]
     """
     names = ["".join(str(name).split()).casefold() for name in objects]
     first: dict[str, list[tuple[float, float, int]]] = {}
     groups, n = [], 0
     for name, lon, lat in zip(names, ra.tolist(), dec.tolist(), strict=True):
-        known = first.setdefault(name, []) if name else []
-        near = next((g for x, y, g in known if not separation(x, y, lon, lat) > SAME_TARGET), None)
+        others = first.setdefault(name, []) if name else []
+        near = next((g for x, y, g in others if not separation(x, y, lon, lat) > SAME_TARGET), None)
         if near is None:
             near, n = n, n + 1
-            known.append((lon, lat, near))
+            others.append((lon, lat, near))
         groups.append(near)
     return np.array(groups, dtype=np.int64)
 
 
 def common_runs(validations: Sequence[Validation]) -> NDArray:
-    """Numbers of the runs that all of some validations have, and in whose bins they agree.
+    """Numbers of the runs that all validations have in common, shape ``(runs,)``.
 
     Raises
     ------
     ValueError
-        If they have none in common, or were made with other bins, thresholds or counts.
+        If they have none in common, or other bins, thresholds or counts.
     """
     first, *others = validations
     numbers = first.runs["obs_id"].values

@@ -1,9 +1,9 @@
-"""Validation of a configuration: its job as it stands, with a score where the job writes a file.
+"""Validation of a configuration: its job, with a score in the place of each file.
 
-A run never contributes to a background made of other runs, so the ordinary job is leave-one-out: plan, run store,
-selections and stacks are those of `dask_bkg.pipeline.run`, and the last layer of the graph compares what would be
-written with the counts of each target (`dask_bkg.validation.task`).  More is left out by cuts: every run of a fold,
-or of a target.
+A target does not contribute to its own background, so the ordinary job is leave-one-out: plan, run store, selections
+and stacks are those of `dask_bkg.pipeline.run`, and the last layer of the graph compares the background that would be
+written with the counts of each target (`dask_bkg.validation.task`).  More runs are left out by cuts: those of the
+same fold, or of the same object.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dask_bkg.validation.task import Scored, Subject, Verdict, score_block, scor
 log = logging.getLogger(__name__)
 
 COLUMNS = ("object", "ra_pnt", "dec_pnt", "zenith", "azimuth", "time", "ontime", "livetime")
-"""What is told of each run beside its score."""
+"""Metadata of each run in the result."""
 
 
 class _Folded(BackgroundSelection):
@@ -61,24 +61,27 @@ def validate(
     Parameters
     ----------
     config
-        The configuration, whose ``validation`` section says in which bins is compared.
+        The configuration, whose ``validation`` section sets the bins of the comparison.
     against
         Other backgrounds for the same runs, compared in the same bins: another configuration, or the directory of a
-        datastore whose files have backgrounds already.  The result is in ``against`` of the validation.
+        datastore whose files have backgrounds.  The result is in ``against`` of the validation.
     folds
-        Leave out every n-th run at a time, not one; by default ``validation.folds``.
+        Number of folds that are left out as a whole, instead of single runs; by default ``validation.folds``.
     same_target_out
-        Leave out all runs of the target of a run.
+        Leave out all runs of the same object as well.
     progress
         Whether bars are shown.
 
     Returns
     -------
     validation
-        See `dask_bkg.validation.Validation`; `dask_bkg.validation.summarise` and ``compare`` make numbers of it.
+        See `dask_bkg.validation.Validation`; `dask_bkg.validation.summarise` and ``compare`` give numbers for all
+        runs.
 
     Raises
     ------
+    ConfigError
+        If the configuration is invalid.
     BackgroundError
         If no run could be validated.
     """
@@ -99,20 +102,25 @@ def validate_models(
     same_target_out: bool = False,
     progress: bool = True,
 ) -> dict[str, Validation]:
-    """Several backgrounds against the same counts, in the same bins: what `dask_bkg.validation.compare` compares.
+    """Several backgrounds against the same counts, in the same bins, for `dask_bkg.validation.compare`.
 
     Parameters
     ----------
     models
         By name: configurations, or directories of datastores whose files have backgrounds.  The first one must be a
-        configuration: its targets, its run store and its ``validation`` section are those of all.
+        configuration: its targets, its run store and its ``validation`` section are used for all.
     folds, same_target_out, progress
         As for `validate`.
+
+    Returns
+    -------
+    validations
+        By name.
 
     Raises
     ------
     BackgroundError
-        If of one of them no run could be validated.
+        If no run could be validated for one of them.
     """
     first = _as_config(next(iter(models.values())))
     folds = folds or first.validation.folds
@@ -133,7 +141,7 @@ def validate_models(
                 done[name] = trial(name, prepared, counts, client, progress)
             else:
                 assert job is not None
-                assert counts is not None  # the first one is a configuration
+                assert counts is not None  # the first model is a configuration
                 done[name] = _trial_of_given(name, model, job, counts, client, progress)
     return done
 
@@ -143,15 +151,19 @@ def _as_config(config: Any) -> Config:
         return config
     if isinstance(config, Mapping):
         return parse_config(config)
-    raise ConfigError(f"a configuration is wanted, a `Config` or a dictionary, got {config!r:.80}")
+    raise ConfigError(f"expected a configuration, a `Config` or a dictionary, got {config!r:.80}")
 
 
 def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Config:
-    """A configuration whose job leaves out what is to be left out, and writes nothing."""
+    """A configuration whose job leaves out folds or objects, and writes nothing."""
     folds = folds or config.validation.folds
     if folds is not None and folds < 2:
         raise ConfigError(f"folds must be 2 or more, got {folds}")
-    io = config.io.model_copy(update=_places(config))
+    # targets from the archive where there is no in_dir; out_dir is required, but nothing is written there
+    archive, in_dir = str(config.directory("search_datastore")), config.io.in_dir
+    targets = in_dir if in_dir is not None and existing_store(in_dir) is not None else archive
+    out_dir = config.io.out_dir or str(Path(config.store_path).parent)
+    io = config.io.model_copy(update={"in_dir": targets, "out_dir": out_dir})
     selection = config.background_selection
     lists = {target: [run for run in runs if run != target] for target, runs in (selection.bkg_runlist or {}).items()}
     if lists and (folds or same_target_out):
@@ -163,14 +175,6 @@ def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Conf
     values = {name: getattr(selection, name) for name in BackgroundSelection.model_fields}
     folded = _Folded.model_construct(**{**values, **changes}, folds=None if io.from_run else folds)
     return config.model_copy(update={"io": io, "background_selection": folded})
-
-
-def _places(config: Config) -> dict[str, str]:
-    """Where the targets are, and a place for files that are never written."""
-    archive = config.directory("search_datastore")
-    in_dir = config.io.in_dir
-    targets = in_dir if in_dir is not None and existing_store(in_dir) is not None else str(archive)
-    return {"in_dir": targets, "out_dir": config.io.out_dir or str(Path(config.store_path).parent)}
 
 
 # -- the graph -------------------------------------------------------------------------------------------------
@@ -187,7 +191,9 @@ def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progr
     tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
-        log.warning("io.from_run or model.own: the counts of each run are in its background, which is no validation")
+        log.warning(
+            "io.from_run or model.own: the counts of each run contribute to its background: this is no validation"
+        )
     numbers = [[target.obs_id for target in part] for part in parts]
     done = _compute(tasks, numbers, client, config, progress)
     return _validation(name, done, dict(job.tables.failed), job.tables, counts[0], left_out)
@@ -198,7 +204,7 @@ def final_layer(graph: Graph, job: Prepared, counts: Counts) -> tuple[list[Delay
     scored, subjects = counts
 
     def each(part: list[Target]) -> list[Subject | None]:
-        # with what the job whose background is scored knows of the target
+        # the target of the job whose background is scored, which may differ in sight and threshold
         found = [(subjects.get(target.obs_id), target) for target in part]
         return [None if subject is None else subject._replace(target=target) for subject, target in found]
 
@@ -208,7 +214,7 @@ def final_layer(graph: Graph, job: Prepared, counts: Counts) -> tuple[list[Delay
 def _trial_of_given(
     name: str, archive: Datastore, job: Prepared, counts: Counts, client: Client | None, progress: bool
 ) -> Validation:
-    """Validation of the backgrounds that runs have already."""
+    """Validation of existing backgrounds of the runs."""
     scored, subjects = counts
     layers, parts = Layers(), batches(list(subjects.values()), WRITE_BATCH)
     common = {"archive": layers.share("archive", archive), "scored": layers.share("counts", scored)}
@@ -219,7 +225,7 @@ def _trial_of_given(
 
 
 def _left_out(config: Config) -> str:
-    """What does not contribute to the background of a run, in words."""
+    """Which runs do not contribute to the background of a run, in words (`Validation.left_out`)."""
     selection = config.background_selection
     if config.io.from_run or config.model.own != "off":
         return "nothing"
@@ -269,7 +275,7 @@ def _validation(
     scored: Scored,
     left_out: str,
 ) -> Validation:
-    """The result, from what became of each run."""
+    """The result from the verdicts of all runs."""
     verdicts, total = done
     failed |= {verdict.obs_id: verdict.reason for verdict in verdicts if verdict.reason}
     scores = {verdict.obs_id: verdict.score for verdict in verdicts if verdict.score is not None}

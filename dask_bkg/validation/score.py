@@ -1,9 +1,9 @@
 """How well one run is predicted: likelihoods, significances, residuals, from counts and expected counts. Pure arrays.
 
-Three forms of a prediction are scored: ``raw`` as it stands, ``norm`` with one factor for the run (what gammapy's
-``FoVBackgroundMaker`` calls scale), ``enorm`` with a factor for the run and each energy, which leaves the shape in
-the field of view alone.  Everything that is told of a run is a sum over its bins, so that sums over runs are the same
-for an archive.
+Three forms of a prediction are scored: ``raw`` without a factor, ``norm`` with one factor for the run (the scale of
+gammapy's ``FoVBackgroundMaker``), ``enorm`` with a factor for the run and each energy, so that only the shape in the
+field of view is compared.  All scores of a run are sums over its bins, so that those of an archive are sums over
+runs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ FORMS = ("raw", "norm", "enorm")
 
 SUMS = ("n", "s", "s2", "expected_s", "expected_s2", "variance", "over_3", "over_5", "expected_3", "expected_5")
 """Sums over the cells of a run with enough expected counts: their number; significance and its square, observed and
-expected; variance of the latter; how many are beyond 3 and 5, observed and expected.  The expected square allows for
-the factors of a form, which take some of the scatter away."""
+expected; variance of the latter; number beyond 3 and 5, observed and expected.  The expected square takes into
+account that the factors of a form reduce the scatter."""
 
 FLOOR = 1e-3
-"""Least expected counts, in units of an even share of the events: a model that says zero is wrong, not infinitely."""
+"""Smallest expected counts, in units of an even share of the events: so the likelihood is finite if a model has 0."""
 
-CLOSED = 1e-3
-"""Exposure of a pixel, in units of the largest, that counts for none: fields that turn have it to 1e-4."""
+UNEXPOSED = 1e-3
+"""Exposure of a pixel, in units of the largest, below which it counts as excluded: that of rotated fields is accurate
+to 1e-4."""
 
 CELL_MIN = 5.0
-"""Expected counts that a cell must have for its significance to be looked at."""
+"""Expected counts above which a cell is used."""
 
 AXES = ("zenithward", "sideward")
 
 
 class RunScore(NamedTuple):
-    """What is told of one run; see the module for the forms.
+    """Scores of one run; see the module for the forms.
 
     Attributes
     ----------
@@ -45,18 +46,18 @@ class RunScore(NamedTuple):
     loglike
         ``sum(n ln mu - mu)`` in each form, shape ``(form,)``.
     counts, predicted
-        Counts, and those that were predicted (raw), by energy, shape ``(energy,)``.
+        Counts, and predicted counts (raw), by energy, shape ``(energy,)``.
     deviance
-        Of all bins of energy and pixel (norm), with its expectation and the variance of that, shape ``(3,)``.
+        Deviance of all bins of energy and pixel (norm), its expectation, and its variance, shape ``(3,)``.
     cells
         `SUMS` in each form, shape ``(form, 10)``.
     profile
-        Counts and predicted counts (norm) by band and ring, shape ``(2, band, ring)``.
+        Counts and predicted counts (norm) by band and offset bin, shape ``(2, band, ring)``.
     slope
         By band and direction (`AXES`) the sum of ``(n - mu) t`` and of ``mu t^2`` (norm), where t [deg] counts from
         the mean over the prediction; shape ``(band, 2, 2)``.
     hottest
-        Largest excess of a field pixel or cell over all energies (norm): its significance, and where it is along
+        Largest excess of a field pixel or cell over all energies (norm): its significance, and its position
         ``fov_lon`` and ``fov_lat`` [deg], shape ``(3,)``.
     """
 
@@ -72,15 +73,15 @@ class RunScore(NamedTuple):
 
 
 class FieldSums(NamedTuple):
-    """What is added up over runs and told of none of them.
+    """Sums over runs that are not stored for each run.
 
     Attributes
     ----------
     counts, predicted
         By band and field pixel (norm), shape ``(band, fov_lat, fov_lon)``.
     histogram, expected
-        Significances of the cells (norm, `dask_bkg.validation.expectation.S_EDGES`), and how many cells there are of
-        each expectation (`dask_bkg.validation.expectation.spread`).
+        Histogram of the significances of the cells (norm, `dask_bkg.validation.expectation.S_EDGES`), and number of
+        cells with each expectation (`dask_bkg.validation.expectation.spread`).
     """
 
     counts: NDArray
@@ -103,13 +104,18 @@ def score_run(
     counts, mu
         Counts and expected counts, shape ``(energy, pixels)``.
     exposure
-        Of the pixels, in any unit, shape ``(pixels,)``; where there is none nothing is compared.
+        Exposure of the pixels, in any unit, shape ``(pixels,)``; pixels without exposure are not compared.
     first
         First energy bin above the threshold; those below are left out.
     bins
         The bins.
     up
         Direction of the zenith, a unit vector ``(fov_lon, fov_lat)``.
+
+    Returns
+    -------
+    score, sums
+        Of this run.
 
     Examples
     --------
@@ -124,23 +130,23 @@ def score_run(
     True
     """
     exposure = np.asarray(exposure, dtype=float)
-    open_ = exposure > CLOSED * exposure.max()
-    n = np.where(open_, counts, 0.0)
+    exposed = exposure > UNEXPOSED * exposure.max()
+    n = np.where(exposed, counts, 0.0)
     n[:first] = 0.0
     used = np.zeros(n.shape, dtype=bool)
-    used[first:] = open_
+    used[first:] = exposed
     mu = np.where(used, mu, 0.0)
-    share = exposure / exposure[open_].sum() / max(len(n) - first, 1)
+    share = exposure / exposure[exposed].sum() / max(len(n) - first, 1)
     forms = _forms(n, np.where(used, np.maximum(mu, FLOOR * n.sum() * share), 0.0))
     log_mu = [np.log(form, out=np.zeros_like(form), where=form > 0) for form in forms]
     loglike = np.array([(n * log).sum() - form.sum() for form, log in zip(forms, log_mu, strict=True)])
     cells, s, cell_mu = _cells(n, forms, bins)
     norm = forms[1]
     there = used & (norm > 0)
-    told = expected(norm[there])
+    poisson = expected(norm[there])
     square = (significance(n[there], norm[there]) ** 2).sum()
     # the factor of the run takes one degree of freedom
-    deviance = np.array([square, max(told.square.sum() - 1, 0.0), told.variance.sum()])
+    deviance = np.array([square, max(poisson.square.sum() - 1, 0.0), poisson.variance.sum()])
     n_band, mu_band = (bins.in_band.T @ part for part in (n, norm))
     run = RunScore(
         first,
@@ -157,7 +163,7 @@ def score_run(
 
 
 def _forms(n: NDArray, mu: NDArray) -> list[NDArray]:
-    """The prediction as it stands, with a factor for the run, with a factor for each energy."""
+    """The prediction without a factor, with one for the run, and with one for each energy."""
     total = mu.sum()
     per_energy = mu.sum(axis=1, keepdims=True)
     own = np.divide(n.sum(axis=1, keepdims=True), per_energy, out=np.zeros_like(per_energy), where=per_energy > 0)
@@ -170,24 +176,24 @@ def _cells(n: NDArray, forms: list[NDArray], bins: Bins) -> tuple[NDArray, NDArr
     sums, kept = [], []
     for name, form in zip(FORMS, forms, strict=True):
         mu = bins.in_band.T @ form @ bins.in_cell
-        taken = _taken_by_factors(name, form, mu, bins)
+        reduced = _reduction_by_factors(name, form, mu, bins)
         enough = mu > CELL_MIN
         mu = mu[enough]
-        s, told = significance(counts[enough], mu), expected(mu)
-        square = told.square.sum() - taken[enough].sum()
+        s, poisson = significance(counts[enough], mu), expected(mu)
+        square = poisson.square.sum() - reduced[enough].sum()
         beyond = [(np.abs(s) > limit).sum() for limit in (3, 5)]
         sums.append([
-            s.size, s.sum(), (s**2).sum(), told.mean.sum(), square, told.variance.sum(), *beyond,
-            *told.tails.sum(axis=0),
+            s.size, s.sum(), (s**2).sum(), poisson.mean.sum(), square, poisson.variance.sum(), *beyond,
+            *poisson.tails.sum(axis=0),
         ])  # fmt: skip
         kept.append((s, mu))
     return np.array(sums, dtype=float), *kept[1]
 
 
-def _taken_by_factors(name: str, mu: NDArray, in_cells: NDArray, bins: Bins) -> NDArray:
-    """By how much the factors of a form lower the expected square of a cell's significance, shape ``(band, cell)``.
+def _reduction_by_factors(name: str, mu: NDArray, in_cells: NDArray, bins: Bins) -> NDArray:
+    """Reduction of the expected square of a cell's significance by the factors of a form, shape ``(band, cell)``.
 
-    n - mu f has the variance mu - mu^2 / M where f makes up for the sum M that the cell is a part of.
+    n - mu f has the variance mu - mu^2 / M if f scales the sum M, which contains the cell, to the counts.
     """
     if name == "raw" or not mu.any():
         return np.zeros(in_cells.shape)
@@ -200,26 +206,31 @@ def _taken_by_factors(name: str, mu: NDArray, in_cells: NDArray, bins: Bins) -> 
 
 
 def _hottest(n: NDArray, mu: NDArray, bins: Bins) -> NDArray:
-    """Largest excess of a field pixel or cell over all energies: significance, and where it is [deg]."""
+    """Largest excess of a field pixel or cell over all energies: significance and position [deg]."""
     best = np.array([0.0, np.nan, np.nan])
     for members in (None, bins.in_cell):
-        counts, hoped, lon, lat = n.sum(axis=0), mu.sum(axis=0), bins.lon, bins.lat
+        counts, expectation, lon, lat = n.sum(axis=0), mu.sum(axis=0), bins.lon, bins.lat
         if members is not None:
             size = members.sum(axis=0)
-            counts, hoped, lon, lat = counts @ members, hoped @ members, lon @ members / size, lat @ members / size
-        s = np.where(hoped > 0, significance(counts, np.where(hoped > 0, hoped, 1.0)), 0.0)
+            counts, expectation, lon, lat = (
+                counts @ members,
+                expectation @ members,
+                lon @ members / size,
+                lat @ members / size,
+            )
+        s = np.where(expectation > 0, significance(counts, np.where(expectation > 0, expectation, 1.0)), 0.0)
         if s.max() > best[0]:
             best = np.array([s.max(), lon[s.argmax()], lat[s.argmax()]])
     return best
 
 
 def _slopes(n: NDArray, mu: NDArray, bins: Bins, up: tuple[float, float]) -> NDArray:
-    """Sums of a residual slope towards the zenith and to the side of it, by band."""
+    """Sums for the residual slopes towards the zenith and perpendicular to it, by band."""
     towards = bins.lon * up[0] + bins.lat * up[1]
-    # to the side is 90 deg from up, from fov_lat towards fov_lon
+    # perpendicular: 90 deg from up, from fov_lat towards fov_lon
     sideways = bins.lon * up[1] - bins.lat * up[0]
     total = mu.sum(axis=1, keepdims=True)
-    # each band has its counts: what is asked is how they lie in the field
+    # scaled to the counts of each band: only their distribution in the field is compared
     mu = mu * np.divide(n.sum(axis=1, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
     found = []
     for t in (towards, sideways):

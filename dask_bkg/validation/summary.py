@@ -1,4 +1,4 @@
-"""What many runs say together: sums over runs, and their errors by a bootstrap over targets."""
+"""Results for all runs: sums over runs, and their errors by a bootstrap over objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dask_bkg.validation.score import AXES, FORMS, SUMS
 DRAWS = 1000
 SEED = 20_240_601
 CHUNK = 4_000_000
-"""Numbers that a part of the bootstrap draws at a time."""
+"""Numbers that the bootstrap processes at a time."""
 
 Statistic = Callable[[NDArray], NDArray]
 
@@ -23,18 +23,23 @@ Statistic = Callable[[NDArray], NDArray]
 def bootstrap_error(
     sums: NDArray, group: NDArray, statistic: Statistic, *, draws: int = DRAWS, seed: int = SEED
 ) -> NDArray:
-    """Standard deviation of a statistic of sums over runs, when targets are drawn with replacement.
+    """Standard deviation of a statistic of sums over runs, if objects are drawn with replacement.
 
     Parameters
     ----------
     sums
-        What is added up, shape ``(runs, n)``.
+        Terms of the sums, shape ``(runs, n)``.
     group
-        The target of each run, shape ``(runs,)``.
+        Number of the object of each run, shape ``(runs,)``.
     statistic
         From sums, shape ``(draws, n)``, to numbers, shape ``(draws,)`` or ``(draws, m)``.
     draws, seed
         Number of samples, and the seed: the same numbers give the same error.
+
+    Returns
+    -------
+    error
+        A number, or shape ``(m,)``; NaN if there is one object only.
 
     Examples
     --------
@@ -45,25 +50,25 @@ def bootstrap_error(
     """
     _, index = np.unique(group, return_inverse=True)
     n = int(index.max()) + 1
-    of_target = np.zeros((n, sums.shape[1]))
-    np.add.at(of_target, index, sums)
+    of_object = np.zeros((n, sums.shape[1]))
+    np.add.at(of_object, index, sums)
     if n < 2:
-        return np.full_like(np.asarray(statistic(of_target), dtype=float)[0], np.nan)
+        return np.full_like(np.asarray(statistic(of_object), dtype=float)[0], np.nan)
     drawn, step = _draws(n, draws, seed), max(1, CHUNK // n)
-    found = [statistic(drawn[i : i + step].astype(float) @ of_target) for i in range(0, draws, step)]
+    found = [statistic(drawn[i : i + step].astype(float) @ of_object) for i in range(0, draws, step)]
     with np.errstate(invalid="ignore"):
         return np.nanstd(np.concatenate(found), axis=0)
 
 
 @lru_cache(maxsize=2)
 def _draws(n: int, draws: int, seed: int) -> NDArray:
-    """How often each of n targets is in each sample, shape ``(draws, n)``: the same samples for all statistics."""
+    """How often each of n objects is in each sample, shape ``(draws, n)``: the same samples for all statistics."""
     rng, even = np.random.default_rng(seed), np.full(n, 1 / n)
     return np.concatenate([rng.multinomial(n, even, size=1).astype(np.uint16) for _ in range(draws)])
 
 
 def ratio(above: NDArray, below: NDArray) -> NDArray:
-    """Quotient; NaN where nothing is below."""
+    """Quotient; NaN where the denominator is not positive."""
     return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
 
 
@@ -79,13 +84,13 @@ def widths(cells: NDArray) -> NDArray:
 
 
 def expected_widths(cells: NDArray) -> NDArray:
-    """The same under Poisson statistics alone."""
+    """Expected `widths` under Poisson statistics."""
     n = _of_cells(cells, "n")
     return np.sqrt(ratio(_of_cells(cells, "expected_s2"), n) - ratio(_of_cells(cells, "expected_s"), n) ** 2)
 
 
 def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -> dict[str, Any]:
-    """Everything that is told of a validation as a whole, plain numbers for JSON.
+    """Summary of a validation, plain numbers for JSON.
 
     Parameters
     ----------
@@ -96,9 +101,9 @@ def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -
 
     Returns
     -------
-    told
+    summary
         ``ratio`` (predicted over observed, raw), of all and by ``bands`` and ``energies``; ``significance`` in each
-        form (mean, width, tails, and what Poisson statistics expect of each); ``deviance`` over its expectation;
+        form (mean, width, tails, and their Poisson expectations); ``deviance`` over its expectation;
         ``bands`` with the residual slopes; ``scatter`` of ln(predicted / observed) from run to run.
     """
     runs = validation.runs
@@ -113,7 +118,7 @@ def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -
         "runs": len(pair),
         "failed": len(validation.failed),
         "events": int(pair[:, 1].sum()),
-        "ratio": _with_error(pair, group, lambda total: ratio(total[:, 0], total[:, 1]), how),
+        "ratio": _ratio_of(pair, group, how),
         "scatter": _scatter(*pair.T),
         "significance": {form: _significance(cells[:, i], group, how) for i, form in enumerate(FORMS)},
         "deviance": _deviance(runs["deviance"].values, group, how),
@@ -123,12 +128,13 @@ def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -
 
 
 def _with_error(sums: NDArray, group: NDArray, statistic: Statistic, how: Mapping[str, int]) -> dict[str, float]:
+    """A statistic of sums over runs, and its bootstrap error."""
     value = float(np.asarray(statistic(sums.sum(axis=0)[None]))[0])
     return {"value": value, "error": float(bootstrap_error(sums, group, statistic, **how))}
 
 
 def _scatter(predicted: NDArray, observed: NDArray) -> dict[str, float]:
-    """Standard deviation of ln(predicted / observed), and what counting statistics make of it."""
+    """Standard deviation of ln(predicted / observed), and its expectation from counting statistics."""
     there = (predicted > 0) & (observed > 0)
     log = np.log(predicted[there] / observed[there])
     return {"value": float(log.std()), "statistics": float(np.sqrt((1 / observed[there]).mean()))}
@@ -144,10 +150,10 @@ def _significance(cells: NDArray, group: NDArray, how: Mapping[str, int]) -> dic
     def mean(sums: NDArray) -> NDArray:
         return ratio(_of_cells(sums, "s"), _of_cells(sums, "n"))
 
-    seen, hoped = ([_of_cells(total, f"{kind}_{k}") for k in (3, 5)] for kind in ("over", "expected"))
+    found, expectation = ([_of_cells(total, f"{kind}_{k}") for k in (3, 5)] for kind in ("over", "expected"))
     tails = {
         f"beyond_{k}": {"value": int(value), "expected": float(expected)}
-        for k, value, expected in zip((3, 5), seen, hoped, strict=True)
+        for k, value, expected in zip((3, 5), found, expectation, strict=True)
     }
     return {
         "cells": int(n),
@@ -159,46 +165,46 @@ def _significance(cells: NDArray, group: NDArray, how: Mapping[str, int]) -> dic
 
 def _deviance(moments: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
     """Poisson deviance of all bins over its expectation, and the statistical error of that."""
-    told = _with_error(moments, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
-    _, below, variance = moments.sum(axis=0)
-    return {**told, "statistics": float(np.sqrt(variance) / below)}
+    _, expectation, variance = moments.sum(axis=0)
+    return {**_ratio_of(moments, group, how), "statistics": float(np.sqrt(variance) / expectation)}
 
 
 def _bands(validation: Validation, how: Mapping[str, int]) -> list[dict[str, Any]]:
     """By band: counts, predicted over observed, and the residual slopes."""
-    runs, told = validation.runs, []
+    runs, bands = validation.runs, []
     for i, (low, high) in enumerate(zip(runs["band_min"].values, runs["band_max"].values, strict=True)):
         chosen = runs["energy_band"].values == i
         pair = np.stack([runs[name].values[:, chosen].sum(axis=1) for name in ("predicted", "counts")], axis=1)
-        told.append({
+        bands.append({
             "energy": [float(low), float(high)],
             "events": int(pair[:, 1].sum()),
             "ratio": _ratio_of(pair, runs["group"].values, how),
             **{name: _slope(runs["slope"].values[:, i, j], runs["group"].values, how) for j, name in enumerate(AXES)},
         })  # fmt: skip
-    return told
+    return bands
 
 
 def _ratio_of(pair: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
+    """Ratio of the sums of the first two columns, and its error."""
     return _with_error(pair, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
 
 
 def _slope(parts: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
-    """Slope of the residuals, relative to the prediction [1 / deg]; error over targets, and of statistics alone."""
-    told = _with_error(parts, group, lambda total: ratio(total[:, 0], total[:, 1]), how)
+    """Slope of the residuals, relative to the prediction [1 / deg]; error over objects, and of statistics only."""
     weight = parts[:, 1].sum()
-    return {**told, "statistics": float(1 / np.sqrt(weight)) if weight > 0 else float("nan")}
+    statistics = float(1 / np.sqrt(weight)) if weight > 0 else float("nan")
+    return {**_ratio_of(parts, group, how), "statistics": statistics}
 
 
 def _energies(validation: Validation, how: Mapping[str, int]) -> list[dict[str, Any]]:
     """Predicted over observed of each energy that has counts."""
-    runs, told = validation.runs, []
+    runs, energies = validation.runs, []
     for k in np.flatnonzero(runs["counts"].values.sum(axis=0)).tolist():
         pair = np.stack([runs[name].values[:, k] for name in ("predicted", "counts")], axis=1)
         limits = [float(runs[name].values[k]) for name in ("energy_min", "energy_max")]
         ratios = _ratio_of(pair, runs["group"].values, how)
-        told.append({"energy": limits, "events": int(pair[:, 1].sum()), "ratio": ratios})
-    return told
+        energies.append({"energy": limits, "events": int(pair[:, 1].sum()), "ratio": ratios})
+    return energies
 
 
 def compare(
@@ -209,17 +215,17 @@ def compare(
     Parameters
     ----------
     validations
-        By name; made with the same bins, threshold and exclusion of what is compared.
+        By name; with the same bins, threshold and exclusion.
     reference
-        Which of them the others are compared with.
+        Name of the one with which the others are compared.
     draws, seed
-        Of the bootstrap over targets, the same draws for all.
+        Of the bootstrap over objects, the same draws for all.
 
     Returns
     -------
     rows
         For each: ``name``, ``runs``, ``events``; for each form the difference of the log-likelihood from the
-        reference in nats an event with its error (``{"value", "error"}``), and ``width`` of the significances in
+        reference in nats per event with its error (``{"value", "error"}``), and ``width`` of the significances in
         each form with its error and expectation; ``ratio``, predicted over observed, and ``scatter`` of its
         logarithm.
 

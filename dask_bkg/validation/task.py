@@ -1,7 +1,7 @@
 """From a stack to a score: the background as it would be written, against the counts of the run. Eager; on workers.
 
-The rate is made by the function that writing uses (`dask_bkg.background.model.stacked_rate`); the counts come from
-the run store.  Nothing is written and no event is read.
+The rate is estimated by the same function as for files (`dask_bkg.background.model.stacked_rate`); the counts come
+from the run store.  No file is written and no event is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_bkg.background.field_rotation import turn_to_radec
-from dask_bkg.background.model import Model, RunMetadata, parallactic_angles, stacked_rate
+from dask_bkg.background.model import Model, RunMetadata, parallactic_angles, stacked_rate, zenith_direction
 from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Sight, Target
 from dask_bkg.binning import FieldEdges
@@ -33,7 +33,7 @@ class Scored(NamedTuple):
     Attributes
     ----------
     path, view
-        The run store and which of its views.
+        Path of the run store, and name of its view.
     alignment
         Frame of its field pixels, ``radec`` or ``altaz``.
     energy, pixels
@@ -63,11 +63,11 @@ class Subject(NamedTuple):
     target
         The run.
     row, key
-        Where its counts are in the run store, and what it must hold (`dask_bkg.store.store.RunStore.keys`).
+        Row of its counts in the run store, and the key that must be there (`dask_bkg.store.store.RunStore.keys`).
     threshold
         Its energy threshold [TeV]; NaN: unknown, and the energy of the most counts takes its place.
     sight
-        Where it looked; NaN where nobody knows.
+        Pointing, site and time; NaN if unknown.
     """
 
     target: Target
@@ -78,7 +78,7 @@ class Subject(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of one run.
+    """Score of one run, or the reason why there is none.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Verdict(NamedTuple):
     reason
         Why it could not be scored; empty if it was.
     score
-        What it scored.
+        Its score.
     threshold
         Lowest energy that was compared [TeV].
     n_runs, hours
@@ -103,21 +103,21 @@ class Verdict(NamedTuple):
 
 
 class BlockScore(NamedTuple):
-    """What became of some runs, and the sums over them."""
+    """Verdicts of a batch of runs, and the sums over them."""
 
     verdicts: list[Verdict]
     field: FieldSums | None
 
 
 class Judged(NamedTuple):
-    """A background in the axes that it is written in, and what it is made of.
+    """A background in the axes in which it is written, and its contributing runs.
 
     Attributes
     ----------
     nodes
         Node values.
     alignment
-        Frame of a field; empty for rings.
+        Frame of a 3D background; empty for 2D.
     n_runs, hours
         Number of contributing runs, and their livetime [h].
     """
@@ -137,7 +137,7 @@ def score_block(
     model: Model,
     scored: Scored,
 ) -> BlockScore:
-    """Make the backgrounds of some targets, as `dask_bkg.output.write.write_block` does, and score them.
+    """Score the backgrounds of a batch of targets, estimated as in `dask_bkg.output.write.write_block`.
 
     Parameters
     ----------
@@ -149,6 +149,11 @@ def score_block(
         As for `dask_bkg.output.write.write_block`.
     scored
         The counts that they are compared with.
+
+    Returns
+    -------
+    block
+        A verdict for each run, and sums over those that were scored.
     """
     there = [(first + i, subject) for i, subject in enumerate(batch) if subject is not None]
 
@@ -170,7 +175,7 @@ def score_block(
 
 
 def score_given(subjects: Sequence[Subject], archive: Datastore, scored: Scored) -> BlockScore:
-    """Score the backgrounds that runs of an archive have already."""
+    """Score the existing backgrounds of runs of an archive."""
 
     def make(i: int) -> Judged:
         target = subjects[i].target
@@ -181,7 +186,7 @@ def score_given(subjects: Sequence[Subject], archive: Datastore, scored: Scored)
 
 
 def _score(subjects: Sequence[Subject], scored: Scored, make: Callable[[int], Judged]) -> BlockScore:
-    """Score the backgrounds that a function makes; one that fails does not take the others with it."""
+    """Score the backgrounds that a function returns; one that fails does not affect the others."""
     bins = scored.bins
     if not subjects:
         return BlockScore([], None)
@@ -201,7 +206,7 @@ def _score(subjects: Sequence[Subject], scored: Scored, make: Callable[[int], Ju
             raise
         except BackgroundError as error:
             verdict = Verdict(obs_id, str(error))
-        except Exception as error:  # whatever it is, the other runs go on
+        except Exception as error:  # any other error of one run must not stop the others
             verdict = Verdict(obs_id, f"run {obs_id}: unexpected {type(error).__name__}: {error}")
         verdicts.append(verdict)
     return BlockScore(verdicts, total)
@@ -211,32 +216,26 @@ def _judge(
     subject: Subject, judged: Judged, counts: NDArray, mu: NDArray, exposure: NDArray, scored: Scored
 ) -> tuple[Verdict, FieldSums]:
     """Score of one run above its threshold."""
-    obs_id, bins, open_ = subject.target.obs_id, scored.bins, exposure > 0
+    obs_id, bins, exposed = subject.target.obs_id, scored.bins, exposure > 0
     low = np.array(scored.energy[:-1])
     lowest = subject.threshold * scored.settings.threshold
     if not np.isfinite(lowest):
-        lowest = float(low[counts[:, open_].sum(axis=1).argmax()])
+        lowest = float(low[counts[:, exposed].sum(axis=1).argmax()])
     first = int(np.searchsorted(low, lowest * (1 - 1e-9)))
     if first >= low.size:
         raise RunError(
             f"run {obs_id}: its threshold, {lowest:g} TeV, is above all energies that are compared "
-            f"({low[0]:g}-{scored.energy[-1]:g} TeV): look at binning.e_max and validation.threshold"
+            f"({low[0]:g}-{scored.energy[-1]:g} TeV): check binning.e_max and validation.threshold"
         )
     if not np.isfinite(mu).all():
-        raise RunError(f"run {obs_id}: its background predicts counts that are no numbers")
-    if not counts[first:][:, open_].any():
+        raise RunError(f"run {obs_id}: its background predicts counts that are not finite")
+    if not counts[first:][:, exposed].any():
         raise RunError(f"run {obs_id}: no counts outside of the exclusion above {low[first]:g} TeV")
-    score, field = score_run(counts, mu, exposure, first, bins, _upwards(subject.sight, scored.alignment))
+    up = (0.0, 1.0)  # north, if the direction of the zenith is unknown
+    if scored.alignment != "altaz" and np.isfinite(subject.sight).all():
+        up = zenith_direction(subject.sight)
+    score, field = score_run(counts, mu, exposure, first, bins, up)
     return Verdict(obs_id, "", score, float(low[first]), judged.n_runs, judged.hours), field
-
-
-def _upwards(sight: Sight, alignment: str) -> tuple[float, float]:
-    """Direction of the zenith in the pixels; to the north where nobody knows it."""
-    if alignment == "altaz" or not np.isfinite(sight).all():
-        return 0.0, 1.0
-    angle = np.deg2rad(parallactic_angles(sight))
-    lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
-    return float(lon / np.hypot(lon, lat)), float(lat / np.hypot(lon, lat))
 
 
 def _in_frame(judged: Judged, subject: Subject, scored: Scored) -> Nodes:
@@ -250,7 +249,7 @@ def _in_frame(judged: Judged, subject: Subject, scored: Scored) -> Nodes:
                        "horizon")  # fmt: skip
     if not np.array_equal(lat, lon) or not np.isfinite(subject.sight).all():
         raise RunError(
-            f"run {obs_id}: its background is aligned with the horizon and cannot be turned to the sky: it has other "
-            "bins along fov_lon than along fov_lat, or nobody knows when and where the run was taken"
+            f"run {obs_id}: its background is aligned with the horizon and cannot be rotated to the sky: it has "
+            "other bins along fov_lon than along fov_lat, or time and site of the run are unknown"
         )
     return nodes._replace(value=turn_to_radec(nodes.value, lat, parallactic_angles(subject.sight)))

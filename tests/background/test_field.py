@@ -21,7 +21,7 @@ from dask_bkg.background.field import FIELD_FLAGS, FIELD_POOLED, PIXEL_UNSEEN, F
 from dask_bkg.background.field_rotation import turn, turn_to_radec
 from dask_bkg.background.field_shapes import fit_tilt, free_modulation, upwards
 from dask_bkg.background.fill import RING_FILLED
-from dask_bkg.background.nodes import mean_log_ring
+from dask_bkg.background.nodes import mean_log_offset
 from dask_bkg.sky.fov import separation
 
 RINGS = np.linspace(0, 2.5, 11)
@@ -364,7 +364,7 @@ def test_pixels_may_be_wide(n_pixels):
 def test_the_mean_over_angle_is_the_radial_rate(shape):
     rings, field, edges = expectation(tilted)
     three = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
-    two = np.array([mean_log_ring(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
+    two = np.array([mean_log_offset(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
     # at its outer edge the radial rate stays as it is, that of pixels goes on falling
     assert_allclose((ring_means(three, PIXELS) / two)[:, :9], 1, atol=0.005)
     assert_allclose((ring_means(three, PIXELS) / two)[:, 9], 1, atol=0.025)
@@ -374,7 +374,7 @@ def test_the_mean_over_angle_is_the_radial_rate(shape):
 def test_the_mean_over_angle_is_the_radial_rate_with_fluctuations(shape):
     rings, field, edges = fluctuate(tilted, 1e5, 12)
     three = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
-    two = np.array([mean_log_ring(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
+    two = np.array([mean_log_offset(row, RINGS) for row in estimate_rate(*rings, edges[:2]).value])
     ratio, many = (ring_means(three, PIXELS) / two)[:, :9], rings.counts[:, :9] > 500
     assert many.sum() > 25
     # pixels of 0.2 deg, to the statistics of rings of 0.25 deg
@@ -526,7 +526,7 @@ def test_plain_smoothed_in_the_field_keeps_the_counts_and_the_edge():
         ({"settings": PLAIN._replace(fill=False)}, "set fill"),
         ({"field_settings": FieldSettings("free", -1.0)}, "not negative"),
         ({"field_settings": FieldSettings("free", prior=np.nan)}, "not negative"),
-        ({"sin_zenith": (0.5, np.nan)}, "take shape 'free'"),
+        ({"sin_zenith": (0.5, np.nan)}, "set shape 'free'"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong, words):

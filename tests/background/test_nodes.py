@@ -193,7 +193,7 @@ def test_mean_loglog_of_a_power_law_also_where_the_integral_is_a_logarithm(index
     [np.linspace(0, 2.5, 6), np.array([0.0, 0.2, 1.0, 3.0]), np.array([0.5, 1, 2]), np.array([0.0, 2.0])],
     ids=len,
 )
-def test_mean_log_ring_is_the_solid_angle_average(rings):
+def test_mean_log_offset_is_the_solid_angle_average(rings):
     rng = np.random.default_rng(8)
     center = (rings[1:] + rings[:-1]) / 2
     nodes = rng.lognormal(0, 0.7, len(center))
@@ -208,7 +208,7 @@ def test_mean_log_ring_is_the_solid_angle_average(rings):
             for a, b in ((low, mid), (mid, high))
         )
         expected.append(total / quad(lambda t: np.sin(np.deg2rad(t)), low, high)[0])
-    assert_allclose(nodes_.mean_log_ring(nodes, rings), expected, rtol=2e-3)
+    assert_allclose(nodes_.mean_log_offset(nodes, rings), expected, rtol=2e-3)
 
 
 # --- steep and small ------------------------------------------------------------------------------------------------

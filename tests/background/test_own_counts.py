@@ -90,7 +90,7 @@ def estimate(own_counts, own_exposure, kind="level", threshold=0.1, prior=100.0)
 def test_off_is_nothing_and_needs_nothing():
     made = estimate(None, None, "off")
     assert made.own is None
-    with pytest.raises(ValueError, match="needs the target's own rings"):
+    with pytest.raises(ValueError, match="needs the target's own offset bins"):
         estimate(None, None, "level")
 
 

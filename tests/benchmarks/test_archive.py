@@ -17,6 +17,7 @@ from scipy.stats import entropy
 
 from dask_bkg import reduce_run, similarity
 from dask_bkg.similarity import ShapeSettings
+from dask_bkg.similarity.bins import coarse_edges
 from dask_bkg.similarity.divergence import kl_divergence
 from dask_bkg.sky.exclusion import make_regions
 from dask_bkg.store.load import load_histograms
@@ -191,7 +192,7 @@ def few_runs():
 def test_synthetic_runs_are_as_said(few_runs):
     bench, runs = few_runs
     assert runs.counts.shape == (60, 20, 5)
-    assert similarity.coarse_edges(bench.EDGES)[0].size == 21  # compared on these bins, not on wider ones
+    assert coarse_edges(bench.EDGES)[0].size == 21  # compared on these bins, not on wider ones
     open_sky = runs.counts.sum(axis=1) / runs.fraction
     assert open_sky.sum(axis=1).mean() == pytest.approx(bench.EVENTS, rel=0.15)
     assert (runs.livetime >= 20 * 60).all()

@@ -41,7 +41,7 @@ def found(client, job, four_runs):
 def test_all_is_well(found, four_runs, tmp_path):
     words = found()
     assert words[False] == []
-    assert "same versions here and there: dask_bkg" in words[True][1]
+    assert "same versions here and on the worker: dask_bkg" in words[True][1]
     assert any("scratch" in line and "GB free" in line for line in words[True])
     assert f"the worker sees {four_runs} as it is here" in words[True]
     assert f"the worker can write to {tmp_path / 'out'}" in words[True]
@@ -67,7 +67,7 @@ def test_another_version(found, on_the_worker):
     on_the_worker(numpy="0.9", zarr="", python="3.1")
     problems = found()[False]
     assert problems[0].startswith(f"numpy is 0.9 on the worker and {np.__version__} here")
-    assert problems[1].startswith("zarr is not there on the worker")
+    assert problems[1].startswith("zarr is missing on the worker")
     assert problems[2].startswith("python is 3.1 on the worker")
     assert all("job-script-prologue" in line for line in problems)
 
@@ -77,14 +77,14 @@ def test_no_dask_bkg_on_the_worker(found, on_the_worker):
     on_the_worker(dask_bkg="")
     words = found()
     assert len(words[False]) == 1
-    assert words[False][0].startswith("dask_bkg is not there on the worker")
+    assert words[False][0].startswith("dask_bkg is missing on the worker")
     assert len(words[True]) == 1
 
 
 def test_an_archive_that_the_worker_does_not_see(found, monkeypatch):
     seen = iter([{"a": 1}, {}])
     monkeypatch.setattr(check, "_files", lambda path: next(seen))
-    assert "put the archive on a disk that all nodes mount alike" in found()[False][0]
+    assert "put the archive on a disk that all nodes mount at the same path" in found()[False][0]
 
 
 def test_a_datastore_that_is_empty(found, tmp_path):
@@ -101,7 +101,7 @@ def test_an_output_that_cannot_be_written(found, monkeypatch, tmp_path):
 
 def test_an_output_on_another_disk(found, monkeypatch):
     monkeypatch.setattr(check, "_write", lambda probe: "")
-    assert "is not seen here: it is another disk there" in found()[False][0]
+    assert "are not visible here: use a disk that both mount" in found()[False][0]
 
 
 def test_an_output_that_cannot_be_made(found, tmp_path):

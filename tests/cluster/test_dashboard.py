@@ -15,14 +15,14 @@ from distributed.deploy import SubprocessCluster
 from dask_bkg.cli import main
 from dask_bkg.cluster import dashboard, make_client
 from dask_bkg.cluster.dashboard import dashboard_lines, tunnel
-from dask_bkg.cluster.usage import _totals, told_usage, usage_since
+from dask_bkg.cluster.usage import _totals, log_usage, usage_since
 from dask_bkg.config.yaml import dump_yaml
 
 
 @pytest.fixture
 def lines(monkeypatch):
     """Lines for a scheduler at an address, seen from here: ``lines(address, SSH_CONNECTION="...")``."""
-    monkeypatch.setattr(dashboard, "_user", lambda: "me@")
+    monkeypatch.setattr(dashboard.getpass, "getuser", lambda: "me")
     for name in ("SSH_CONNECTION", "SLURM_JOB_ID", "SLURM_SUBMIT_HOST"):
         monkeypatch.delenv(name, raising=False)
 
@@ -94,7 +94,7 @@ def test_what_was_used(caplog):
         client.wait_for_workers(2)
         client.submit(sum, [1]).result()
         before = _totals(client)
-        with told_usage(client):
+        with log_usage(client):
             parts = client.map(lambda i: np.full(5_000_000, i), range(12))
             assert client.submit(lambda *a: sum(int(x[0]) for x in a), *parts[:2]).result() == 1
             client.gather(client.map(len, parts))
@@ -117,13 +117,13 @@ def test_a_scheduler_that_does_not_tell_is_no_reason_to_fail(monkeypatch, caplog
             raise ValueError("not allowed")
 
         monkeypatch.setattr(client, "run_on_scheduler", refuse)
-        with told_usage(client):
+        with log_usage(client):
             pass
-    assert "what the job used is not known" in caplog.text
+    assert "the usage of the job is unknown" in caplog.text
 
 
 def test_threads_have_nothing_to_tell(caplog):
-    with told_usage(None):
+    with log_usage(None):
         pass
     assert not caplog.text
 

@@ -95,7 +95,7 @@ def test_without_an_interface_nobody_listens_on_all_networks(options, monkeypatc
 
 @pytest.mark.parametrize("missing", ["cores", "memory"])
 def test_a_site_that_is_not_described(options, missing):
-    with pytest.raises(ConfigError, match=r"how many cores and how much memory.*~/\.config/dask/jobqueue\.yaml"):
+    with pytest.raises(ConfigError, match=r"cores and memory of a job are not set.*~/\.config/dask/jobqueue\.yaml"):
         options({missing: None})
 
 

@@ -209,4 +209,4 @@ def test_squeue_of_many_jobs_is_put_in_words(monkeypatch):
         return subprocess.CompletedProcess(command, 0, listed, "")
 
     monkeypatch.setattr(batch.subprocess, "run", squeue)
-    assert batch._queue_words(Cluster) == "2 PENDING (Priority), 1 RUNNING (None)"
+    assert batch._job_states(Cluster) == "2 PENDING (Priority), 1 RUNNING (None)"

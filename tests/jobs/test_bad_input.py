@@ -126,7 +126,7 @@ HDU_FAULTS = {
     "NaN energies": (set_column("ENERGY", np.nan), r"none of the \d+ events .* energy > 0"),
     "negative energies": (set_column("ENERGY", -1.0), r"none of the \d+ events .* energy > 0"),
     "NaN positions": (set_column("RA", np.nan), r"none of the \d+ events"),
-    "far outside": (far_outside, r"none of the \d+ events .* look at the pointing"),
+    "far outside": (far_outside, r"none of the \d+ events .* check the pointing"),
     "no pointing": (set_card("RA_PNT", None), "no pointing"),
     "pointing is no number": (set_card("DEC_PNT", "zenith"), "no pointing"),
     "pointing out of the sky": (set_card("DEC_PNT", 400.0), "no pointing"),

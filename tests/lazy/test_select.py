@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from dask_bkg import schema, selection, similarity
 from dask_bkg.lazy.kl import kl_matrix
 from dask_bkg.lazy.select import select_runs
+from dask_bkg.selection.cuts import COLUMNS
 from dask_bkg.similarity import ShapeSettings, flat_bins
 from dask_bkg.sky.fov import separation
 
@@ -30,7 +31,7 @@ N = 90
 def runs():
     """Ninety runs; some of them lack a number, two are equal but for their number."""
     runs = make_runs(N, seed=3)
-    columns = {name: runs[name].values.copy() for name in selection.COLUMNS if name in runs.coords}
+    columns = {name: runs[name].values.copy() for name in COLUMNS if name in runs.coords}
     for name in ("counts", "exposure"):
         runs[name].values[11] = runs[name].values[10]
     for name in columns.keys() - {"obs_id"}:
@@ -150,7 +151,7 @@ def plain(i, table, pairs, s):
 
 @pytest.fixture(scope="module")
 def table(runs):
-    names = [name for name in selection.COLUMNS if name in runs.coords]
+    names = [name for name in COLUMNS if name in runs.coords]
     return [{name: runs[name].values[i].item() for name in names} for i in range(N)]
 
 

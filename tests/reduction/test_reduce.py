@@ -253,7 +253,7 @@ def test_no_event_in_the_binning_is_a_measurement(four_runs, run_path):
 
 def test_an_exclusion_that_closes_the_field_is_an_error(four_runs, run_path):
     everywhere = make_regions([0.0], [0.0], 180.0, ["the sky"], "own")
-    with pytest.raises(RunError, match="run 64001: the exclusion regions close its whole field"):
+    with pytest.raises(RunError, match="run 64001: its whole field is excluded"):
         reduce_run(str(run_path(four_runs, 64001)), 64001, EDGES, everywhere)
 
 

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from dask_bkg import selection
 from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
-from dask_bkg.selection import RANKINGS, kernel_distance, ranking
-from dask_bkg.selection.ranking import WIDTHS
+from dask_bkg.selection import ranking
+from dask_bkg.selection.ranking import RANKINGS, WIDTHS, kernel_distance
 
 NAN = np.nan
 

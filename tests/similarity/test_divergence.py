@@ -14,7 +14,9 @@ from scipy import stats
 
 from dask_bkg import similarity
 from dask_bkg.similarity import Prior, ShapeSettings, as_references, as_targets, coverage_block, fit_prior, kl_block
-from dask_bkg.similarity.divergence import kl_divergence
+from dask_bkg.similarity.bins import coarse_edges, join
+from dask_bkg.similarity.divergence import kl_divergence, log_bias
+from dask_bkg.similarity.family import family_shapes
 
 DOCUMENT, SHAPE = ShapeSettings("document"), ShapeSettings()
 ENERGY, RING = np.geomspace(0.126, 79.4, 15), np.arange(0.25, 2.5, 0.5)
@@ -200,8 +202,8 @@ def test_bias_of_a_logarithm_is_that_of_poisson_numbers(ratio, tolerance):
     mean = np.array([0.003, 0.03, 0.3, 1.0, 3.0, 30.0, 1000.0])
     n = np.arange(2000)
     exact = [np.log(m * (1 + ratio)) - stats.poisson.pmf(n, m) @ np.log(n + ratio * m) for m in mean]
-    assert similarity.log_bias(mean, ratio * mean) == pytest.approx(np.array(exact), rel=tolerance)
-    assert similarity.log_bias(np.zeros(1), np.ones(1)).tolist() == [0]
+    assert log_bias(mean, ratio * mean) == pytest.approx(np.array(exact), rel=tolerance)
+    assert log_bias(np.zeros(1), np.ones(1)).tolist() == [0]
 
 
 @pytest.mark.parametrize("events", [1000, 10000])
@@ -461,7 +463,7 @@ def test_components_are_found_where_there_are_some():
     filled = 1e5 * pi > 100
     found = prior.directions[0][filled]
     assert abs(np.corrcoef(found, direction[filled])[0, 1]) > 0.99
-    fitted = similarity.family_shapes(counts, fraction, prior)
+    fitted = family_shapes(counts, fraction, prior)
     slope = np.log(fitted / prior.shape) @ (pi * direction) / (pi @ direction**2)
     assert np.corrcoef(slope, tilt)[0, 1] > 0.97
     assert np.sqrt(prior.variance[0] * (pi @ prior.directions[0] ** 2)) == pytest.approx(
@@ -490,7 +492,7 @@ def test_fit_of_a_runs_prior_is_the_maximum(archive, prior):
     rng = np.random.default_rng(22)
     counts = np.vstack([rng.poisson(n * shape(z), (5, BINS)) for n in (100, 100000) for z in (5, 65)]).astype(float)
     fraction = np.tile(outer(0.5), (len(counts), 1))
-    fitted = similarity.family_shapes(counts, fraction, prior)
+    fitted = family_shapes(counts, fraction, prior)
     assert fitted.sum(axis=1) == pytest.approx(1)
     u = prior.directions
     coefficients = np.linalg.lstsq(np.vstack([u, np.ones(BINS)]).T, np.log(fitted / prior.shape).T, rcond=None)[0][
@@ -506,8 +508,8 @@ def test_fit_of_a_runs_prior_is_the_maximum(archive, prior):
 def test_fit_of_a_runs_prior_does_not_depend_on_the_other_runs(prior, events):
     """Near the mean a last step gains less than the rounding of what it gains: it is taken, in whatever company."""
     counts = np.random.default_rng(2).poisson(events * prior.shape, (300, BINS)).astype(float)
-    whole = similarity.family_shapes(counts, np.ones(counts.shape), prior)
-    alone = np.concatenate([similarity.family_shapes(run[None], np.ones((1, BINS)), prior) for run in counts])
+    whole = family_shapes(counts, np.ones(counts.shape), prior)
+    alone = np.concatenate([family_shapes(run[None], np.ones((1, BINS)), prior) for run in counts])
     assert np.abs(np.log(alone / whole)).max() < 1e-13
 
 
@@ -517,7 +519,7 @@ def test_fit_of_a_runs_prior_finds_runs_that_are_like_no_other():
     for first in (0.98, 0.998):
         rest = (1 - first) / 2
         prior = Prior(np.array([first, rest, rest]), np.array([[-0.02, 0.0, 1.0]]), np.array([25.0]))
-        fitted = similarity.family_shapes(counts, np.ones((2, 3)), prior)
+        fitted = family_shapes(counts, np.ones((2, 3)), prior)
         slope = np.log(fitted[:, 2] / fitted[:, 1] / (prior.shape[2] / prior.shape[1]))
         gradient = (counts - 1000 * fitted) @ prior.directions[0] - slope / 25
         assert gradient == pytest.approx(0, abs=1e-6)
@@ -613,7 +615,7 @@ def test_settings_that_cannot_be(settings, message):
     ],
 )
 def test_bins_of_the_comparison(energy, offset, bins):
-    coarse = similarity.coarse_edges((energy, offset))
+    coarse = coarse_edges((energy, offset))
     assert tuple(edges.size - 1 for edges in coarse) == bins
     for edges, fine in zip(coarse, (energy, offset), strict=True):
         assert set(edges) <= set(fine)
@@ -623,9 +625,9 @@ def test_bins_of_the_comparison(energy, offset, bins):
 
 def test_joined_bins_hold_the_same_events():
     edges = np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11)
-    coarse = similarity.coarse_edges(edges)
+    coarse = coarse_edges(edges)
     counts = np.random.default_rng(25).poisson(3, (4, 30, 10)).astype(np.uint32)
-    joined = similarity.join(counts, edges, coarse)
+    joined = join(counts, edges, coarse)
     assert joined.dtype == np.uint32
     assert joined.shape == (4, 15, 5)
     assert (joined.sum(axis=(1, 2)) == counts.sum(axis=(1, 2))).all()
@@ -633,10 +635,10 @@ def test_joined_bins_hold_the_same_events():
 
 
 def test_joining_leaves_out_what_lies_outside():
-    joined = similarity.join(np.ones((4, 3)), (np.arange(1, 6), np.arange(4)), ([2, 4], [0, 1, 3]))
+    joined = join(np.ones((4, 3)), (np.arange(1, 6), np.arange(4)), ([2, 4], [0, 1, 3]))
     assert joined.tolist() == [[2, 4]]
 
 
 def test_edges_that_are_no_edges_are_refused():
     with pytest.raises(ValueError, match="must be among"):
-        similarity.join(np.ones((2, 2)), ([1, 2, 3], [0, 1, 2]), ([1, 2.5], [0, 2]))
+        join(np.ones((2, 2)), ([1, 2, 3], [0, 1, 2]), ([1, 2.5], [0, 2]))

@@ -137,7 +137,7 @@ def test_pixels_are_in_the_ring_of_their_distance(grid):
 def test_pixels_resolve_the_smallest_exclusion(grid):
     assert grid.step <= fov.MAX_PIXEL
     fine = fov.ring_grid((0.0, 0.1, 0.2))
-    assert fine.step <= 0.1 / fov.PIXELS_PER_RING + 1e-12
+    assert fine.step <= 0.1 / fov.PIXELS_PER_BIN + 1e-12
 
 
 @pytest.mark.parametrize("at", ["first", "middle", "last"])

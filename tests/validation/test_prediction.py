@@ -126,7 +126,7 @@ def test_pixels_are_those_whose_centre_is_near():
 
 
 def test_a_wrong_shape_is_told():
-    with pytest.raises(ValueError, match=r"shape \(3, 4\) on axes of \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 4\) does not fit axes of \(4, 3\)"):
         predict(Nodes(np.ones((3, 4)), (np.geomspace(1, 10, 5), np.linspace(0, 1, 4))), FEW)
 
 

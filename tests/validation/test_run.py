@@ -214,7 +214,7 @@ def test_against_an_archive_without_backgrounds(make, dark_archive):
 
 
 def test_what_is_no_configuration(tmp_path):
-    with pytest.raises(ConfigError, match="a configuration is wanted"):
+    with pytest.raises(ConfigError, match="expected a configuration"):
         run(str(tmp_path))
 
 
