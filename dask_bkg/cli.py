@@ -35,7 +35,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-v", "--verbose", is_flag=True, help="Also tell what goes well.")
+@click.option("-v", "--verbose", is_flag=True, help="Log progress.")
 @click.version_option(__version__, prog_name="dask-bkg")
 def main(verbose: bool) -> None:
     """Background models of gamma-ray telescope archives, on Dask.
@@ -100,7 +100,7 @@ def _reported(settings: Any, report: Path | None) -> Iterator[None]:
 
 
 def _quiet_distributed() -> None:
-    """Dask's own log tells of every comm that opens and closes; importing it sets its levels."""
+    """Dask logs every comm that opens and closes; importing it sets its levels."""
     import distributed  # noqa: F401
 
     logging.getLogger("distributed").setLevel(logging.ERROR)

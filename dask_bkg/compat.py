@@ -64,7 +64,7 @@ def prepare_dataset(config: Mapping[str, Any], overwrite: bool = False) -> dict:
     -------
     config
         A copy with ``run_selection.runlist`` (the runs that were found) and ``missing_runs`` set; it is also written
-        to ``in_dir/config.yaml``, or beside a file of that name that is your own, to ``config.dask_bkg.yaml``.
+        to ``in_dir/config.yaml``, or next to a file of that name that is your own, to ``config.dask_bkg.yaml``.
 
     Raises
     ------
@@ -186,7 +186,7 @@ class BackgroundModelEstimator:
     smooth_sigma
         Width of the smoothing.
     excluded_sources
-        Own circles ``[(ra, dec, radius), ...]`` [deg], beside the catalogues and stars.
+        Own circles ``[(ra, dec, radius), ...]`` [deg], in addition to catalogues and stars.
     preset
         ``gammapy-tools`` follows the document formula by formula; None takes the defaults of `dask_bkg`.
 

@@ -1,4 +1,4 @@
-"""The whole job on a simulated archive, with the truth beside it: no data and no network needed."""
+"""The whole job on a simulated archive, next to the truth: no data and no network needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOURS = 3.0
 """Hours that are stacked for each run: the eight runs most alike."""
 
 STORE = "runs.zarr"
-"""Run store of both jobs, beside their datastores: the second one reads no event."""
+"""Run store of both jobs, next to their datastores: the second one reads no event."""
 
 OFFSET_MAX = 2.0
 ENERGY_MAX = 10.0

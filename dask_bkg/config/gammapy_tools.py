@@ -74,7 +74,7 @@ class Normalised:
 def normalise(mapping: Mapping[str, Any]) -> Normalised:
     """Translate a configuration that may have keys of gammapy-tools into one with ours only.
 
-    Keys that are in nobody's table stay where they are: refusing them is the job of the models.
+    Keys that no table has stay where they are: the models refuse them.
 
     Parameters
     ----------

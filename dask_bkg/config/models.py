@@ -90,7 +90,7 @@ class Binning(Section):
     off_max: Deg = option(2.5, "largest offset from the pointing", gt=0, le=20)
     off_bins: Whole = option(None, "number of offset rings, linear; null is rings of 0.25 deg", ge=1, le=250)
     mode: Literal["2d", "3d"] | None = option(
-        None, "rings of offset, or pixels of the field of view; null is 3d where files tell where the horizon was"
+        None, "offset bins, or pixels of the field of view; null is 3d where the files say where the horizon was"
     )
     fov_bins: Whole = option(None, "3d, pixels along each side of the field; null is pixels of 0.2 deg", ge=2, le=200)
     fov_max: Deg = option(2.5, "3d, distance of the sides of the field from the pointing", gt=0, le=20)
@@ -120,7 +120,7 @@ class Binning(Section):
             raise ValueError(f"off_min ({self.off_min:g} deg) must be 0 for binning.mode: 3d, which has no hole")
         if self.fov_bins == self.e_bins:
             raise ValueError(
-                f"fov_bins and binning.e_bins are both {self.fov_bins}: gammapy tells the axes of a 3D background "
+                f"fov_bins and binning.e_bins are both {self.fov_bins}: gammapy guesses the axes of a 3D background "
                 "apart by their number of bins, take different ones"
             )
 
@@ -183,7 +183,7 @@ class Slurm(Section):
 
     workers: Whole = option(8, "most worker processes, of one core each", ge=1)
     min_workers: Whole | None = option(None, "fewest; null: workers, always; 0: none where there is no work", ge=0)
-    tls: StrictBool = option(True, "encrypt, and let nobody else in (temporary certificates)")
+    tls: StrictBool = option(True, "encrypt, and refuse all other users (temporary certificates)")
     lifetime: Minutes | None = option(
         None, "a worker's, then another takes its place; null goes by the walltime", gt=0
     )
@@ -210,7 +210,7 @@ class RunStoreSettings(Section):
 class Exclusion(Section):
     """What is cut out of the field of view."""
 
-    star_cat: PathText | None = option(None, "star table, sought beside this file; null is the one of $GAMMAPY_DATA")
+    star_cat: PathText | None = option(None, "star table, sought next to this file; null is the one of $GAMMAPY_DATA")
     star_mag: Mag = option(5.0, "stars brighter than this are excluded (V)")
     star_radius: Deg = option(0.3, "radius around a star", gt=0)
     default_radius: Deg = option(0.35, "least radius around a catalogue source", gt=0)
@@ -312,7 +312,7 @@ class BackgroundSelection(Section):
 
     @property
     def night_scale(self) -> float:
-        """Time in days in which the runs that tell the level of the night age; 0 where none are asked."""
+        """Time in days in which the runs of the nights around age; 0 where they do not count."""
         if self.night_level is not None:
             return self.night_level
         return 1.0 if self.ranking == "conditions" else 0.0
@@ -381,7 +381,7 @@ class Modelling(Section):
     own: Literal["off", "level", "spectrum"] = option(
         "off", "what a run's own counts outside exclusions correct, above its threshold (not held out)"
     )
-    own_counts: Number = option(100.0, "own, counts that the other runs are worth beside them", gt=0)
+    own_counts: Number = option(100.0, "own, counts that the other runs are worth", gt=0)
     field_sigma: Deg = option(0.5, "3d, width of the Gaussian of free, if smooth_sigma does not say it", ge=0)
 
     @model_validator(mode="after")
@@ -493,9 +493,9 @@ class Config(Section):
             raise ConfigError(f"cluster: {error}") from error
 
     def _beside(self, path: str) -> Path:
-        """Return ``path`` beside the configuration file if it is there, else as it is."""
-        beside = (self.base_dir or Path()) / path
-        return beside if beside.exists() else Path(path)
+        """Return ``path`` next to the configuration file if it is there, else as it is."""
+        local = (self.base_dir or Path()) / path
+        return local if local.exists() else Path(path)
 
 
 def _lists(value: Any) -> Any:

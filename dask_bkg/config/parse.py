@@ -83,7 +83,7 @@ def parse_config(mapping: Mapping[str, Any], base_dir: str | Path | None = None)
         The configuration, with our keys or those of gammapy-tools. NumPy values, table columns, quantities and paths
         are taken; null is "not set". It is not changed; ``explicit`` of the result is a plain copy of it.
     base_dir
-        Directory beside which relative files are sought, None for the working directory only.
+        Directory that relative paths start from, None for the working directory only.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def _in_words(problem: Any) -> str:
 
 
 def _unit_at(loc: tuple[int | str, ...]) -> str:
-    """Return the unit of the option at ``loc`` behind a blank, empty if it has none."""
+    """Return the unit of the option at ``loc`` after a blank, empty if it has none."""
     names = [str(part) for part in loc if isinstance(part, str)]
     fields = _model_at(names[:-1]).model_fields if len(names) > 1 else {}
     unit = unit_of(fields[names[-1]]) if names and names[-1] in fields else ""

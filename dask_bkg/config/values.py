@@ -50,7 +50,7 @@ def to_number(value: Any, unit: str) -> float:
     >>> to_number("100 GeV", "TeV")
     0.1
     """
-    # True is an int to Python, but nobody means "1 TeV" by it.
+    # True is an int to Python, but no user means "1 TeV" by it.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(_number_wanted(unit, value))
     number = _read_quantity(value, unit) if isinstance(value, str) else float(value)

@@ -192,7 +192,7 @@ def _key(key: Any) -> Any:
 
 
 def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:
-    """Return a plain copy for a file elsewhere: what lies beside the configuration's own file gets its whole path.
+    """Return a plain copy for a file elsewhere: what lies next to the configuration's own file gets its whole path.
 
     Those are ``exclusion.star_cat``, ``exclusion.exclude_region_files``, the same of ``validation.exclusion``, and a
     text file ``run_selection.runlist``.

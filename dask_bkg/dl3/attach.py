@@ -139,7 +139,7 @@ def has_background(path: str | os.PathLike[str], name: str, hdu_class: str) -> b
         return False
     if found is None or not _is_background(found):
         return False
-    # some programs leave the kind out: then only the index tells it
+    # some programs leave the kind out: then only the index has it
     return str(found.header.get("HDUCLAS4", "")).strip().upper() in ("", hdu_class.strip().upper())
 
 
@@ -180,7 +180,7 @@ def reads_reversed(path: str | os.PathLike[str]) -> bool:
 def other_hdus_digest(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """EXTNAME and SHA-256 of every HDU that is not a background, in the order of the file.
 
-    They tell what `attach_background` leaves as it is: all bytes of an HDU, but for the cards that it changes in an
+    They cover what `attach_background` leaves as it is: all bytes of an HDU, but for the cards that it changes in an
     event list of H.E.S.S. DR1, which are left out before and after.
 
     Raises

@@ -71,10 +71,10 @@ def background_table(
     # GADF counts axes as FITS does, the first runs fastest: (energy, DETX, DETY) is our (fov_lat, fov_lon, energy)
     values = np.moveaxis(values, 0, -1)[np.newaxis] * TEV_TO_MEV
     hdu = fits.BinTableHDU.from_columns([*_axis_columns(axes), _rate_column(values)])
-    told: dict[str, tuple[Any, str]] = {"FOVALIGN": (alignment.upper(), "field of view aligned with")}
+    own: dict[str, tuple[Any, str]] = {"FOVALIGN": (alignment.upper(), "field of view aligned with")}
     if mirror and isinstance(edges, FieldEdges):
-        told["MIRRORED"] = (True, "fov_lon reversed, as gammapy reads this run")
-    for key, card in {**told, **(cards or {})}.items():
+        own["MIRRORED"] = (True, "fov_lon reversed, as gammapy reads this run")
+    for key, card in {**own, **(cards or {})}.items():
         hdu.header[key] = card
     return hdu
 

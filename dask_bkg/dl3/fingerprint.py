@@ -38,9 +38,9 @@ def fingerprint(hdus: Iterable[Hdu]) -> str:
     """
     digest = blake2b(digest_size=16)
     for hdu in hdus:
-        told = {key: card for key, card in hdu.header.items() if key not in IGNORED and not key.startswith("TDISP")}
+        cards = {key: card for key, card in hdu.header.items() if key not in IGNORED and not key.startswith("TDISP")}
         # 100 and 100.0 are the same number, written by two programs
-        plain = (f"{key}={float(card) if isinstance(card, int) else card!r}" for key, card in sorted(told.items()))
+        plain = (f"{key}={float(card) if isinstance(card, int) else card!r}" for key, card in sorted(cards.items()))
         digest.update("\n".join(plain).encode())
         digest.update(hdu.data)
     return digest.hexdigest()

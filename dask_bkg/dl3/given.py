@@ -15,10 +15,10 @@ from dask_bkg.errors import RunError
 
 UNIT = "s-1 TeV-1 sr-1"
 FILE_UNIT = "s-1 MeV-1 sr-1"
-"""What a rate is taken for where the file does not tell, or nobody understands it."""
+"""Unit of a rate where the file gives none, or one that cannot be read."""
 
 OFFSET, FIELD = (("THETA", "deg"),), (("DETY", "deg"), ("DETX", "deg"))
-"""Columns of the axes beside the energy: of rings, and of the field (``fov_lat``, ``fov_lon``)."""
+"""Columns of the axes after the energy: of offset, or of the field (``fov_lat``, ``fov_lon``)."""
 
 
 class Given(NamedTuple):
@@ -52,7 +52,7 @@ def read_given(store: Datastore, obs_id: int, events: str = "") -> Given:
     obs_id
         The run.
     events
-        File of its events, which tells whether gammapy mirrors a 3D background; that of the archive by default.
+        File of its events, which decides whether gammapy mirrors a 3D background; that of the archive by default.
 
     Raises
     ------
@@ -110,6 +110,6 @@ def _factor(text: str) -> float:
 
 
 def _unit(text: str, default: str) -> Any:
-    """A unit of a column; the default where there is none, or nobody understands it."""
+    """A unit of a column; the default where there is none, or one that cannot be read."""
     unit = u.Unit(text, parse_strict="silent") if text else u.Unit(default)
     return unit if not isinstance(unit, u.UnrecognizedUnit) else u.Unit(default)

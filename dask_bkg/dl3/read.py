@@ -21,10 +21,10 @@ from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.sky.horizon import SECONDS_PER_DAY, Times
 
 WORTH_A_NOTE = 0.01
-"""Share of events outside of the good time intervals from which the user is told."""
+"""Share of events outside of the good time intervals from which a note is made."""
 
 QUANTILE = 0.25
-"""Of ln E of the events: what tells a run's threshold where there is no effective area."""
+"""Of ln E of the events: stands for a run's threshold where there is no effective area."""
 
 
 class RunFile(NamedTuple):
@@ -74,7 +74,7 @@ class RunEvents(NamedTuple):
         RA, Dec [deg] and energy [TeV] of events outside of the good time intervals that were left out for that alone,
         shape ``(3, events)``; None: there are none.
     times
-        When those events came that were not left out, and the good time; None: nobody knows.
+        When those events came that were not left out, and the good time; None: unknown.
     """
 
     ra: NDArray
@@ -155,7 +155,7 @@ def _read_tables(run: RunFile) -> _Tables:
 
 
 def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
-    """Thresholds and integral of the effective area; what it does not tell is left out, which is no error."""
+    """Thresholds and integral of the effective area; what it does not have is left out, which is no error."""
     try:
         hdu = find_hdu(hdus, run.aeff_hdu, "EFF_AREA", run.obs_id, run.path)
     except (RunError, *BROKEN):

@@ -51,7 +51,7 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
             # what has been handed over need not stay on the cluster
             future.release()
     except BaseException:
-        # an interrupt: the cluster may be somebody else's, and would go on computing
+        # an interrupt: the cluster may be another user's, and would go on computing
         client.cancel(futures)
         raise
 

@@ -58,7 +58,7 @@ def retire_backgrounds(plan: Plan, targets: Iterable[Target]) -> Table | None:
         store = existing_store(out_dir)
         if store is None:
             return None
-        # told now and not when hours of work are to be put into the index
+        # an error now, and not when hours of work are to be put into the index
         check_fit(store.hdu, plan.store.hdu)
         check_fit(store.obs, plan.store.obs)
         rows = store.hdu

@@ -367,6 +367,6 @@ def summarize_flags(flag: NDArray) -> dict:
     """Number of bins for each flag in words, and the indices (energy, ring) of those that were filled."""
     counted = {text: int(((flag & bit) > 0).sum()) for bit, text in FIELD_FLAGS.items()}
     summary: dict = {"bins": {text: n for text, n in counted.items() if n}}
-    if flag.ndim == 2:  # of the thousands of pixels of a field nobody reads a list
+    if flag.ndim == 2:  # a list of the thousands of pixels of a field has no reader
         summary["filled"] = np.argwhere((flag & (RING_FILLED | EXTRAPOLATED)) > 0).tolist()
     return summary

@@ -165,9 +165,9 @@ def _roles(plan: Plan, tables: Tables) -> dict[str, tuple[Any, Mapping[int, sele
     settings = plan.config.background_selection
     if plan.config.io.from_run:
         return {"spectrum": (settings, tables.given)}
-    nobody = {run: selection.by_hand(run, [], tables.runs) for run in tables.given}
+    none = {run: selection.by_hand(run, [], tables.runs) for run in tables.given}
     return {
-        role: (section, nobody if role == "night" else tables.given)
+        role: (section, none if role == "night" else tables.given)
         for role, section in selection.settings_of_roles(settings).items()
     }
 

@@ -98,7 +98,7 @@ def kl_tables(
 ) -> list[Delayed]:
     """Tasks that write, for each target, the divergences of its candidates as a FITS table; one a block of targets.
 
-    Candidates are the runs that pass the cuts, and those of a list by hand; the run itself is beside them, as
+    Candidates are the runs that pass the cuts, and those of a list by hand; the run itself comes with them, as
     gammapy-tools has it.
     """
     layers = Layers()

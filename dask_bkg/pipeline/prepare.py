@@ -88,7 +88,7 @@ def _with_runs(config: Config, found: list[int], missing: list[int], failed: dic
 
 
 def _save(prepared: Config, in_dir: Path) -> None:
-    """Write the configuration, never over a file of somebody else."""
+    """Write the configuration, never over a file of another program."""
     target = in_dir / "config.yaml"
     if target.exists() and not _is_ours(target):
         log.warning("%s is not a file of dask_bkg and stays as it is", target)
@@ -116,7 +116,7 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
     Returns the runs that could not be placed, with their reasons.
     """
     before = existing_store(in_dir)
-    if before is not None:  # what does not fit is told before anything is copied
+    if before is not None:  # what does not fit is an error before anything is copied
         check_fit(before.hdu, archive.hdu)
         check_fit(before.obs, archive.obs)
     remove_leftovers(in_dir)
@@ -190,7 +190,7 @@ def _survey(
 
 
 def _files(archive: Datastore, runs: list[int]) -> list[str]:
-    """Files of runs, each once; a run whose rows are wrong is told when it is placed."""
+    """Files of runs, each once; a run whose rows are wrong is reported when it is placed."""
     files: dict[str, str] = {}
     placed_rows(archive, runs, lambda obs_id, path: files.setdefault(path, path))
     return list(files)

@@ -32,7 +32,7 @@ from dask_bkg.plan import Plan, plan_job
 log = logging.getLogger(__name__)
 
 SAVE_EVERY = 5.0
-"""Seconds after which the run store is told of the files that were written."""
+"""Seconds after which the files that were written are recorded in the run store."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tables of the runs that take part in a job, once the run store is up to date.
 
-The tables of its targets and of the runs that may contribute to them, and the lists that somebody wrote by hand.
+The tables of its targets and of the runs that may contribute to them, and the lists that the user wrote.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ INDEX_COLUMNS = {
     "n_tels": "N_TELS",
     "muon_efficiency": "MUONEFF",
 }
-"""Columns of an obs-index that may know what the files of the runs do not tell."""
+"""Columns of an obs-index that may have what the files of the runs lack."""
 
 SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
 """Per-run numbers of a `dask_bkg.background.target.Sight`."""
 
 HORIZON = {**SITE_CARDS, "time": "TSTART and MJDREFI"}
-"""Per-run numbers that tell where the horizon is, and the cards that they come from."""
+"""Per-run numbers that give the horizon, and the cards that they come from."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _rows(
 
 
 def _without_horizon(plan: Plan, store: RunStore) -> dict[int, str]:
-    """Runs of which nobody knows where the horizon was, and why, if the job needs it."""
+    """Runs whose horizon is unknown, and why, if the job needs it."""
     if plan.field_plan is None or "altaz" not in (plan.field_plan.counted, plan.field_plan.written):
         return {}
     table = store.table()

@@ -111,7 +111,7 @@ def plot_backgrounds(path: str | Path, made: RingBackgrounds | FieldBackground, 
         The backgrounds.  Of 2D ones spectra and radial profiles are shown, of more than `FEW_RUNS` runs as bands; of
         a 3D one the fields at three energies, relative to the mean at the same offset.
     title
-        Line above; by default it tells the number of runs.
+        Line above; by default the number of runs.
 
     Raises
     ------

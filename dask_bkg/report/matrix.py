@@ -79,7 +79,7 @@ def plot_kl_matrix(path: str | Path, kl: ArrayLike, obs_id: ArrayLike, zenith: A
     obs_id
         Run numbers, shape ``(runs,)``.
     zenith
-        Zenith angles [deg] for strips beside the matrix, shape ``(runs,)``.
+        Zenith angles [deg] for strips next to the matrix, shape ``(runs,)``.
     """
     kl, obs_id = np.array(kl, dtype=float), np.asarray(obs_id)
     shown = evenly(len(kl), MATRIX_RUNS)
@@ -136,14 +136,14 @@ def _label_runs(axes, obs_id: NDArray) -> None:
 
 
 def _draw_strips(figure: Figure, axes, zenith: NDArray) -> None:
-    """Zenith angles above and beside the matrix, with their own scale."""
+    """Zenith angles above the matrix and to its right, with their own scale."""
     box = axes.get_position()
     known = zenith[np.isfinite(zenith)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 90.0)
     norm = Normalize(low, max(high, low + 1))
-    beside = figure.add_axes((box.x1 + 0.006, box.y0, 0.016, box.height))
+    right = figure.add_axes((box.x1 + 0.006, box.y0, 0.016, box.height))
     above = figure.add_axes((box.x0, box.y1 + 0.006, box.width, 0.016))
-    for part, values in ((beside, zenith[:, None]), (above, zenith[None, :])):
+    for part, values in ((right, zenith[:, None]), (above, zenith[None, :])):
         strip = part.imshow(
             np.ma.masked_invalid(values), norm=norm, cmap="magma", aspect="auto", interpolation="nearest"
         )

@@ -68,7 +68,7 @@ def _run_lines(store: RunStore, table: dict[str, NDArray]) -> list[tuple[str, st
 
 
 def _view_text(store: RunStore, name: str) -> str:
-    """A view beside the fine one; whoever needs it no more removes its directory in the store."""
+    """A further view; its directory in the store may be removed when it is needed no more."""
     view, n_runs = store.views[name], int(store.usable(name).sum())
     about = f"{layout.axes_text(view)}; {view.method}, {view.reach}"
     return f"{about}; {n_runs} runs; {_size_text(layout.place_of(store.path, name))}"

@@ -39,7 +39,7 @@ RUNS, FINE, PARTS = "runs", "fine", "parts"
 """Directories of a store: the table of the runs, the view of the empty name, what tasks have written."""
 
 VIEW_NAMES = ("rings", "field")
-"""What the names of views beside the fine one, and of their directories, begin with."""
+"""What the names of further views, and of their directories, begin with."""
 
 TEXTS = (*RUN_TEXTS, "fingerprint")
 """Per-run texts of the store."""

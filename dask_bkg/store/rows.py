@@ -107,7 +107,7 @@ class Layout(NamedTuple):
     integers, numbers, texts
         Names of scalars: int64, of which the first one is ``obs_id``; float64; and texts.
     axes
-        What else tells this store from others, such as bin edges; goes into JSON.
+        What else makes this store differ from others, such as bin edges; goes into JSON.
     """
 
     arrays: Mapping[str, Column]

@@ -106,7 +106,7 @@ class RunStore:
         return self.views[""]
 
     def view_for(self, edges: Edges, method: str, reach: str) -> View:
-        """The view from which histograms on some axes can be had: the fine one, or exact rings beside it.
+        """The view from which histograms on some axes can be had: the fine one, or one of these offset bins.
 
         Parameters
         ----------
@@ -140,7 +140,7 @@ class RunStore:
         Returns
         -------
         view
-            The fine one, or one beside it, fine where the axes are sums of the fine ones.
+            The fine one, or a further one, fine where the axes are sums of the fine ones.
         """
         fine = self.fine
         assert fine.pixels is not None
@@ -239,7 +239,7 @@ class RunStore:
         """What must be read so that the store has runs as they are: one piece of work a task; within `writing`.
 
         Opens no event file.  To be read are runs that are new, whose files changed as far as their size and time
-        tell, whose exclusion near the pointing changed, or which lack a view; and runs that failed, unless their
+        say, whose exclusion near the pointing changed, or which lack a view; and runs that failed, unless their
         files and the exclusion are the same.  This job cannot use them until they are recorded; others find what the
         store has of them.  Runs of which something is known and whose files are out of reach are only reported in
         `errors`: they are back, unread, when their files are.
