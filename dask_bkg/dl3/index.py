@@ -246,8 +246,8 @@ def write_index(
 
     All columns, units and header cards of the tables are kept. Rows are sorted by run and strings are as wide as
     the data need, so that the bytes depend on the contents alone. Of several background rows of a run the first
-    is written. Both files are written to temporary paths first; whatever stops the job, a run that the HDU index names is in
-    the observation index too if it is in ``obs``.
+    is written. Both files are written to temporary paths first; whatever stops the job, a run that the HDU index
+    names is in the observation index too if it is in ``obs``.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The table of one run's candidates and their divergence, as gammapy-tools' ``store_KL`` writes it.
 
-Its ``mimic_data`` looks for ``<run>.kl.fits`` next to the backgrounds and finds there the rows of the obs-index with a
-column ``KL_DIV``, nearest first; it takes the first row for the run itself.
+Its ``mimic_data`` looks for ``<run>.kl.fits`` next to the backgrounds and finds there the rows of the obs-index with
+a column ``KL_DIV``, nearest first; it takes the first row for the run itself.
 """
 
 from __future__ import annotations
