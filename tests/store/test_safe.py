@@ -305,7 +305,7 @@ def test_what_was_being_made_when_a_job_was_killed_is_cleared_away(tmp_path):
     os.utime(left[1])  # may belong to a job that is making a store
     store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
     assert [path.exists() for path in left] == [False, True, True]
-    view = store.path / ".dask_bkg-1-0-rings-0123abcd"
+    view = store.path / f".dask_bkg-1-{0:016x}-rings-0123abcd"
     (view / "counts").mkdir(parents=True)
     with store.writing():
         assert not view.exists()
