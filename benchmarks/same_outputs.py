@@ -19,15 +19,17 @@ compared.  What only AFTER has is listed; a DL3 file or index file that only it 
 
 Two runs of one checkout differ in nothing but this, which is left out:
 
-- the modification times of files: in ``files`` of the provenance (sizes are compared), in ``*.hints.json``;
+- the times when files were written: in ``files`` of the provenance (sizes are compared), in ``*.hints.json``, and in
+  ``written`` and ``file_time`` of the store of results;
 - the times in the attributes of the run store (attributes of datasets, units among them, are not compared).
 
 Two checkouts may differ in this, which is left out too: ``versions`` of packages, and the names of jobs (``job``, the
 keys of ``jobs``: hashes of all that a job is made of, versions included).
 
 ``--rtol`` above 0 compares the numbers instead of the bytes: columns and cards of BACKGROUND, index and divergence
-tables, numbers of texts and datasets.  Other HDUs must keep their bytes.  Hashes (``config_hash``, ``digest``, the
-card CONFHASH), the card CREATOR, the sizes of packed files and pictures may then change.
+tables, numbers of texts and datasets.  Other HDUs must keep their values to the last bit, the comments of their cards
+may change.  Hashes (``config_hash``, ``digest``, the card CONFHASH), the card CREATOR, the sizes of packed files and
+pictures may then change.
 
 Exit status: 0 the same; 1 something differs by more than ``--rtol``, or is lost; 2 wrong usage, or a job failed.
 """
@@ -62,14 +64,17 @@ from numpy.typing import NDArray
 EVERY = 5
 """Each fifth of the 72 runs receives backgrounds."""
 
-NOT_REPEATABLE = frozenset({"versions", "job"})
-"""Keys of texts that are left out."""
+NOT_REPEATABLE = frozenset({"versions", "job", "written", "file_time"})
+"""Keys of texts and variables of datasets that are left out."""
 
-HASHES = frozenset({"config_hash", "digest"})
-"""Keys that change with the names of options and the versions of formats: compared with --rtol 0 only."""
+OF_BYTES = frozenset({"config_hash", "digest", "file_size"})
+"""As `NOT_REPEATABLE`, with --rtol above 0: hashes change with names of options, sizes with the packing."""
 
 CARDS = frozenset({"CREATOR", "CONFHASH"})
-"""As `HASHES`, header cards of backgrounds."""
+"""As `OF_BYTES`, header cards of backgrounds."""
+
+MOST = 20
+"""Remarks that are printed of each kind of files."""
 
 KEPT = "same-outputs.json"
 
@@ -279,12 +284,16 @@ class Difference:
 
 
 def relative_difference(one: NDArray, two: NDArray) -> float:
-    """Largest of ``|one - two| / max(|one|, |two|)``; infinite for texts, shapes or NaN that differ."""
+    """Largest of ``|one - two| / max(|one|, |two|)``; infinite for texts, shapes or NaN that differ.
+
+    Floats of different precision are compared in the lower one.
+    """
     if one.shape != two.shape:
         return float("inf")
     if one.dtype.kind not in "biufc" or two.dtype.kind not in "biufc":
         return 0.0 if np.array_equal(one, two) else float("inf")
-    one, two = (a.astype(float if a.dtype.kind in "bf" else a.dtype) for a in (one, two))
+    if one.dtype.kind == two.dtype.kind == "f":
+        one, two = (a.astype(min(one.dtype, two.dtype, key=lambda kind: kind.itemsize)) for a in (one, two))
     differs = ~((one == two) | ((one != one) & (two != two)))
     if not differs.any():
         return 0.0
@@ -297,15 +306,27 @@ def relative_difference(one: NDArray, two: NDArray) -> float:
 
 def compare_datasets(one: Path, two: Path, rtol: float, lost: frozenset[str]) -> Difference:
     """Compare the variables of two exported datasets."""
-    found = Difference()
+    found, skip = Difference(), NOT_REPEATABLE | (OF_BYTES if rtol else frozenset())
     with np.load(one) as before, np.load(two) as after:
-        found.extra = sorted(set(after.files) - set(before.files))
-        for name in before.files:
-            if name in after.files:
-                found.add(name, relative_difference(before[name], after[name]))
+        found.extra = sorted(set(after.files) - set(before.files) - skip)
+        for name in sorted(set(before.files) - skip):
+            other = _counterpart(after, name, before[name].ndim)
+            if other is not None:
+                found.add(name, relative_difference(before[name], other))
             elif name not in lost:
                 found.add(f"{name} is lost", float("inf"))
     return found
+
+
+def _counterpart(after: Mapping[str, NDArray], name: str, ndim: int) -> NDArray | None:
+    """A variable of BEFORE in AFTER, which may have it by role: ``shape_exposure`` is then an ``exposure``."""
+    role, of_role = ("shape", name.removeprefix("shape_")) if name.startswith("shape_") else ("spectrum", name)
+    if name in after and after[name].ndim == ndim:
+        return after[name]
+    roles = after["role"].tolist() if "role" in after else []
+    if of_role in after and role in roles and after[of_role].ndim == ndim + 1:
+        return after[of_role][:, roles.index(role)]
+    return after.get(name)
 
 
 def compare_fits(one: Path, two: Path, rtol: float, lost: frozenset[str]) -> Difference:
@@ -322,10 +343,9 @@ def compare_fits(one: Path, two: Path, rtol: float, lost: frozenset[str]) -> Dif
             return found
         for hdu, other in zip(before, after, strict=True):
             if _bytes_of(hdu, raw[0]) != _bytes_of(other, raw[1]):
-                if one.parent.name == "data" and hdu.name != "BACKGROUND":
-                    found.add(f"bytes of {hdu.name}", float("inf"))
-                else:
-                    _compare_hdu(found, hdu, other)
+                # what a job only hands on must stay as it is, to the last bit
+                exactly = one.parent.name == "data" and hdu.name != "BACKGROUND"
+                _compare_hdu(found, hdu, other, exactly)
     return found
 
 
@@ -334,12 +354,16 @@ def _bytes_of(hdu: Any, raw: bytes) -> bytes:
     return raw[place["hdrLoc"] : place["datLoc"] + place["datSpan"]]
 
 
-def _compare_hdu(found: Difference, hdu: Any, other: Any) -> None:
+def _compare_hdu(found: Difference, hdu: Any, other: Any, exactly: bool) -> None:
+    of_hdu = Difference()
     for key in sorted({*hdu.header, *other.header} - CARDS):
         values = [_leaf(str(h.header.get(key))) for h in (hdu, other)]
-        found.add(f"card {key} of {hdu.name}", relative_difference(*values))
+        of_hdu.add(f"card {key} of {hdu.name}", relative_difference(*values))
     if isinstance(hdu, fits.BinTableHDU) and isinstance(other, fits.BinTableHDU):
-        _compare_columns(found, Table(hdu.data), Table(other.data), f" of {hdu.name}")
+        _compare_columns(of_hdu, Table(hdu.data), Table(other.data), f" of {hdu.name}")
+    for place, relative in of_hdu.places.items():
+        found.add(f"{place}, {relative:.3g}" if exactly else place, float("inf") if exactly else relative)
+    found.extra += of_hdu.extra
 
 
 def _compare_columns(found: Difference, before: Table, after: Table, of: str = "") -> None:
@@ -362,7 +386,7 @@ def compare_tables(one: Path, two: Path, rtol: float, lost: frozenset[str]) -> D
 def compare_texts(one: Path, two: Path, rtol: float, lost: frozenset[str]) -> Difference:
     """Compare JSON or YAML value by value, without what is `NOT_REPEATABLE`, with ``rtol`` also without `HASHES`."""
     load = json.loads if one.suffix == ".json" else yaml.safe_load
-    found, skip = Difference(), NOT_REPEATABLE | (HASHES if rtol else frozenset())
+    found, skip = Difference(), NOT_REPEATABLE | (OF_BYTES if rtol else frozenset())
     before, after = (dict(_leaves(load(path.read_text()), skip, bool(rtol))) for path in (one, two))
     found.packed = one.read_bytes() == two.read_bytes()
     found.extra = sorted(set(after) - set(before))
@@ -458,7 +482,7 @@ def compare(before: Path, after: Path, rtol: float, lost: frozenset[str]) -> boo
         Variables and keys that only ``before`` may have.
     """
     files = [_files(outputs) for outputs in (before, after)]
-    rows, remarks, same = [], [], True
+    rows, remarks, same = [], {}, True
     for kind, compare_files in KINDS.items():
         mine, theirs = ({path for path, k in found.items() if k == kind} for found in files)
         found = {path: compare_files(before / path, after / path, rtol, lost) for path in sorted(mine & theirs)}
@@ -467,17 +491,21 @@ def compare(before: Path, after: Path, rtol: float, lost: frozenset[str]) -> boo
         new = theirs - mine
         wrong = bad or gone or (new and compare_files is compare_fits)
         same = same and not wrong
-        for path, difference in found.items():
-            remarks += _remarks(path, difference)
-        remarks += [f"{path}: only BEFORE has it" for path in sorted(gone)]
-        remarks += [f"{path}: only AFTER has it" for path in sorted(new)]
+        lines = [f"{path}: only BEFORE has it" for path in sorted(gone)]
+        lines += [f"{path}: only AFTER has it" for path in sorted(new)]
+        lines += [line for path, difference in found.items() for line in _remarks(path, difference)]
+        if lines:
+            remarks[kind] = lines
         if found or gone or new:
             largest = max((d.relative for d in found.values()), default=0.0)
             packed = sum(d.packed for d in found.values()) if compare_files is compare_fits else ""
             identical = sum(d.identical for d in found.values())
             rows.append((kind, len(mine), identical, packed, f"{largest:.3g}", "DIFFERENT" if wrong else "same"))
     _print_table(("what", "files", "identical", "packed too", "largest rel. diff.", ""), rows)
-    _print_remarks(remarks)
+    for kind, lines in remarks.items():
+        print("\n".join(["", f"{kind}:", *(f"  {line}" for line in lines[:MOST])]))
+        if len(lines) > MOST:
+            print(f"  ... and {len(lines) - MOST} more")
     if not any(files):
         _stop(f"there is nothing to compare in {before} and {after}")
     return same
@@ -492,14 +520,8 @@ def _remarks(path: Path, found: Difference) -> list[str]:
     worst = sorted(found.places.items(), key=lambda item: -item[1])[:8]
     remarks = [f"{path}: {place} ({relative:.3g})" for place, relative in worst]
     if not found.identical and not found.places:
-        remarks.append(f"{path}: bytes that hold no number")
+        remarks.append(f"{path}: bytes that are none of the values compared")
     return remarks + ([f"{path}: only AFTER has {', '.join(found.extra[:12])}"] if found.extra else [])
-
-
-def _print_remarks(remarks: list[str], most: int = 60) -> None:
-    print("\n".join(["", *remarks[:most]]) if remarks else "")
-    if len(remarks) > most:
-        print(f"... and {len(remarks) - most} more")
 
 
 def _print_table(head: tuple, rows: list[tuple]) -> None:

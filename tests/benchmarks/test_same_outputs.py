@@ -28,10 +28,13 @@ def script():
     return loaded
 
 
-def edit_bytes(path: Path, place: bytes) -> None:
-    """Change a byte of a gzipped file, 5,000 bytes behind some text."""
+def edit_bytes(path: Path, hdu: str, comment: bool) -> None:
+    """Change a byte of a HDU of a gzipped file: of its data, or of a comment of its header."""
     raw = bytearray(gzip.decompress(path.read_bytes()))
-    raw[raw.index(place) + 5000] ^= 1
+    with fits.open(io.BytesIO(bytes(raw))) as hdus:
+        place = hdus[hdu].fileinfo()
+    at = raw.index(b" / ", place["hdrLoc"]) + 3 if comment else place["datLoc"] + 100
+    raw[at] ^= 1
     path.write_bytes(gzip.compress(bytes(raw)))
 
 
@@ -88,7 +91,8 @@ def test_a_checkout_is_the_same_as_itself_and_what_is_altered_is_found(script, t
     provenance = Path("rings-kl", "results", "provenance.json")
     # what is altered, and the status with --rtol 0 and 0.01
     changes = {
-        "byte of the events": (lambda at: edit_bytes(at / run, b"'EVENTS  '"), 1, 1),
+        "byte of the events": (lambda at: edit_bytes(at / run, "EVENTS", comment=False), 1, 1),
+        "comment of a header": (lambda at: edit_bytes(at / run, "EVENTS", comment=True), 1, 0),
         "rate of a file": (lambda at: scale(at / run, "BACKGROUND", "BKG", 1.001), 1, 0),
         "rate of a file by much": (lambda at: scale(at / run, "BACKGROUND", "BKG", 1.1), 1, 1),
         "rate of a dataset": (lambda at: edit(at / rates, scaled, "rate", 1.001), 1, 0),
@@ -137,6 +141,27 @@ def test_a_checkout_is_the_same_as_itself_and_what_is_altered_is_found(script, t
 def test_relative_difference(script, one, two, expected):
     assert script.relative_difference(np.array(one), np.array(two)) == pytest.approx(expected, rel=1e-12, abs=0)
     assert script.relative_difference(np.array(two), np.array(one)) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_floats_of_two_precisions_are_compared_in_the_lower_one(script):
+    exact = np.array([0.1, 1 / 3])
+    assert script.relative_difference(exact.astype(np.float32), exact) == 0
+    assert script.relative_difference(exact.astype(np.float32), 1.001 * exact) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_variable_may_be_found_by_its_role(script, tmp_path):
+    counts, shape = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) + 10
+    before = {"counts": counts, "shape_counts": shape, "written": np.array(1)}
+    after = {"counts": np.stack([shape, counts], axis=1), "role": np.array(["shape", "spectrum"])}
+
+    def difference(changed: dict) -> float:
+        for name, arrays in (("one", before), ("two", after | changed)):
+            script.save_arrays(tmp_path / f"{name}.npz", arrays)
+        return script.compare_datasets(tmp_path / "one.npz", tmp_path / "two.npz", 0.0, frozenset()).relative
+
+    assert difference({}) == 0
+    assert difference({"counts": np.stack([counts, shape], axis=1)}) > 0
+    assert difference({"role": np.array(["night", "spectrum"])}) == np.inf
 
 
 def test_texts_are_compared_without_versions_and_times(script, tmp_path):
