@@ -22,8 +22,7 @@ MOST = 200
 
 
 def draw_backgrounds(summary: Summary, config: Config) -> Path | None:
-    """Draw `dask_bkg.report.plot_backgrounds` of a job next to its tables; a picture that fails is logged, and no
-    error.
+    """Draw `dask_bkg.report.plot_backgrounds` of a job next to its tables; a failure is logged, and no error.
 
     Of 2D backgrounds a sample of the runs, of 3D ones the run with the most events.
 
