@@ -111,7 +111,7 @@ def test_an_output_that_cannot_be_made(found, tmp_path):
 
 @pytest.mark.parametrize(("kind", "right"), [("nfs4", False), ("lustre", False), ("ext4", True), ("", True)])
 def test_scratch_on_a_network_disk(kind, right):
-    finding = check._scratch(("/here", kind, 10**9))
+    finding = check._scratch("/here", kind, 10**9)
     assert finding.right == right
     assert "/here" in finding.words
 
