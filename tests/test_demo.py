@@ -24,6 +24,8 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.output.write import Result
 from dask_bkg.simulate import Truth
 
+pytestmark = pytest.mark.slow
+
 RUNS, EVENTS = 10, 3000
 OBS_IDS = list(range(64001, 64001 + RUNS))
 DATASTORES = ("runwise", "stacked")

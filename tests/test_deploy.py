@@ -17,7 +17,7 @@ from dask_bkg.config.yaml import dump_yaml, parse_yaml, read_yaml
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MACHINES = ("machines/run.sh", "machines/scheduler.sh", "machines/worker.sh")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from dask_bkg.sky.exclusion import make_regions
 from dask_bkg.store.load import load_histograms
 from dask_bkg.store.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -18,6 +18,8 @@ from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import read_datastore
 from dask_bkg.simulate import simulate_archive
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

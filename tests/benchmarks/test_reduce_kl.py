@@ -19,6 +19,8 @@ from dask_bkg.reduction.reduce import reduce_block
 from dask_bkg.sky.catalogs import read_region_file, read_stars
 from dask_bkg.sky.exclusion import concat_regions, make_regions
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CRAB_RUNS = [23523, 23526, 23559, 23592]
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 
 

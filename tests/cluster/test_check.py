@@ -17,6 +17,8 @@ from dask_bkg.cluster.check import check_worker, file_system, one_worker
 from dask_bkg.config import parse_config
 from dask_bkg.config.yaml import dump_yaml
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def client():

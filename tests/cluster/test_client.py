@@ -16,6 +16,8 @@ from dask_bkg.cluster import client as clients
 from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 def at(where: str, n_workers: int = 1):
     return parse_config({"cluster": where, "config": {"njobs": n_workers}})

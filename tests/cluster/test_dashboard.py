@@ -18,6 +18,8 @@ from dask_bkg.cluster.dashboard import dashboard_lines, tunnel
 from dask_bkg.cluster.usage import _totals, log_usage, usage_since
 from dask_bkg.config.yaml import dump_yaml
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lines(monkeypatch):

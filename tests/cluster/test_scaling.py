@@ -11,6 +11,8 @@ import pytest
 
 from dask_bkg.cluster.scaling import WholeJobs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scaling():

@@ -19,7 +19,7 @@ from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 from dask_bkg.pipeline import run as pipeline
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture

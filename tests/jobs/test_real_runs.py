@@ -21,7 +21,7 @@ from dask_bkg.pipeline.prepare import prepare_runs
 from dask_bkg.sky.catalogs import sky_regions
 from dask_bkg.validation import compare, compare_counts
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 N_RUNS = 72
 CRAB_RUNS = [23523, 23526, 23559, 23592]

@@ -16,6 +16,8 @@ from dask_bkg.store.changes import digest_of
 from dask_bkg.store.load import open_runs
 from dask_bkg.store.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 # 30 files are put into their places: the job ends before the n-th
 MOMENTS = {
     "plan": 1,

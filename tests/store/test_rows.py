@@ -270,6 +270,7 @@ def fold_and_tidy(store):
     store.tidy()
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_all_items(tmp_path):
     """Twelve items, eight of which are made again with two others: each is there as it was, or as it is now."""
     (tmp_path / "start").mkdir()
@@ -293,6 +294,7 @@ def test_a_kill_at_any_moment_leaves_all_items(tmp_path):
     assert {0, 6, 10} <= set(seen)
 
 
+@pytest.mark.slow
 def test_a_kill_while_rows_are_moved_loses_none(tmp_path):
     (tmp_path / "start").mkdir()
     start = Rows.create(tmp_path / "start" / "things.zarr", LAYOUT, "things")
