@@ -232,7 +232,9 @@ def export(outputs: Path) -> None:
     for results in sorted(path.parent for path in outputs.rglob("provenance.json")):
         _save(dask_bkg.open_backgrounds(results), outputs, results.relative_to(outputs) / "backgrounds")
     for store in sorted(outputs.rglob("runs*.zarr")):
-        for view in ["", *sorted(zarr.open_group(store, mode="r").group_keys())]:
+        # the fine view has the empty name; since layout 3 it and the table of runs are groups as well
+        groups = set(zarr.open_group(store, mode="r").group_keys()) - {"fine", "runs"}
+        for view in ["", *sorted(groups)]:
             _save(dask_bkg.open_runs(store, view), outputs, store.relative_to(outputs) / (view or "fine"))
 
 

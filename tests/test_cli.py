@@ -407,7 +407,7 @@ def test_a_bad_configuration(yaml_file, tmp_path, sections, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("run_selection: {runlist: [020136]}", ["line 1", "020136", "octal", "write 20136"]),
+        ("run_selection: {runlist: [020136]}", ["line 1", "020136", "begins with a zero", "write 20136"]),
         ("io: [unclosed", ["config.yaml", "line 1"]),
         ("just words", ["must be a table of sections"]),
         ("io: {}\nio: {}", ["line 2", "io is given twice"]),

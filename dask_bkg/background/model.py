@@ -125,7 +125,7 @@ def stacked_rate(
         rate = _scaled(rate, np.full(rate.value.shape[0], night.value), added=night.error)
     if model.rate.own == "off":
         return Estimate(rate, night)
-    own = _own(target, rate.average[:, inner], _level_error(rate), stacks["own"], model)
+    own = _own(target, rate.average[:, inner], _level_error(rate), stacks.get("own"), model)
     return Estimate(_scaled(rate, own.energies, level_error=own.level_error), night, own)
 
 
@@ -164,11 +164,11 @@ def _per_energy(values: NDArray, array: NDArray) -> NDArray:
     return values.reshape(-1, *(1,) * (array.ndim - 1))
 
 
-def _own(target: Target, mean: NDArray, level_error: NDArray, own: Stack, model: Model) -> Own:
+def _own(target: Target, mean: NDArray, level_error: NDArray, own: Stack | None, model: Model) -> Own:
     """Factors on the rate by the target's own counts."""
+    if own is None or mean.shape != own.counts.shape:
+        raise ValueError("model.own needs the target's own offset bins, and a rate that has such")
     counts, exposure = own.counts, own.exposure
-    if mean.shape != counts.shape:
-        raise ValueError("model.own needs a rate in the target's own offset bins")
     # an unknown threshold is taken to be where there are most counts
     threshold = target.threshold if target.threshold > 0 else model.edges.energy[int(counts.sum(axis=1).argmax())]
     seen = model.edges.energy[:-1] >= threshold * (1 - TOLERANCE)

@@ -332,7 +332,7 @@ def test_own_counts_and_smoothing_of_rings_need_rings(job, four_runs):
         config = job(
             four_runs, binning={"mode": "3d"}, model={"field": "plain", **model}, background_selection=selection
         )
-        with pytest.raises(ConfigError, match=r"works on rings, and model.field: plain has none: set"):
+        with pytest.raises(ConfigError, match=r"works on offset bins, and model.field: plain has none: set"):
             run_make_background(config)
 
 

@@ -324,11 +324,11 @@ from dask_bkg.pipeline import graph
 
 write_block, calls = graph.write_block, []
 
-def killed_at_the_third(targets, *args):
+def killed_at_the_third(targets, **how):
     calls.append(targets)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return write_block(targets, *args)
+    return write_block(targets, **how)
 
 graph.WRITE_BATCH, graph.write_block = 1, killed_at_the_third
 compat.run_make_background(json.loads(sys.argv[1]))
