@@ -18,38 +18,15 @@ from pydantic import ValidationError
 
 from dask_bkg.config import gammapy_tools
 from dask_bkg.config.models import (
-    IO,
     SECTIONS,
     BackgroundSelection,
-    Binning,
     Config,
-    Exclusion,
-    Execution,
-    Modelling,
-    RunSelection,
     Section,
-    Slurm,
     unit_of,
 )
 from dask_bkg.config.presets import PRESETS, VERITAS_SEASONS
 from dask_bkg.config.yaml import plain, read_yaml
 from dask_bkg.errors import ConfigError
-
-__all__ = [
-    "IO",
-    "PRESETS",
-    "VERITAS_SEASONS",
-    "BackgroundSelection",
-    "Binning",
-    "Config",
-    "Exclusion",
-    "Execution",
-    "Modelling",
-    "RunSelection",
-    "Slurm",
-    "load_config",
-    "parse_config",
-]
 
 log = logging.getLogger(__name__)
 

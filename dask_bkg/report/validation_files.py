@@ -40,10 +40,14 @@ def write_validation(validation: Validation, directory: Path) -> str:
         What there is to say of it, for a terminal.
     """
     every = [validation, *([validation.against] if validation.against else [])]
-    told, columns = [summarise(one) for one in every], run_columns(validation)
+    summaries, columns = [summarise(one) for one in every], run_columns(validation)
     rows = compare({one.name: one for one in every}, validation.name) if len(every) > 1 else []
     directory.mkdir(parents=True, exist_ok=True)
-    numbers = {"validation": told[0], "against": told[1] if len(told) > 1 else None, "comparison": rows}
+    numbers = {
+        "validation": summaries[0],
+        "against": summaries[1] if len(summaries) > 1 else None,
+        "comparison": rows,
+    }
     flagged = {int(n): flag_words(int(f)) for n, f in zip(columns["obs_id"], columns["flag"], strict=True) if f}
     content = {**numbers, "flagged": flagged, "failed": validation.failed}
     with atomic_path(directory / "validation.json") as path:
@@ -51,8 +55,8 @@ def write_validation(validation: Validation, directory: Path) -> str:
     with atomic_path(directory / "validation.ecsv") as path:
         _table(columns).write(path, format="ascii.ecsv", overwrite=True)
     with atomic_path(directory / "validation.html") as path:
-        path.write_text(make_page(validation, told, columns, rows), encoding="utf-8")
-    return describe(validation, told, columns, rows)
+        path.write_text(make_page(validation, summaries, columns, rows), encoding="utf-8")
+    return describe(validation, summaries, columns, rows)
 
 
 def _finite(value: Any) -> Any:

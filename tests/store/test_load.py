@@ -12,7 +12,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from helpers.archive_job import FINE, FIRST, copy_store, disc, run_files, update
+from helpers.archive_job import FINE, FIRST, disc, run_files, update
 
 import dask_bkg
 from dask_bkg import schema
@@ -30,19 +30,6 @@ from dask_bkg.store.store import RunStore
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
-
-
-@pytest.fixture(scope="module")
-def master(archive, tmp_path_factory):
-    store = RunStore.open_or_create(tmp_path_factory.mktemp("master") / "runs.zarr", FINE, block=5)
-    update(store, run_files(archive[0], 12))
-    return store.path
-
-
-@pytest.fixture
-def filled(master, tmp_path):
-    """A store of the 12 runs of `archive` without an exclusion, in blocks of 5, of one's own."""
-    return copy_store(master, tmp_path / "runs.zarr")
 
 
 def test_it_opens_without_a_warning(filled):

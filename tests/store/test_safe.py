@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, update
+from helpers.archive_job import BIG, FINE, FIRST, assert_stored, chunk_states, disc, run_files, update
 
 from dask_bkg import dl3
 from dask_bkg.binning import Edges, fine_view
 from dask_bkg.errors import ArchiveError
 from dask_bkg.files import Lock, stat_cache
-from dask_bkg.reduction import reduce
 from dask_bkg.store import layout
 from dask_bkg.store import load as load_module
 from dask_bkg.store import table as table_module
@@ -36,37 +35,6 @@ ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
 
 def drop_event(hdus):
     hdus["EVENTS"].data = hdus["EVENTS"].data[1:]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
-
-
-@pytest.fixture(scope="module")
-def master(archive, tmp_path_factory):
-    store = RunStore.open_or_create(tmp_path_factory.mktemp("master") / "runs.zarr", FINE, block=5)
-    update(store, run_files(archive[0], 12))
-    return store.path
-
-
-@pytest.fixture
-def filled(master, tmp_path):
-    """A store of the 12 runs of `archive` without an exclusion, in blocks of 5, of one's own."""
-    return copy_store(master, tmp_path / "runs.zarr")
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Numbers of the runs whose files were opened."""
-    numbers, read = [], reduce.read_run
-
-    def counted(run, *args, **kwargs):
-        numbers.append(run.obs_id)
-        return read(run, *args, **kwargs)
-
-    monkeypatch.setattr(reduce, "read_run", counted)
-    return numbers
 
 
 def test_a_store_keeps_its_own_axes_and_says_so(filled, caplog):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from helpers.archive_job import FINE, FIRST, assert_stored, chunk_states, copy_store, disc, run_files, stored, update
+from helpers.archive_job import FINE, FIRST, assert_stored, chunk_states, disc, run_files, stored, update
 
 from dask_bkg.binning import Edges
 from dask_bkg.dl3.attach import attach_background
@@ -26,37 +26,6 @@ from dask_bkg.store.store import RunStore
 
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
-
-
-@pytest.fixture
-def store(tmp_path):
-    return RunStore.open_or_create(tmp_path / "runs.zarr", FINE, block=5)
-
-
-@pytest.fixture(scope="module")
-def master(archive, tmp_path_factory):
-    store = RunStore.open_or_create(tmp_path_factory.mktemp("master") / "runs.zarr", FINE, block=5)
-    update(store, run_files(archive[0], 12))
-    return store.path
-
-
-@pytest.fixture
-def filled(master, tmp_path):
-    """A store of the 12 runs of `archive` without an exclusion, in blocks of 5, of one's own."""
-    return copy_store(master, tmp_path / "runs.zarr")
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Numbers of the runs whose files were opened."""
-    numbers, read = [], reduce.read_run
-
-    def counted(run, *args, **kwargs):
-        numbers.append(run.obs_id)
-        return read(run, *args, **kwargs)
-
-    monkeypatch.setattr(reduce, "read_run", counted)
-    return numbers
 
 
 def drop_event(hdus):
