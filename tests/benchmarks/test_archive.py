@@ -53,6 +53,17 @@ def script(monkeypatch, tmp_path):
 # -- the programs --------------------------------------------------------------------------------------------
 
 
+def test_bench_stores_writes_what_a_job_left_once_a_row(script, capsys):
+    rows = script("bench_stores", "--runs", 60, "--sample", 6, "--events", 2000)["rows"]
+    assert [(row["mode"], row["store"]) for row in rows] == [
+        ("2d", "run store, fine"), ("2d", "run store, runs"), ("2d", "backgrounds"),
+        ("3d", "run store, field"), ("3d", "run store, fine"), ("3d", "run store, runs"), ("3d", "backgrounds"),
+    ]  # fmt: skip
+    assert all(row["runs"] == 60 and row["megabytes"] > 0 for row in rows)
+    assert max(row["files"] for row in rows) < 70
+    assert "3d  backgrounds" in capsys.readouterr().out
+
+
 def test_bench_kl_runs_and_both_ways_agree(script, capsys):
     told = script("bench_kl", "--runs", 120, "--hours", 5, "--repeat", 1)
     (row,) = told["archives"]

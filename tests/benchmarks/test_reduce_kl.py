@@ -47,6 +47,7 @@ def test_every_benchmark_has_its_test():
         "bench_kl",
         "bench_roles",
         "bench_scaling",
+        "bench_stores",
         "bench_validate",
         "common",
     }
