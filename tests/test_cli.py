@@ -30,6 +30,8 @@ from dask_bkg.config.presets import PRESETS
 from dask_bkg.config.yaml import dump_yaml, parse_yaml
 from dask_bkg.simulate import simulate_archive
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 ALL_DONE, NOTHING_DONE, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 COMMANDS = ("demo", "config", "run", "reduce", "info", "kl", "simulate")
 PROGRAM = Path(sysconfig.get_path("scripts"), "dask-bkg")

@@ -34,6 +34,8 @@ from dask_bkg.dl3.index import read_datastore
 from dask_bkg.errors import ArchiveError, ConfigError, RunError
 from dask_bkg.pipeline import single
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = [64001, 64002, 64003, 64004]
 
 

@@ -20,6 +20,8 @@ from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.selection import by_hand
 from dask_bkg.sky.fov import ring_grid
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 RINGS = np.linspace(0, 2.5, 11)
 PIXELS = np.linspace(-2.5, 2.5, 26)
 INDEX, WIDTH = 2.7, 1.5

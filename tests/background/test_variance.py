@@ -13,6 +13,8 @@ from dask_bkg.background.field_shapes import fit_tilt, upwards
 from dask_bkg.background.fill import EXTRAPOLATED, MEASURED, RING_FILLED
 from dask_bkg.sky.fov import ring_grid
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 ENERGY = np.geomspace(0.3, 10, 9)
 RINGS = np.linspace(0, 2.5, 11)
 CENTER = (RINGS[1:] + RINGS[:-1]) / 2

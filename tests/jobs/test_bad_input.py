@@ -22,6 +22,8 @@ from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.simulate import simulate_archive
 from dask_bkg.store.store import RunStore
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 GOOD, BAD = [64001, 64003, 64004], 64002
 
 

@@ -27,6 +27,8 @@ from dask_bkg.pipeline.prepare import prepare_runs
 from dask_bkg.simulate import Truth, simulate_archive
 from dask_bkg.validation.maps import compare_counts
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 ENERGY, OFFSET = np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11)  # the default binning
 SOLID_ANGLE = 2 * np.pi * -np.diff(np.cos(np.deg2rad(OFFSET)))
 BIN = np.diff(ENERGY)[:, None] * SOLID_ANGLE

@@ -31,6 +31,8 @@ from dask_bkg.simulate import simulate_archive
 from dask_bkg.store.load import load_field
 from dask_bkg.store.store import RunStore
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = [64001, 64002, 64003, 64004]
 FIELD = {"mode": "3d", "fov_bins": 10}
 STACKED = {"io": {"from_run": False}, "background_selection": {"rank": "kl", "time_request": 0.8}}

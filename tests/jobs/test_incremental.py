@@ -19,6 +19,8 @@ from dask_bkg.pipeline import run as pipeline
 from dask_bkg.reduction import reduce
 from dask_bkg.simulate import simulate_archive
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = list(range(64001, 64009))
 NEW = 64008
 

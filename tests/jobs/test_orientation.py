@@ -33,6 +33,8 @@ from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, placed_rows
 from dask_bkg.simulate import simulate_archive
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_ID = 64001
 EDGES = FieldEdges(np.geomspace(0.1, 100, 13), np.round(np.arange(-12.5, 13) * 0.2, 12))
 MAP_ENERGY = MapAxis.from_energy_bounds("0.3 TeV", "10 TeV", nbin=3)

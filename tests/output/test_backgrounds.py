@@ -25,6 +25,8 @@ from dask_bkg.output.write import Result, pack
 from dask_bkg.schema import edges_of, field_edges_of
 from dask_bkg.store.rows import Rows, write_part
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 EDGES = Edges(np.geomspace(0.1, 10, 5), np.linspace(0, 2, 4))
 FIELD = FieldEdges(EDGES.energy, np.linspace(-2, 2, 7))
 

@@ -31,6 +31,8 @@ from dask_bkg.output.write import Result
 from dask_bkg.pipeline import graph as wiring
 from dask_bkg.pipeline import run as pipeline
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 
 @pytest.fixture
 def job(job, _four_runs, tmp_path, tmp_path_factory):

@@ -32,6 +32,8 @@ from dask_bkg.output.write import Block, Result, digest_of, summarize_flags, wri
 from dask_bkg.plan import plan_job
 from dask_bkg.reduction.reduce import reduce_block
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 mpl.use("Agg")
 
 

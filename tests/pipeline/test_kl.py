@@ -25,6 +25,8 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.pipeline import kl as matrix
 from dask_bkg.report.matrix import sample
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = list(range(64001, 64013))
 BINNING = {"e_min": 0.2, "e_max": 20, "e_bins": 4, "off_max": 2, "off_bins": 2}
 

@@ -15,6 +15,8 @@ from dask_bkg.pipeline import run as pipeline
 from dask_bkg.pipeline.memory import estimate_memory, runs_wanted, tell_memory
 from dask_bkg.plan import plan_job
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 FINE = {"mode": "3d", "fov_bins": 60, "e_bins": 50}
 
 

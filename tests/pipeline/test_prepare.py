@@ -20,6 +20,8 @@ from dask_bkg.pipeline import prepare as prepare_module
 from dask_bkg.pipeline.prepare import prepare_runs
 from dask_bkg.pipeline.run import run_job
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 
 @pytest.fixture
 def job(job, _four_runs, tmp_path, tmp_path_factory):

@@ -33,6 +33,8 @@ from dask_bkg.plan import plan_job
 from dask_bkg.reduction import reduce
 from dask_bkg.reduction.reduce import reduce_block
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OTHERS = {"from_run": False}
 OBS_IDS = [64001, 64002, 64003, 64004]
 

@@ -16,6 +16,8 @@ from dask_bkg.plan import plan_job
 from dask_bkg.reduction import reduce
 from dask_bkg.store import update
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = [64001, 64002, 64003, 64004]
 OTHERS = {"from_run": False}
 

@@ -19,6 +19,8 @@ from dask_bkg.reduction import reduce
 from dask_bkg.store.load import open_runs
 from dask_bkg.store.store import RunStore
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 OBS_IDS = [64001, 64002, 64003, 64004]
 
 

@@ -14,6 +14,8 @@ from scipy.special import i0
 from dask_bkg import report
 from dask_bkg.report import averages
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 ENERGY, OFFSET, FOV = np.geomspace(0.1, 100, 16), np.linspace(0, 2.5, 11), np.linspace(-2.5, 2.5, 26)
 CENTER = {"energy": np.sqrt(ENERGY[1:] * ENERGY[:-1]), "offset": (OFFSET[1:] + OFFSET[:-1]) / 2}
 PIXEL = (FOV[1:] + FOV[:-1]) / 2

@@ -10,6 +10,8 @@ from matplotlib.image import imread
 
 from dask_bkg import report
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 
 def divergences(place: np.ndarray, skew: float = 0.2) -> np.ndarray:
     """Divergences of runs on a line, larger towards one side."""

@@ -11,6 +11,8 @@ from dask_bkg.config import parse_config
 from dask_bkg.pipeline import run as pipeline
 from dask_bkg.report import picture
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 
 @pytest.fixture
 def done(job, four_runs):

@@ -14,6 +14,8 @@ from scipy import integrate, optimize, special, stats
 from dask_bkg.errors import ConfigError
 from dask_bkg.simulate import Truth, camera, simulate_archive
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 RUNS, EVENTS, SEED = 15, 4000, 3
 TILT, ELONGATION = 0.4, 0.06
 

@@ -21,6 +21,8 @@ from dask_bkg.errors import ConfigError
 from dask_bkg.simulate import Truth, response, simulate_archive
 from dask_bkg.simulate.truth import run_norm, spectrum
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 RUNS, EVENTS, SEED = 12, 4000, 5
 PLANTED = {"tilt": -0.08, "tilt_slope": 0.1, "steepening": 0.4, "mirror_threshold": 1.5}
 CALENDAR = {"seasons": 5, "nights": 30, "weather": 0.1}

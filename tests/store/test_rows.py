@@ -16,6 +16,8 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.store import rows as module
 from dask_bkg.store.rows import Column, Layout, Rows, write_part
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 LAYOUT = Layout(
     {
         "rate": Column("float32", ("energy",), (6,), "s-1", "a rate"),

@@ -29,6 +29,8 @@ from dask_bkg.store.rows import Rows
 from dask_bkg.store.store import RunStore
 from dask_bkg.store.update import RunDone, update_block
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 RINGS = Edges(np.geomspace(0.1, 100, 31), np.linspace(0, 2.5, 11))
 ODD = Edges(np.geomspace(0.13, 70, 6), np.array([0.0, 0.33, 1.1, 2.3]))
 

@@ -18,6 +18,8 @@ from dask_bkg.config.yaml import dump_yaml
 from dask_bkg.report.validation_files import write_validation
 from dask_bkg.validation import summarise
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 
 def call(*arguments):
     return CliRunner().invoke(main, [*map(str, arguments), "--no-progress"])

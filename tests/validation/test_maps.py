@@ -14,6 +14,8 @@ from dask_bkg.sky.exclusion import concat_regions, make_regions
 from dask_bkg.sky.fov import separation
 from dask_bkg.validation.maps import Comparison, compare_counts
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 RUNS = range(64001, 64007)
 RANGE = {"energy_max": 10.0, "offset_max": 2.0}
 

@@ -20,6 +20,8 @@ from dask_bkg.pipeline import run as pipeline
 from dask_bkg.sky import fov
 from dask_bkg.validation.prediction import HALVES, Nodes, Places, _sub_pixels, predict, wanted
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 PIXELS = tuple(np.round(np.arange(-12.5, 13) * 0.2, 12).tolist())
 ENERGY = tuple(np.geomspace(0.1, 100, 31).tolist())
 PLACES = Places(ENERGY, PIXELS, 2.0)

@@ -18,6 +18,8 @@ from dask_bkg.pipeline import update as collect
 from dask_bkg.validation import compare, summarise
 from dask_bkg.validation.run import validate_models
 
+pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
+
 FIRST, N = 64001, 12
 STACK = {"from_run": False}
 MODES = [{"mode": "2d"}, {"mode": "3d"}, {"mode": "3d", "alignment": "radec"}]
