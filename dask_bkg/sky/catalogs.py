@@ -45,10 +45,7 @@ class ExclusionSettings(Protocol):
         """``max`` or ``document``."""
 
 
-CATALOG_FILES = {
-    "gammacat": "catalogs/gammacat/gammacat.fits.gz",
-    "3hwc": "catalogs/3HWC.ecsv",
-}
+CATALOG_FILES = {"gammacat": "catalogs/gammacat/gammacat.fits.gz", "3hwc": "catalogs/3HWC.ecsv"}
 STAR_FILE = "veritas/crab-point-like-ED/Hipparcos_MAG8_1997.dat"
 GET_DATA = "get it with `gammapy download datasets` and set $GAMMAPY_DATA to its directory"
 
