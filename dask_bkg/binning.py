@@ -48,15 +48,7 @@ class Edges(NamedTuple):
 
 
 class FieldEdges(NamedTuple):
-    """Bin edges of a background with square pixels of the field of view.
-
-    Attributes
-    ----------
-    energy
-        Edges [TeV], ascending.
-    fov
-        Edges of the pixels [deg], ascending, the same along ``fov_lon`` and ``fov_lat``.
-    """
+    """Bin edges of a background in square pixels, ascending: energy [TeV], ``fov_lon`` and ``fov_lat`` [deg]."""
 
     energy: NDArray
     fov: NDArray
@@ -257,7 +249,11 @@ def is_sum_of(fine: Edges | ArrayLike, coarse: Edges | ArrayLike) -> bool:
     """
     if isinstance(fine, Edges) and isinstance(coarse, Edges):
         return all(is_sum_of(*pair) for pair in zip(fine, coarse, strict=True))
-    distance, scale = _distance_to(np.asarray(fine, dtype=float), np.asarray(coarse, dtype=float))
+    fine, coarse = np.asarray(fine, dtype=float), np.asarray(coarse, dtype=float)
+    right = np.clip(np.searchsorted(fine, coarse), 1, fine.size - 1)
+    distance = np.minimum(np.abs(fine[right] - coarse), np.abs(fine[right - 1] - coarse))
+    # near zero an edge is compared with the width of its bins
+    scale = np.maximum(np.abs(coarse), fine[right] - fine[right - 1])
     return bool((distance <= TOLERANCE * scale).all())
 
 
@@ -306,11 +302,3 @@ def sum_bins(values: NDArray, fine: NDArray, coarse: NDArray, axis: int) -> NDAr
     inside = np.flatnonzero(index >= 0)
     part = values[(slice(None),) * axis + (slice(inside[0], inside[-1] + 1),)]
     return np.add.reduceat(part, np.searchsorted(index[inside], np.arange(coarse.size - 1)), axis=axis)
-
-
-def _distance_to(fine: NDArray, coarse: NDArray) -> tuple[NDArray, NDArray]:
-    """Distance of each coarse edge to the nearest fine one, and the scale of which it is a fraction."""
-    right = np.clip(np.searchsorted(fine, coarse), 1, fine.size - 1)
-    distance = np.minimum(np.abs(fine[right] - coarse), np.abs(fine[right - 1] - coarse))
-    # near zero an edge is compared with the width of its bins
-    return distance, np.maximum(np.abs(coarse), fine[right] - fine[right - 1])

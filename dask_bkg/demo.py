@@ -52,6 +52,11 @@ class Comparison:
     stacked: NDArray
     stacked_error: NDArray
 
+    @property
+    def ratios(self) -> dict[str, tuple[NDArray, NDArray]]:
+        """Expected over true events with their errors, for both kinds of backgrounds."""
+        return {"run-wise": (self.own, self.own_error), "stacked": (self.stacked, self.stacked_error)}
+
 
 def run_demo(
     out_dir: str | Path, n_workers: int = 2, echo: Callable[[str], None] = print, progress: bool = True
@@ -98,14 +103,9 @@ def run_demo(
 
 def demo_config(out_dir: Path, name: str) -> dict:
     """Configuration of one of the two jobs, ``runwise`` or ``stacked``."""
-    archive = str(out_dir / "archive")
+    archive, made = str(out_dir / "archive"), str(out_dir / name)
     return {
-        "io": {
-            "search_datastore": archive,
-            "in_dir": archive,
-            "out_dir": str(out_dir / name),
-            "from_run": name == "runwise",
-        },
+        "io": {"search_datastore": archive, "in_dir": archive, "out_dir": made, "from_run": name == "runwise"},
         "run_store": {"path": str(out_dir / STORE)},
         # the picture is of rings; the simulated field is round
         "binning": {"mode": "2d"},
@@ -129,9 +129,6 @@ def _job(out_dir: Path, name: str, echo: Callable[[str], None], progress: bool) 
     return done
 
 
-# -- comparison with the truth -------------------------------------------------------------------------------
-
-
 def compare(truth: Truth, own: list, stacked: list) -> Comparison:
     """Expected events of the backgrounds that were written over the true ones, run by run."""
     pairs = zip(own, stacked, strict=True)
@@ -141,16 +138,14 @@ def compare(truth: Truth, own: list, stacked: list) -> Comparison:
     return Comparison(obs_id, zenith, *ratios.T)
 
 
-def _grid(threshold: float) -> tuple[NDArray, NDArray]:
-    energy = np.geomspace(threshold, ENERGY_MAX, 200)
-    return energy[:, None], np.linspace(0.02, OFFSET_MAX, 100)[None, :]
-
-
 def _ratio(truth: Truth, result) -> float:
     """Integral over energy and solid angle of the background as gammapy interpolates it, over the truth's."""
     if not result.done:
         return float("nan")
-    energy, offset = _grid(result.threshold)
+    energy, offset = (
+        np.geomspace(result.threshold, ENERGY_MAX, 200)[:, None],
+        np.linspace(0.02, OFFSET_MAX, 100)[None],
+    )
     weight = energy * np.sin(np.deg2rad(offset))
     made = read_rate(result.output, result.hdu, energy, offset)
     return float((made * weight).sum() / (truth.rate(result.obs_id, energy, offset) * weight).sum())
@@ -175,31 +170,18 @@ def _table(truth: Truth, found: Comparison, summaries: dict) -> str:
     rows = []
     for i, obs_id in enumerate(found.obs_id.tolist()):
         own, stacked = (summaries[name].results[i] for name in ("runwise", "stacked"))
-        rows.append(
-            [
-                obs_id,
-                f"{found.zenith[i]:.0f}",
-                own.n_events,
-                f"{found.own[i]:.3f}",
-                f"{stacked.n_runs}",
-                float(stacked.hours),
-                f"{found.stacked[i]:.3f}",
-            ]
-        )
+        rows.append([
+            obs_id, f"{found.zenith[i]:.0f}", own.n_events, f"{found.own[i]:.3f}", f"{stacked.n_runs}",
+            float(stacked.hours), f"{found.stacked[i]:.3f}",
+        ])  # fmt: skip
     header = ["run", "zenith", "events", "run-wise/truth", "runs", "hours", "stacked/truth"]
     lines = [report.format_table(header, rows), ""]
-    for name, values, error in (
-        ("run-wise", found.own, found.own_error),
-        ("stacked", found.stacked, found.stacked_error),
-    ):
+    for name, (values, error) in found.ratios.items():
         lines.append(
             f"{name:9s} made/truth: mean {np.nanmean(values):.3f}, scatter {np.nanstd(values):.3f} "
             f"(statistics alone {np.sqrt(np.nanmean(error**2)):.3f})"
         )
     return "\n".join(lines)
-
-
-# -- picture -------------------------------------------------------------------------------------------------
 
 
 def _draw(path: Path, truth: Truth, found: Comparison, summaries: dict, config: Config) -> None:
@@ -208,12 +190,8 @@ def _draw(path: Path, truth: Truth, found: Comparison, summaries: dict, config: 
     example = crab[int(np.argsort(found.zenith[crab])[len(crab) // 2])]
     made = {"run-wise": summaries["runwise"].results[example], "stacked": summaries["stacked"].results[example]}
     colors = {"run-wise": report.OWN, "stacked": report.STACKED}
-    obs_id, ratios = int(found.obs_id[example]), []
-    for name, values, error in (
-        ("run-wise", found.own, found.own_error),
-        ("stacked", found.stacked, found.stacked_error),
-    ):
-        ratios.append(report.Curve(name, found.zenith, values, error, colors[name]))
+    obs_id = int(found.obs_id[example])
+    ratios = [report.Curve(name, found.zenith, *pair, colors[name]) for name, pair in found.ratios.items()]
     report.plot_demo(
         path,
         _field(made["stacked"], config),

@@ -18,28 +18,14 @@ from dask_bkg.binning import AXES, FIELD, Edges, FieldEdges
 UNITS = {
     "counts": "",
     "exposure": "s TeV sr",
-    "energy": "TeV",
-    "offset": "deg",
-    "fov_lon": "deg",
-    "fov_lat": "deg",
-    "ontime": "s",
-    "livetime": "s",
-    "zenith": "deg",
-    "azimuth": "deg",
-    "parallactic": "deg",
-    "site_lon": "deg",
-    "site_lat": "deg",
+    **dict.fromkeys(("offset", "fov_lon", "fov_lat", "zenith", "azimuth", "parallactic"), "deg"),
+    **dict.fromkeys(("site_lon", "site_lat", "ra_pnt", "dec_pnt", "ra_obj", "dec_obj"), "deg"),
+    **dict.fromkeys(("energy", "lo_thres", "e_thres"), "TeV"),
+    **dict.fromkeys(("ontime", "livetime"), "s"),
+    **dict.fromkeys(("solid_angle", "field_solid_angle"), "sr"),
     "site_height": "m",
     "time": "d",
-    "ra_pnt": "deg",
-    "dec_pnt": "deg",
-    "ra_obj": "deg",
-    "dec_obj": "deg",
-    "lo_thres": "TeV",
-    "e_thres": "TeV",
     "aeff_integral": "m2 TeV-1.7",
-    "solid_angle": "sr",
-    "field_solid_angle": "sr",
 }
 """Unit of each variable and coordinate; others have none."""
 
@@ -106,11 +92,8 @@ def run_dataset(
         Other scalar coordinates (``obs_id``, ``object``).
     """
     scalars = {name: float(numbers.get(name, np.nan)) for name in RUN_NUMBERS}
-    dataset = xr.Dataset(
-        {"counts": (AXES, np.asarray(counts)), "exposure": (AXES, np.asarray(exposure))},
-        coords={**axis_coords(edges), **scalars, **labels},
-    )
-    return with_units(dataset)
+    histograms = {"counts": (AXES, np.asarray(counts)), "exposure": (AXES, np.asarray(exposure))}
+    return with_units(xr.Dataset(histograms, coords={**axis_coords(edges), **scalars, **labels}))
 
 
 def with_units(dataset: xr.Dataset) -> xr.Dataset:

@@ -2,8 +2,8 @@
 
 In: by role (``spectrum``, ``shape``, ``night``, ``field``, ``own``) counts and exposure of a target's contributing
 runs, shape ``(energy, offset)`` [s TeV sr], or ``(energy, fov_lat, fov_lon)``.  Out: node values of the background
-rate [s-1 TeV-1 sr-1] on the same axes, with flags and relative errors.  Eager arrays: energies TeV, angles deg, times
-s.
+rate [s-1 TeV-1 sr-1] on the same axes, with flags and relative errors.  All modules take and return plain arrays:
+energies TeV, angles deg, times s; axes ``energy``, then ``offset``.
 
 The eight steps of the default model, and where each is:
 

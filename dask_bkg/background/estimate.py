@@ -1,10 +1,8 @@
 """From stacked counts and exposure to a background rate without empty bins.
 
 The steps, in their order: `fill_rate`, or `rate_of_shape` where the shape comes from more runs than the spectrum;
-`dask_bkg.background.smooth.smooth`; `dask_bkg.background.nodes.node_values` (gammapy interpolates between bin
-centres; the values are set such that this interpolation gives the counts back).  The error of each bin is propagated
-through all of them (`dask_bkg.background.variance`).  Pure arrays: energies TeV, angles deg, exposure s TeV sr, rates
-s-1 TeV-1 sr-1; axes ``energy``, then ``offset``.
+`dask_bkg.background.smooth.smooth`; `dask_bkg.background.nodes.node_values`.  The error of each bin is propagated
+through all of them (`dask_bkg.background.variance`).
 """
 
 from __future__ import annotations
@@ -14,15 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dask_bkg.background.fill import (
-    SHAPE_POOLED,
-    UNSEEN,
-    conserve,
-    conserved_response,
-    normalisations,
-    pooled_shape,
-    shape_variance,
-)
+from dask_bkg.background import fill
 from dask_bkg.background.nodes import node_values
 from dask_bkg.background.smooth import Smoothing, blur_response, resolution, smooth
 from dask_bkg.background.variance import Variance, Weights, blind_errors, column
@@ -38,11 +28,11 @@ class Rate(NamedTuple):
     flag
         Sum of the bits in `dask_bkg.background.fill.FLAGS`, 0 for a bin that is measured by its own counts, shape
         ``(energy, offset)``.
-    mean
-        Averages over the bins, of which ``value`` are the nodes, shape ``(energy, offset)``; None: they are the same.
     error
         Relative statistical error of the averages, of the shape of ``value``; infinite where a bin that is not filled
         has no counts.
+    mean
+        Averages over the bins, of which ``value`` are the nodes, shape ``(energy, offset)``; None: they are the same.
     level_error
         The part of it that is common to all bins of an energy, shape ``(energy,)``.
     resolution
@@ -52,8 +42,8 @@ class Rate(NamedTuple):
 
     value: NDArray
     flag: NDArray
+    error: NDArray
     mean: NDArray | None = None
-    error: NDArray | None = None
     level_error: NDArray | None = None
     resolution: NDArray | None = None
 
@@ -163,6 +153,10 @@ class Filled(NamedTuple):
         """Relative error of the normalisation of each energy, shape ``(energy,)``."""
         return np.sqrt(self.variance.normalisation)
 
+    def after(self, response: NDArray) -> Filled:
+        """With the variance after a step of this response, shape ``(energy, offset, offset)``."""
+        return self._replace(variance=self.variance._replace(response=response @ self.variance.response))
+
 
 def estimate_rate(
     counts: NDArray,
@@ -215,20 +209,16 @@ def estimate_rate(
     if settings.fill and shape is not None and shape.counts.any():
         smoothing = settings.smoothing_of_shape
         filled = rate_of_shape(Histogram(counts, exposure), shape, edges, settings.min_counts, smoothing, weights)
+    elif settings.fill:
+        filled = _smoothed(fill_rate(counts, exposure, edges[0], settings.min_counts, weights), edges[1], smoothing)
     else:
-        if settings.fill:
-            filled = fill_rate(counts, exposure, edges[0], settings.min_counts, weights)
-        else:
-            filled = _plain(counts, exposure, weights)
-        filled = _smoothed(filled, edges[1], smoothing)
+        filled = _smoothed(_plain(counts, exposure, weights), edges[1], smoothing)
     if settings.through_gammapy:
-        blur = blur_response(filled.value, edges[1], settings.smooth_sigma)
-        variance = filled.variance._replace(response=blur @ filled.variance.response)
-        filled = filled._replace(variance=variance)
+        filled = filled.after(blur_response(filled.value, edges[1], settings.smooth_sigma))
     width = np.zeros(filled.value.shape)
     if not smoothing.idle or settings.through_gammapy:
         width = resolution(filled.variance.response, filled.counts, edges[1])
-    rate = Rate(filled.value, filled.flag, None, filled.error, filled.level_error, width)
+    rate = Rate(filled.value, filled.flag, filled.error, None, filled.level_error, width)
     if settings.node_values == "plain":
         return rate
     return rate._replace(value=node_values(filled.value, filled.exposure, *edges), mean=filled.value)
@@ -239,8 +229,8 @@ def _plain(counts: NDArray, exposure: NDArray, weights: Weights) -> Filled:
     # a file cannot say "unknown"; a NaN of a filled rate would be a fault, and is not to be hidden
     value = np.nan_to_num(plain_rate(counts, exposure), posinf=0.0)
     seen = np.where(exposure > 0, counts, 0.0)
-    normalisation = weights.spectrum / np.maximum(seen.sum(axis=1), UNSEEN)
-    shape = column(weights.spectrum) / np.maximum(seen, UNSEEN)
+    normalisation = weights.spectrum / np.maximum(seen.sum(axis=1), fill.UNSEEN)
+    shape = column(weights.spectrum) / np.maximum(seen, fill.UNSEEN)
     variance = Variance(normalisation, shape, _independent(shape), 0 * shape)
     return Filled(value, np.zeros(counts.shape, dtype=int), variance, seen, exposure)
 
@@ -255,8 +245,15 @@ def _smoothed(filled: Filled, offset_edges: NDArray, smoothing: Smoothing) -> Fi
     if smoothing.idle:
         return filled
     value, response = smooth(filled.value, filled.exposure, offset_edges, smoothing, filled.variance.shape)
-    variance = filled.variance._replace(response=response @ filled.variance.response)
-    return filled._replace(value=value, variance=variance, counts=filled.value * filled.exposure)
+    return filled.after(response)._replace(value=value, counts=filled.value * filled.exposure)
+
+
+def _exposed_counts(counts: NDArray, exposure: NDArray) -> NDArray:
+    """Counts, without those of bins without exposure."""
+    seen = np.where(exposure > 0, counts, 0.0)
+    if not seen.sum() > 0:
+        raise ValueError("no counts in the binning, or no exposure: a rate cannot be estimated")
+    return seen
 
 
 def plain_rate(counts: NDArray, exposure: NDArray) -> NDArray:
@@ -311,18 +308,15 @@ def fill_rate(
     >>> rate.value.round(3).tolist()
     [[600.0, 300.0], [6.0, 3.0]]
     """
-    weights = weights or Weights()
-    counts = np.where(exposure > 0, counts, 0.0)
-    if not counts.sum() > 0:
-        raise ValueError("no counts in the binning, or no exposure: a rate cannot be estimated")
-    pool = pooled_shape(counts, exposure, energy_edges, min_counts)
+    weights, counts = weights or Weights(), _exposed_counts(counts, exposure)
+    pool = fill.pooled_shape(counts, exposure, energy_edges, min_counts)
     expected = (exposure * pool.shape).sum(axis=1)
-    norm = normalisations(counts.sum(axis=1), expected, energy_edges, weights.spectrum)
+    norm = fill.normalisations(counts.sum(axis=1), expected, energy_edges, weights.spectrum)
     flag = pool.flag | norm.flag[:, None]
-    pooled = (flag & SHAPE_POOLED).any(axis=1)
-    value = conserve(norm.value[:, None] * pool.shape, counts, exposure, pooled)
+    pooled = (flag & fill.SHAPE_POOLED).any(axis=1)
+    value = fill.conserve(norm.value[:, None] * pool.shape, counts, exposure, pooled)
     squares = counts * column(weights.spectrum)
-    shape = shape_variance(pool, squares, conserved_response(pool, value * exposure, counts, pooled))
+    shape = fill.shape_variance(pool, squares, fill.conserved_response(pool, value * exposure, counts, pooled))
     variance = Variance(norm.variance, shape, _independent(shape), blind_errors(pool.blind))
     return Filled(value, flag, variance, counts, exposure)
 
@@ -372,16 +366,13 @@ def rate_of_shape(
     [[20.0, 10.0], [2.0, 1.0]]
     """
     smoothing, weights = smoothing or Smoothing(), weights or Weights()
-    counts = np.where(spectrum.exposure > 0, spectrum.counts, 0.0)
-    many = np.where(shape.exposure > 0, shape.counts, 0.0)
-    if not (counts.sum() > 0 and many.sum() > 0):
-        raise ValueError("no counts in the binning, or no exposure: a rate cannot be estimated")
-    pool = pooled_shape(many, shape.exposure, edges[0], min_counts)
-    variance = shape_variance(pool, many * column(weights.shape))
+    counts, many = _exposed_counts(*spectrum), _exposed_counts(*shape)
+    pool = fill.pooled_shape(many, shape.exposure, edges[0], min_counts)
+    variance = fill.shape_variance(pool, many * column(weights.shape))
     relative, response = smooth(pool.shape, pool.expected, edges[1], smoothing, variance)
     n = counts.shape[1]
     expected = (spectrum.exposure * relative[:, :n]).sum(axis=1)
-    norm = normalisations(counts.sum(axis=1), expected, edges[0], weights.spectrum)
+    norm = fill.normalisations(counts.sum(axis=1), expected, edges[0], weights.spectrum)
     return Filled(
         norm.value[:, None] * relative,
         pool.flag | norm.flag[:, None],

@@ -125,11 +125,13 @@ def estimate_field(
     """
     settings, field_settings = settings or RateSettings(), field_settings or FieldSettings()
     _check(settings, field_settings, sin_zenith)
+    # a weighted stack has fewer effective events than events
+    pixel_weight = column(1.0 if weights is None else weights.shape)[:, :, None]
     unseen = np.where(field.exposure > 0, 0, PIXEL_UNSEEN)
     if field_settings.shape == "plain":
         value = _plain(field, edges[2], settings)
-        seen = np.divide(1.0, field.counts, out=np.full(value.shape, np.inf), where=field.counts > 0)
-        return Rate(value, unseen, error=np.sqrt(seen * _pixel_weight(weights)))
+        variance = np.divide(1.0, field.counts, out=np.full(value.shape, np.inf), where=field.counts > 0)
+        return Rate(value, unseen, np.sqrt(variance * pixel_weight))
     place = geometry_of(*edges[1:])
     if shape is None:
         rings = _continue(rings, field, place)
@@ -142,20 +144,9 @@ def estimate_field(
     if settings.node_values == "conserving":
         value = _node_values(value, base, field.exposure, place)
     flag = radial.flag[:, place.ring] | np.where(pooled, FIELD_POOLED, 0)[:, None, None] | unseen
-    # a weighted stack has fewer effective events than events
-    error = np.sqrt(_of_pixels(radial.error, place) ** 2 + error**2 * _pixel_weight(weights))
-    width = _of_pixels(radial.resolution, place)
-    return Rate(_blurred(value, settings), flag, radial.average, error, radial.level_error, width)
-
-
-def _of_pixels(rings: NDArray | None, place: Geometry) -> NDArray:
-    """Values of the offset bins in their pixels, shape ``(energy, fov_lat, fov_lon)``."""
-    return np.zeros((1, 1, 1)) if rings is None else rings[:, place.ring]
-
-
-def _pixel_weight(weights: Weights | None) -> NDArray:
-    """Mean weight of the events in pixels, those of the shape, in a shape that multiplies arrays of pixels."""
-    return column(1.0 if weights is None else weights.shape)[:, :, None]
+    error = np.sqrt(radial.error[:, place.ring] ** 2 + error**2 * pixel_weight)
+    width = None if radial.resolution is None else radial.resolution[:, place.ring]
+    return Rate(_blurred(value, settings), flag, error, radial.average, radial.level_error, width)
 
 
 def _check(settings: RateSettings, field: FieldSettings, sin_zenith: tuple[float, float]) -> None:
@@ -204,9 +195,6 @@ def _modulations(
     return stacked, target, pooled, np.sqrt(variance)
 
 
-# -- what is conserved ---------------------------------------------------------------------------------------------
-
-
 def _on_rings(stacked: NDArray, target: NDArray, base: NDArray, exposure: NDArray, share: csr_array) -> NDArray:
     """The target's modulation, such that the counts of the stack in each offset bin are conserved.
 
@@ -245,9 +233,6 @@ def _ratio(wanted: NDArray, value: NDArray, exposure: NDArray) -> NDArray:
     """Ratio of expected counts of each energy, 1 where there are none."""
     above, below = ((rate * exposure).sum(axis=(1, 2), keepdims=True) for rate in (wanted, value))
     return np.divide(above, below, out=np.ones_like(above), where=below > 0)
-
-
-# -- the procedure's own way ---------------------------------------------------------------------------------------
 
 
 def _plain(field: Histogram, pixel_edges: NDArray, settings: RateSettings) -> NDArray:

@@ -83,7 +83,11 @@ def _geometry(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...]) -
     offset = pixel_offsets(fine)
     ring = _by_pixel(ring_of(offset, rings), n, parts)
     of_centre = ring_of(pixel_offsets(pixels), rings)
-    nodes = _ring_centres(rings, len(offset_edges) - 1, of_centre, _by_pixel(offset, n, parts))
+    # offsets of the nodes: centres of the offset bins; in the corners of the square, means of the pixels
+    nodes, by_pixel = middle(rings), _by_pixel(offset, n, parts)
+    for corner in range(len(offset_edges) - 1, nodes.size):
+        if (of_centre == corner).any():
+            nodes[corner] = by_pixel[of_centre == corner].mean()
     return Geometry(
         rings,
         parts,
@@ -97,15 +101,6 @@ def _geometry(offset_edges: tuple[float, ...], pixel_edges: tuple[float, ...]) -
 def _by_pixel(parts: NDArray, n: int, per_side: int) -> NDArray:
     """Values of parts, pixel by pixel, shape ``(pixel, parts)``."""
     return parts.reshape(n, per_side, n, per_side).swapaxes(1, 2).reshape(n * n, -1)
-
-
-def _ring_centres(rings: NDArray, inner: int, of_centre: NDArray, offset: NDArray) -> NDArray:
-    """Offsets of the nodes [deg]: centres of the offset bins; in the corners of the square, means of the pixels."""
-    centres = middle(rings)
-    for ring in range(inner, rings.size - 1):
-        if (of_centre == ring).any():
-            centres[ring] = offset[of_centre == ring].mean()
-    return centres
 
 
 def continued(offset_edges: NDArray, pixel_edges: NDArray) -> NDArray:

@@ -59,9 +59,8 @@ def fit_tilt(
     """Gradient towards the zenith, by Poisson likelihood conditional on the counts of each energy and offset bin.
 
     The rate is the radial one times exp(sin z b(E) t), t the coordinate towards the zenith (step 7 of
-    `dask_bkg.background`).  Above the threshold of all runs b could be linear in ln E through three energies; a stack
-    also contains events below it, where b changes fast: it is a random walk from energy to energy.  Given the counts
-    of an offset bin, neither the mean of that factor over the bin nor an error of the radial rate matters.
+    `dask_bkg.background`); b is a random walk from energy to energy.  Given the counts of an offset bin, neither the
+    mean of that factor over the bin nor an error of the radial rate matters.
 
     Parameters
     ----------

@@ -1,7 +1,6 @@
 """Bins without counts and bins with few: what they take from their neighbours, their flags and variances.
 
-The parts of `dask_bkg.background.estimate.fill_rate`.  Pure arrays: energies TeV, angles deg, exposure s TeV sr; axes
-``energy``, then ``offset``.
+The parts of `dask_bkg.background.estimate.fill_rate`.
 """
 
 from __future__ import annotations

@@ -29,16 +29,9 @@ NIGHT_PRIOR = 1.0
 
 
 class RunMetadata(NamedTuple):
-    """Metadata of the runs of the archive, arrays of shape ``(runs,)``.
+    """Metadata of the runs of the archive, arrays of shape ``(runs,)``; zenith angles are deg.
 
-    Attributes
-    ----------
-    key
-        Key of the row of each in the run store: it depends on its events, the exclusion and how they are counted.
-    zenith
-        Zenith angles [deg].
-    n_events
-        Numbers of events.
+    ``key`` is that of the row of a run in the run store: it depends on events, exclusion and how they are counted.
     """
 
     key: NDArray
@@ -47,15 +40,7 @@ class RunMetadata(NamedTuple):
 
 
 class Model(NamedTuple):
-    """How backgrounds are estimated from stacks.
-
-    Attributes
-    ----------
-    edges, rate
-        Bin edges of energy [TeV] and offset [deg], and how a rate is estimated from the counts in them.
-    field
-        What 3D backgrounds need in addition; None for 2D.
-    """
+    """How backgrounds are estimated, in bins of energy [TeV] and offset [deg]; ``field`` is for 3D only."""
 
     edges: Edges
     rate: RateSettings
@@ -63,16 +48,9 @@ class Model(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The rate of a background, and how the normalisation of its stack was corrected.
+    """The rate of a background as it is written, and the factors that were applied to that of its stack.
 
-    Attributes
-    ----------
-    rate
-        As it is written.
-    night
-        Factor by the runs of the same and the neighbouring nights.
-    own
-        Factors by the run's own counts; None where they are not used.
+    ``night`` is by the runs of the same and neighbouring nights, ``own`` by the run's own counts (None: not used).
     """
 
     rate: Rate
@@ -114,10 +92,7 @@ def stacked_rate(
             f"run {target.obs_id}: no event of its contributing runs is outside of the exclusion and within "
             f"{energy[0]:g}-{energy[-1]:g} TeV: check binning.e_min, e_max"
         )
-    if model.field is None:
-        rate = _radial_rate(stacks, model)
-    else:
-        rate = _field_rate(target, chosen, stacks, runs, model, model.field)
+    rate = _radial_rate(stacks, model) if model.field is None else _field_rate(target, chosen, stacks, runs, model)
     # a rate over the field has offset bins beyond these, to its corners
     night, inner = Factor(), slice(model.edges.offset.size - 1)
     if "night" in chosen:
@@ -149,14 +124,9 @@ def _scaled(rate: Rate, factor: NDArray, level_error: NDArray | None = None, add
     """A rate times a factor of each energy; the error of the normalisation is replaced, or gets an added part."""
     before = _level_error(rate)
     after = np.hypot(before, added) if level_error is None else level_error
-    error = rate.error
-    if error is not None:
-        change = _per_energy(after**2 - before**2, error)
-        error = np.sqrt(np.maximum(error**2 + change, 0.0))
-    mean = rate.average * _per_energy(factor, rate.average)
-    return rate._replace(
-        value=rate.value * _per_energy(factor, rate.value), mean=mean, error=error, level_error=after
-    )
+    error = np.sqrt(np.maximum(rate.error**2 + _per_energy(after**2 - before**2, rate.error), 0.0))
+    value, mean = (array * _per_energy(factor, array) for array in (rate.value, rate.average))
+    return Rate(value, rate.flag, error, mean, after, rate.resolution)
 
 
 def _per_energy(values: NDArray, array: NDArray) -> NDArray:
@@ -213,24 +183,19 @@ def night_factor(mean: NDArray, night: Selection, stack: Stack) -> Factor:
     observed, expected = float(stack.counts.sum()), float((stack.exposure * mean).sum())
     if not (observed > 0 and expected > 0):
         return Factor()
-    squares = float(stack.squares.sum())
     weight = float(night.weight.sum())
     power = weight / (weight + NIGHT_PRIOR)
-    return Factor(float((observed / expected) ** power), power * math.sqrt(squares) / observed)
+    return Factor(float((observed / expected) ** power), power * math.sqrt(stack.squares.sum()) / observed)
 
 
 def _field_rate(
-    target: Target,
-    chosen: Mapping[str, Selection],
-    stacks: Mapping[str, Stack],
-    runs: RunMetadata,
-    model: Model,
-    field: FieldPlan,
+    target: Target, chosen: Mapping[str, Selection], stacks: Mapping[str, Stack], runs: RunMetadata, model: Model
 ) -> Rate:
     """Rate in pixels of the field, in the frame in which it is written."""
-    if target.sight is None or "field" not in stacks:
+    field, sight = model.field, target.sight
+    if field is None or sight is None or "field" not in stacks:
         raise ValueError("a 3D background needs a stack in field pixels, and the pointing of the target (sight)")
-    edges, sight, pixels = model.edges, target.sight, stacks["field"]
+    edges, pixels, zenith = model.edges, stacks["field"], (0.0, 1.0)
     if not pixels.exposure.any():
         raise RunError(
             f"run {target.obs_id}: none of its contributing runs has a field aligned with the horizon: the site of "
@@ -244,6 +209,13 @@ def _field_rate(
             f"run {target.obs_id}: a gradient towards the zenith needs the zenith angle of the run and of those that "
             "contribute (ALT_PNT in EVENTS, or ZEN_PNT in the obs-index): add it, or set model.field: free"
         )
+    if field.counted != "altaz" and field.settings.tilts:
+        if not np.isfinite(sight).all():
+            raise RunError(
+                f"run {target.obs_id}: the direction of the zenith is unknown (GEOLON, GEOLAT, TSTART, MJDREFI in "
+                "its EVENTS header): set model.field: free"
+            )
+        zenith = zenith_direction(sight)
     rate = estimate_field(
         Histogram(stacks["spectrum"].counts, stacks["spectrum"].exposure),
         Histogram(pixels.counts, np.diff(field.edges.energy)[:, None, None] * pixels.exposure),
@@ -251,15 +223,15 @@ def _field_rate(
         sines,
         model.rate,
         field.settings,
-        zenith=(0.0, 1.0) if field.counted == "altaz" or not field.settings.tilts else _zenith_of(target, sight),
-        shape=_shape_of(stacks),
-        weights=weights_of(stacks),
+        zenith,
+        _shape_of(stacks),
+        weights_of(stacks),
     )
     if field.counted == field.written:
         return rate
     fov, angles = field.edges.fov, parallactic_angles(sight)
-    error = None if rate.error is None else turn_to_radec(rate.error, fov, angles)
-    return rate._replace(value=turn_to_radec(rate.value, fov, angles), error=error)
+    value, error = (turn_to_radec(array, fov, angles) for array in (rate.value, rate.error))
+    return rate._replace(value=value, error=error)
 
 
 def _sin_zenith(chosen: Selection, runs: RunMetadata) -> float:
@@ -287,13 +259,3 @@ def zenith_direction(sight: Sight) -> tuple[float, float]:
     # fov_lon grows to the west, a position angle to the east
     lon, lat = -np.sin(angle).mean(), np.cos(angle).mean()
     return float(lon / np.hypot(lon, lat)), float(lat / np.hypot(lon, lat))
-
-
-def _zenith_of(target: Target, sight: Sight) -> tuple[float, float]:
-    """`zenith_direction` of a target; `RunError` if it is unknown."""
-    if not np.isfinite(sight).all():
-        raise RunError(
-            f"run {target.obs_id}: the direction of the zenith is unknown (GEOLON, GEOLAT, TSTART, MJDREFI in its "
-            "EVENTS header): set model.field: free"
-        )
-    return zenith_direction(sight)

@@ -1,7 +1,4 @@
-"""Node values: values at the bin centres such that gammapy's interpolation between them gives the counts back.
-
-Pure arrays: energies TeV, angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``offset``.
-"""
+"""Node values: values at the bin centres such that gammapy's interpolation between them gives the counts back."""
 
 from __future__ import annotations
 

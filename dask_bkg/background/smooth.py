@@ -1,7 +1,4 @@
-"""Smoothing of a rate in the plane of the field of view: of the fluctuations, not of the profile.
-
-Pure arrays: angles deg, exposure s TeV sr, rates s-1 TeV-1 sr-1; axes ``energy``, then ``offset``.
-"""
+"""Smoothing of a rate in the plane of the field of view: of the fluctuations, not of the profile."""
 
 from __future__ import annotations
 
@@ -65,15 +62,10 @@ class Smoothing(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """A smoothed rate.
+    """A smoothed rate [s-1 TeV-1 sr-1], shape ``(energy, offset)``, and its response.
 
-    Attributes
-    ----------
-    value
-        Rate [s-1 TeV-1 sr-1], shape ``(energy, offset)``.
-    response
-        How ln(value) of each offset bin changes with ln(rate) of each, but for the normalisation of the energy, shape
-        ``(energy, offset, offset)``.
+    That is how ln(value) of each offset bin changes with ln(rate) of each, but for the normalisation of the energy,
+    shape ``(energy, offset, offset)``.
     """
 
     value: NDArray
@@ -157,11 +149,6 @@ def smooth(
     variance
         Of ln(rate), from which ``adaptive`` finds the effective counts, shape ``(energy, offset)``; None: rate x
         exposure are counts.
-
-    Returns
-    -------
-    smoothed
-        Rate and its response.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""A penalised spline over offset: a smooth profile without a prescribed form.
-
-Pure arrays: offsets deg; axes ``energy``, then ``offset``.
-"""
+"""A penalised spline over offset: a smooth profile without a prescribed form."""
 
 from __future__ import annotations
 
@@ -23,14 +20,9 @@ BISECTIONS = 40
 
 
 class Spline(NamedTuple):
-    """A smooth profile of each energy.
+    """Expected counts of a smooth profile, shape ``(energy, offset)``, and their response.
 
-    Attributes
-    ----------
-    value
-        Expected counts, shape ``(energy, offset)``.
-    response
-        How ln(value) of each offset bin changes with ln(counts) of each, shape ``(energy, offset, offset)``.
+    That is how ln(value) of each offset bin changes with ln(counts) of each, shape ``(energy, offset, offset)``.
     """
 
     value: NDArray
@@ -53,11 +45,6 @@ def fit_spline(counts: NDArray, exposure: NDArray, offset_edges: ArrayLike, dof:
         Edges of the offset bins [deg].
     dof
         Effective degrees of freedom, at least 2, effectively at most the number of offset bins with exposure.
-
-    Returns
-    -------
-    spline
-        Expected counts and their response.
 
     Raises
     ------

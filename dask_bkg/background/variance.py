@@ -20,12 +20,9 @@ BLIND_ERROR = 0.3
 
 
 class Weights(NamedTuple):
-    """Mean weight of the events in stacks, sum(w^2 n) / sum(w n), of each energy or of all.
+    """Mean weight of the events in the stacks of spectrum and shape, sum(w^2 n) / sum(w n).
 
-    Attributes
-    ----------
-    spectrum, shape
-        Of the runs of the spectrum and of the shape, a number or shape ``(energy,)``.
+    A number, or one for each energy, shape ``(energy,)``.
     """
 
     spectrum: ArrayLike = 1.0

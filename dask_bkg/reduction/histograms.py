@@ -55,9 +55,8 @@ def count_views(events: RunEvents, views: Sequence[View], regions: SkyRegions | 
     """
     for view in views:
         if view.method not in METHODS:
-            raise ValueError(
-                f"method {view.method!r} of the exposure: accepted are {' and '.join(map(repr, METHODS))}"
-            )
+            accepted = " and ".join(map(repr, METHODS))
+            raise ValueError(f"method {view.method!r} of the exposure: accepted are {accepted}")
         if view.method == "event_ratio" and view.pixels is not None:
             raise ValueError("field pixels have no event_ratio: use method geometry, or a view without pixels")
     run, halves = _Run(events, regions), _halves(views)
@@ -138,7 +137,7 @@ class _Run:
     """One run, with the quantities that its views share."""
 
     def __init__(self, events: RunEvents, regions: SkyRegions | None) -> None:
-        self.events, self.regions = events, regions
+        self.events, self.regions = events, exclusion.concat_regions([]) if regions is None else regions
         self.pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
         self._exposed: dict[tuple[float, str], _Exposed] = {}
 
@@ -168,17 +167,17 @@ class _Run:
         """Events and pixels outside of the exclusion on a grid; computed once per pixel width."""
         key = grid.step, reach
         if key not in self._exposed:
-            pixel, excluded = fov.pixel_index(grid, *self.place), np.zeros(grid.bin.size, dtype=bool)
             near = self.near(-grid.center[0] * np.sqrt(2) + grid.step, reach)
-            if near is not None and len(near):
+            pixel, excluded = fov.pixel_index(grid, *self.place), np.zeros(grid.bin.size, dtype=bool)
+            if len(near):
                 excluded = exclusion.excluded_pixels(grid, near, *self.pointing)
             kept = (pixel >= 0) & ~excluded[pixel]
             self._exposed[key] = _Exposed(self.events.energy[kept], pixel[kept], kept, excluded)
         return self._exposed[key]
 
-    def near(self, radius: float, reach: str) -> SkyRegions | None:
+    def near(self, radius: float, reach: str) -> SkyRegions:
         """Regions that matter within a radius [deg]."""
-        return None if self.regions is None else self.regions.near(*self.pointing, float(radius), reach)
+        return self.regions.near(*self.pointing, float(radius), reach)
 
     def by_pixel(self, view: View, rings: FieldGrid, field: FieldGrid | None) -> dict[str, NDArray]:
         """Histograms with events and solid angle assigned to bins by the same pixels of the field."""
@@ -211,9 +210,7 @@ class _Run:
             ra, dec, energy = np.concatenate([[ra, dec, energy], self.events.untimely], axis=1)
         edges = view.edges
         offset = digitize(fov.separation(ra, dec, *self.pointing), edges.offset)
-        near, kept = self.near(edges.offset[-1], view.reach), np.ones(offset.size, dtype=bool)
-        if near is not None:
-            kept = ~exclusion.excluded_positions(near, ra, dec)
+        kept = ~exclusion.excluded_positions(self.near(edges.offset[-1], view.reach), ra, dec)
         counts = count_events(digitize(energy, edges.energy), np.where(kept, offset, -1), *edges.shape)
         fraction = event_ratio(offset, kept, edges.shape[1])
         return {"counts": counts.astype(np.uint32), "exposed_fraction": fraction}

@@ -152,7 +152,7 @@ def reduce_block(
 
 
 def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None = None) -> Reduced:
-    """Histograms of one run in several views, its numbers and texts; the file is read once.
+    """Histograms of one run in several views, its numbers and texts (`Reduced`); the file is read once.
 
     Parameters
     ----------
@@ -162,11 +162,6 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
         Which histograms are filled, see `dask_bkg.binning.fine_view`.
     regions
         Exclusion regions of the whole sky; None excludes nothing.
-
-    Returns
-    -------
-    reduced
-        Numbers, texts and histograms (shapes in `Reduced`).
 
     Raises
     ------
@@ -193,13 +188,8 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
         raise ValueError("no view: give at least one, for instance dask_bkg.binning.fine_view()")
     events, near, histograms = _read_and_count(run, views, regions)
     pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-    texts = {
-        "object": events.object,
-        "telescopes": events.telescopes,
-        "note": events.note,
-        "fingerprint": events.fingerprint,
-        "exclusion": exclusion_digest(near, *pointing, max(view.radius for view in views)),
-    }
+    texts = {name: getattr(events, name) for name in ("object", "telescopes", "note", "fingerprint")}
+    texts["exclusion"] = exclusion_digest(near, *pointing, max(view.radius for view in views))
     return Reduced(events.numbers, texts, histograms)
 
 
@@ -233,24 +223,18 @@ def _read_and_count(
     """Events of a run, the regions near it, and its histograms; `RunError` without exposure or events in it."""
     # the procedure ignores the times of the events
     events = read_run(run, cut_time=any(view.method != "event_ratio" for view in views))
-    near = regions
-    if regions is not None:
-        # one search of the whole sky for all views
-        ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-        near = regions.near(ra, dec, max(view.radius for view in views))
+    ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
+    # one search of the whole sky for all views
+    near = None if regions is None else regions.near(ra, dec, max(view.radius for view in views))
     found = count_views(events, views, near)
     if not any(name.endswith("exposed_fraction") and array.any() for one in found for name, array in one.items()):
         raise RunError(f"run {run.obs_id}: its whole field is excluded: use fewer exclusion regions, or drop the run")
     if not any(name.endswith("counts") and array.any() for one in found for name, array in one.items()):
-        _check_pointing(run, events, max(view.edges.offset[-1] for view in views))
+        # a run without events in the energy range is valid, one without events in the field is not
+        offset_max = max(view.edges.offset[-1] for view in views)
+        if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
+            raise RunError(
+                f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
+                f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): check the pointing, or drop the run"
+            )
     return events, near, found
-
-
-def _check_pointing(run: RunFile, events: RunEvents, offset_max: float) -> None:
-    """Raise `RunError` if no event is in the field; a run without events in the energy range is valid."""
-    ra, dec = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-    if not (fov.separation(events.ra, events.dec, ra, dec) < offset_max).any():
-        raise RunError(
-            f"run {run.obs_id}: none of the {events.energy.size} events of {run.path} lies within {offset_max:g} "
-            f"deg of the pointing (RA {ra:.3f}, Dec {dec:.3f}): check the pointing, or drop the run"
-        )

@@ -1,6 +1,6 @@
 """The candidates of a block of targets: runs that pass the cuts, nearest first, and only those that may be selected.
 
-Which may be selected is decided by one rule that can be applied to any groups of runs (`merge` of merges is `merge`):
+One rule decides, which can be applied to any groups of runs (`merge` of merges is `merge`):
 
 - runs are taken in the order of their score (rounded to 1e-10, ties by OBS_ID) until their hours, weight x livetime,
   reach the request; the run that crosses it is taken;
@@ -189,9 +189,8 @@ def merge(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidate
 
 def _rows(candidates: Candidates, rows: slice) -> Candidates:
     start = candidates.start[rows.start : rows.stop + 1]
-    flat = slice(start[0], start[-1])
-    runs: dict[str, NDArray] = {name: getattr(candidates, name)[flat] for name in Candidates._fields[1:-1]}
-    return Candidates(start=start - start[0], left=candidates.left[rows], **runs)
+    of_runs = (array[start[0] : start[-1]] for array in candidates[1:-1])
+    return Candidates(*(start - start[0], *of_runs, candidates.left[rows]))
 
 
 def _merge_rows(parts: Sequence[Candidates], settings: SelectionSettings) -> Candidates:
@@ -225,29 +224,13 @@ def _side_by_side(starts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
     return place, filled
 
 
-# -- the nearest until n hours ---------------------------------------------------------------------------------
-
-
 def _nearest(
     score: NDArray, distance: NDArray | None, hours: NDArray, obs_id: NDArray, wanted: float
 ) -> tuple[NDArray, NDArray]:
-    """The runs that may be selected, sorted.
+    """Columns in the order of the ranking, and which of them may be selected, shape ``(targets, most)``.
 
-    Parameters
-    ----------
-    score
-        Infinite where there is no candidate, shape ``(targets, runs)``.
-    distance
-        Squared distance in the kernel, shape ``(targets, runs)``; None: every weight is 1.
-    hours, obs_id
-        Livetime [h] and number of each run, shape ``(runs,)`` or ``(targets, runs)``.
-    wanted
-        Requested hours.
-
-    Returns
-    -------
-    index, kept
-        Columns in the order of the ranking, and which of them are taken, shape ``(targets, most)``.
+    Score (infinite where there is no candidate) and squared distance (None: every weight is 1) have the shape
+    ``(targets, runs)``, livetime [h] and number of the runs this shape or ``(runs,)``.
     """
     mean = hours.mean() if hours.size else 0.0
     guess = wanted / mean + 5 if mean > 0 else np.inf

@@ -58,8 +58,8 @@ def columns_for(settings: SelectionSettings) -> tuple[str, ...]:
     """Columns of a table that cuts and ranking of the settings read: the others need not be sent to workers."""
     if ranking_of(settings).weights:
         return COLUMNS
-    needed = {"obs_id", "excluded", "livetime", "zenith"}
-    needed |= {NEEDS[key][0] for key in NEEDS if is_set(settings, key)} | {"fold"}
+    needed = {"obs_id", "excluded", "livetime", "zenith", "fold"}
+    needed |= {quantity for key, (quantity, _) in NEEDS.items() if is_set(settings, key)}
     if is_set(settings, "exclude_same_target") or is_set(settings, "galactic_latitude_min"):
         needed |= {"object_code", "ra_pnt", "dec_pnt"}
     return tuple(name for name in COLUMNS if name in needed)
@@ -90,9 +90,7 @@ def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -
 
 # -- cuts on a run alone ---------------------------------------------------------------------------------------
 
-Alone = Callable[[Table, Any], NDArray]
-
-ALONE: dict[str, Alone] = {
+ALONE: dict[str, Callable[[Table, Any], NDArray]] = {
     "el_min": lambda runs, s: 90.0 - column(runs, "zenith") >= s.el_min,
     "el_max": lambda runs, s: 90.0 - column(runs, "zenith") <= s.el_max,
     "n_tels": lambda runs, s: column(runs, "n_tels") >= s.n_tels,
@@ -141,8 +139,6 @@ def _places(numbers: NDArray, among: NDArray) -> NDArray:
 
 # -- cuts on a target and a run --------------------------------------------------------------------------------
 
-Pair = Callable[[Table, Table, Any], NDArray]
-
 
 def _gap(of_targets: NDArray, of_runs: NDArray) -> NDArray:
     """Absolute differences, shape ``(targets, runs)``."""
@@ -150,7 +146,7 @@ def _gap(of_targets: NDArray, of_runs: NDArray) -> NDArray:
     return np.abs(gap, out=gap)
 
 
-def _near_in_azimuth(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
+def _near_in_azimuth(targets: Table, runs: Table, settings: Any) -> NDArray:
     # two comparisons: a remainder of each pair would cost more than all the rest
     gap = _gap(column(targets, "azimuth") % 360.0, column(runs, "azimuth") % 360.0)
     return (gap <= settings.az_diff) | (gap >= 360.0 - settings.az_diff)
@@ -181,7 +177,7 @@ def _unit_vectors(table: Table) -> tuple[NDArray, NDArray, NDArray]:
     return np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)
 
 
-PAIRS: dict[str, Pair] = {
+PAIRS: dict[str, Callable[[Table, Table, Any], NDArray]] = {
     "el_diff": lambda targets, runs, s: (
         _gap(airmass(column(targets, "zenith")), airmass(column(runs, "zenith"))) <= s.el_diff
     ),
@@ -228,18 +224,11 @@ def season_ranges(time: NDArray, settings: SelectionSettings) -> tuple[NDArray, 
 # -- names and messages ----------------------------------------------------------------------------------------
 
 NAMES: dict[str, str] = {
-    "el_min": "el_min {:g} deg",
-    "el_max": "el_max {:g} deg",
-    "n_tels": "n_tels {}",
-    "galactic_latitude_min": "galactic_latitude_min {:g} deg",
-    "el_diff": "el_diff {:g} in 1/sin(el)",
-    "az_diff": "az_diff {:g} deg",
-    "nsb_diff": "nsb_diff {:g}",
-    "time_max": "time_max {:g} days",
-    "same_szn": "same_szn",
-    "exclude_same_target": "exclude_same_target",
-    "folds": "{} folds",
-}
+    "el_min": "el_min {:g} deg", "el_max": "el_max {:g} deg", "n_tels": "n_tels {}",
+    "galactic_latitude_min": "galactic_latitude_min {:g} deg", "el_diff": "el_diff {:g} in 1/sin(el)",
+    "az_diff": "az_diff {:g} deg", "nsb_diff": "nsb_diff {:g}", "time_max": "time_max {:g} days",
+    "same_szn": "same_szn", "exclude_same_target": "exclude_same_target", "folds": "{} folds",
+}  # fmt: skip
 
 
 def cut_names(settings: SelectionSettings) -> list[str]:
@@ -273,11 +262,7 @@ def target_errors(targets: Table, settings: SelectionSettings) -> list[str]:
         )
     rank = ranking_of(settings)
     if rank.needs(settings):
-        add(
-            ~np.isfinite(column(targets, "zenith")),
-            lambda i: (
-                f"{rank.why}, but it has no ALT_PNT or ZEN_PNT: set background_selection.rank: none, or give its "
-                "bkg_runlist"
-            ),
-        )
+        remedy = "set background_selection.rank: none, or give its bkg_runlist"
+        lacking = f"{rank.why}, but it has no ALT_PNT or ZEN_PNT: {remedy}"
+        add(~np.isfinite(column(targets, "zenith")), lambda i: lacking)
     return errors

@@ -18,6 +18,8 @@ from dask_bkg.selection.settings import SelectionSettings
 
 Table = Mapping[str, NDArray]
 Scores = tuple[NDArray, NDArray | None]
+Matrix = NDArray | None
+"""Of each target and run, shape ``(targets, runs)``; None where the ranking does not need it."""
 
 LAST = 1e30
 """Score of a run that lacks the quantity of the ranking: after all others."""
@@ -185,12 +187,12 @@ def _lacking(has: dict[str, NDArray], theirs: dict[str, NDArray], with_muons: bo
 # -- the rankings ----------------------------------------------------------------------------------------------
 
 
-def by_nothing(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+def by_nothing(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """All runs that pass, with the same score."""
     return np.zeros((len(targets["obs_id"]), len(runs["obs_id"]))), None
 
 
-def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+def by_elevation(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Nearest in 1/sin(elevation); a run without elevation comes last."""
     mine, theirs = airmass(column(targets, "zenith")), airmass(column(runs, "zenith"))
     gap = np.subtract.outer(mine, theirs)
@@ -200,7 +202,7 @@ def by_elevation(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray 
     return gap, None
 
 
-def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+def by_divergence(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Smallest divergence; a run that covers too little comes last, one without a divergence is no candidate."""
     if kl is None:
         raise ValueError("this ranking needs the divergences of the pairs (kl), got None")
@@ -208,7 +210,7 @@ def by_divergence(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray
     return (kl if poor is None else kl + POOR * np.asarray(poor, dtype=bool)), None
 
 
-def by_likelihood(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+def by_likelihood(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Smallest divergence, and weighted by it: exp(-divergence / width).
 
     The divergence times the number of the target's events is the log-likelihood that is lost if the shape of the run
@@ -219,22 +221,18 @@ def by_likelihood(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray
     return score, 2 * np.maximum(score, 0.0) / widths.get(DIVERGENCE, DIVERGENCE_WIDTH)
 
 
-def by_conditions(targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths) -> Scores:
+def by_conditions(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Nearest in the kernel of the observing conditions, and weighted by it."""
     distance, lacking = kernel_distance(targets, runs, widths)
     return distance + LACKING * lacking, distance
 
 
-def by_divergence_and_conditions(
-    targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths
-) -> Scores:
+def by_divergence_and_conditions(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Smallest divergence, weighted by the kernel of the observing conditions."""
     return by_divergence(targets, runs, kl, poor, widths)[0], kernel_distance(targets, runs, widths)[0]
 
 
-def by_likelihood_and_conditions(
-    targets: Table, runs: Table, kl: NDArray | None, poor: NDArray | None, widths: Widths
-) -> Scores:
+def by_likelihood_and_conditions(targets: Table, runs: Table, kl: Matrix, poor: Matrix, widths: Widths) -> Scores:
     """Nearest in kernel and divergence together, and weighted by both."""
     score, distance = by_likelihood(targets, runs, kl, poor, widths)
     conditions, lacking = kernel_distance(targets, runs, widths)
@@ -260,7 +258,7 @@ class Ranking(NamedTuple):
         Whether the kernel is widened for a target with few runs in it.
     """
 
-    scores: Callable[[Table, Table, NDArray | None, NDArray | None, Widths], Scores]
+    scores: Callable[[Table, Table, Matrix, Matrix, Widths], Scores]
     divergence: bool = False
     weights: bool = False
     why: str = ""

@@ -133,15 +133,16 @@ def finish(targets: Table, candidates: Candidates, settings: SelectionSettings) 
     ranking, wanted = ranking_of(settings), hours_wanted(settings)
     n_targets = candidates.start.size - 1
     target = np.repeat(np.arange(n_targets), np.diff(candidates.start))
-    widens = ranking.weights and ranking.widens
-    steps = _steps(candidates) if widens else np.zeros(n_targets, dtype=np.int64)
+    steps = np.zeros(n_targets, dtype=np.int64)
+    if ranking.weights and ranking.widens:
+        for i, here in _slices(candidates.start):
+            steps[i] = _steps_of(candidates.distance[here])
     widened = STEP**steps
     weight = _weights(candidates.distance, widened[target])
     weight[candidates.distance > FAR * widened[target] ** 2] = 0.0
     taken = (weight > 0) & (_hours_before(candidates.start, weight * candidates.hours) < wanted - CLOSE_ENOUGH)
     start = np.concatenate([[0], np.cumsum(np.bincount(target[taken], minlength=n_targets))])
-    weight, livetime, score = weight[taken], candidates.hours[taken], candidates.score[taken]
-    target = target[taken]
+    target, weight, livetime, score = (a[taken] for a in (target, weight, candidates.hours, candidates.score))
     hours = np.bincount(target, weight * livetime, minlength=n_targets)
     errors = cuts.target_errors(targets, settings)
     none = np.diff(start) == 0
@@ -158,8 +159,8 @@ def finish(targets: Table, candidates: Candidates, settings: SelectionSettings) 
         np.bincount(target, poor, minlength=n_targets) > 0,
         widened,
         [
-            errors[i] or (_nothing_left(targets, candidates.left[i], i, settings) if none[i] else "")
-            for i in range(n_targets)
+            e or (_nothing_left(targets, candidates.left, i, settings) if none[i] else "")
+            for i, e in enumerate(errors)
         ],
     )
 
@@ -168,15 +169,8 @@ def _weights(distance: NDArray, widened: NDArray | float) -> NDArray:
     return np.exp(-distance / (2 * widened**2))
 
 
-def _steps(candidates: Candidates) -> NDArray:
-    """Number of steps by which the kernel of each target is widened."""
-    steps = np.zeros(candidates.start.size - 1, dtype=np.int64)
-    for i, here in _slices(candidates.start):
-        steps[i] = _steps_of(candidates.distance[here])
-    return steps
-
-
 def _steps_of(distance: NDArray) -> int:
+    """Number of steps by which the kernel of a target is widened."""
     nearest, n = distance.min(), distance.size
     needed = min(RUNS_MIN, 0.9 * n) if n >= RUNS_MIN else 1.0
     steps = 0
@@ -209,13 +203,13 @@ def _hours_before(start: NDArray, hours: NDArray) -> NDArray:
 
 
 def _nothing_left(targets: Table, left: NDArray, i: int, settings: SelectionSettings) -> str:
-    """Message with the number of runs that each cut left."""
+    """Message for the i-th target with the number of runs that each cut left."""
     names = cuts.cut_names(settings)
     if cuts.is_set(settings, "same_szn"):
         names[names.index("same_szn")] += f" {settings.season_of(float(column(targets, 'time')[i]))}"
     # the ranking is named only where it could not rank some runs
-    shown = len(names) if left[-1] < left[-2] else len(names) - 1
-    trail = ", ".join(f"{name}: {n}" for name, n in list(zip(names, left.tolist(), strict=True))[:shown])
+    shown = len(names) if left[i, -1] < left[i, -2] else len(names) - 1
+    trail = ", ".join(f"{name}: {n}" for name, n in list(zip(names, left[i].tolist(), strict=True))[:shown])
     return (
         f"run {targets['obs_id'][i]}: no run of the archive passes background_selection (runs left after each cut: "
         f"{trail}): widen the cut that left none"
@@ -240,8 +234,8 @@ def by_hand(obs_id: int, index: ArrayLike, runs: Table) -> Selection:
     run = np.asarray(index, dtype=np.int64)
     hours = float(np.nan_to_num(column(runs, "livetime")[run]).sum()) / 3600.0
     missing = f"run {obs_id}: none of the runs of its background_selection.bkg_runlist is in the archive"
-    reason, number = "" if run.size else missing, np.asarray(runs["obs_id"])[run]
-    return Selection(run, number, np.ones(run.size), np.zeros(run.size), hours, hours, True, False, 1.0, reason)
+    arrays = run, np.asarray(runs["obs_id"])[run], np.ones(run.size), np.zeros(run.size)
+    return Selection(*arrays, hours, hours, True, False, 1.0, "" if run.size else missing)
 
 
 def given(lists: Mapping[int, Sequence[int]], runs: Table) -> dict[int, Selection]:
@@ -298,14 +292,9 @@ def pack(rows: Sequence[Selection]) -> Selections:
 def join(parts: Sequence[Selections]) -> Selections:
     """Selections of consecutive blocks of targets as one."""
     ends = np.cumsum([0, *(part.start[-1] for part in parts)])
-    starts = [part.start[1:] + end for part, end in zip(parts, ends, strict=False)]
-    columns = zip(Selections._fields[1:-1], zip(*(part[1:-1] for part in parts), strict=True), strict=True)
-    joined: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in columns}
-    reason = [text for part in parts for text in part.reason]
-    return Selections(start=np.concatenate([[0], *starts]), reason=reason, **joined)
-
-
-# -- the settings ----------------------------------------------------------------------------------------------
+    start = np.concatenate([[0], *(part.start[1:] + end for part, end in zip(parts, ends, strict=False))])
+    columns: Any = (np.concatenate(arrays) for arrays in zip(*(part[1:-1] for part in parts), strict=True))
+    return Selections(*(start, *columns, [text for part in parts for text in part.reason]))
 
 
 def selection_digest(settings: SelectionSettings) -> str:

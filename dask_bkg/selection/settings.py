@@ -21,14 +21,6 @@ class SelectionSettings(Protocol):
         """Requested hours (times weights); infinite: all runs that pass."""
 
     @property
-    def el_diff(self) -> Any:
-        """Largest difference in 1 / sin(elevation); None: not cut."""
-
-    @property
-    def az_diff(self) -> Any:
-        """Largest difference in azimuth [deg]; None: not cut."""
-
-    @property
     def kernel(self) -> Mapping[str, float] | None:
         """Widths of the kernel; None: the measured ones."""
 

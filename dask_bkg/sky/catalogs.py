@@ -45,10 +45,7 @@ class ExclusionSettings(Protocol):
         """``max`` or ``document``."""
 
 
-CATALOG_FILES = {
-    "gammacat": "catalogs/gammacat/gammacat.fits.gz",
-    "3hwc": "catalogs/3HWC.ecsv",
-}
+CATALOG_FILES = {"gammacat": "catalogs/gammacat/gammacat.fits.gz", "3hwc": "catalogs/3HWC.ecsv"}
 STAR_FILE = "veritas/crab-point-like-ED/Hipparcos_MAG8_1997.dat"
 GET_DATA = "get it with `gammapy download datasets` and set $GAMMAPY_DATA to its directory"
 
@@ -76,11 +73,6 @@ def read_gammacat(
     rule
         ``max``: an extended source (morphology gauss or shell) gets the larger of the default and 3 sigma;
         ``document``: 3 sigma even where that is smaller, and no largest radius.
-
-    Returns
-    -------
-    regions
-        A disc for each source.
     """
     table = Table.read(path)
     extended = np.isin(np.char.strip(np.asarray(table["morph_type"], dtype=str)), ["gauss", "shell"])
@@ -92,10 +84,8 @@ def read_gammacat(
     else:
         radius = np.where(has_size, np.fmax(size, default_radius), default_radius)
         radius, notes = _cap(radius, notes, max_radius)
-    return make_regions(
-        table["ra"], table["dec"], radius, np.char.strip(np.asarray(table["common_name"], dtype=str)),
-        "gammacat", notes,
-    )  # fmt: skip
+    names = np.char.strip(np.asarray(table["common_name"], dtype=str))
+    return make_regions(table["ra"], table["dec"], radius, names, "gammacat", notes)
 
 
 def read_3hwc(
@@ -151,9 +141,6 @@ def read_stars(path: str | Path, mag_max: float = 5.0, radius: float = 0.3) -> S
     return make_regions(ra[bright], dec[bright], radius, names, "star")
 
 
-# -- region files --------------------------------------------------------------------------------------------
-
-
 def read_region_file(path: str | Path) -> SkyRegions:
     """Regions of a ds9, CRTF or FITS region file in sky coordinates (what the ``regions`` package reads).
 
@@ -190,8 +177,7 @@ def _region(region, number: int, path: Path) -> SkyRegions:
             "in sky coordinates (fk5, icrs, galactic)"
         ) from None
     name = region.meta.get("text") or region.meta.get("label") or f"{path.name} #{number}"
-    plain = isinstance(region, CircleSkyRegion)
-    shape = "" if plain else Regions([region]).serialize(format="ds9", precision=10)
+    shape = "" if isinstance(region, CircleSkyRegion) else Regions([region]).serialize(format="ds9", precision=10)
     return make_regions([center.ra.deg], [center.dec.deg], [radius], [name], "file", shape=[shape])
 
 
@@ -199,16 +185,12 @@ def _bounding_radius(region) -> float:
     """Radius [deg] of a disc around the centre that contains the region."""
     if hasattr(region, "vertices"):
         return float(region.vertices.icrs.separation(center_of(region)).deg.max())
-    if hasattr(region, "outer_radius"):
-        return float(region.outer_radius.to_value("deg"))
-    if hasattr(region, "radius"):
-        return float(region.radius.to_value("deg"))
+    for name in ("outer_radius", "radius"):
+        if hasattr(region, name):
+            return float(getattr(region, name).to_value("deg"))
     width = getattr(region, "outer_width", None) or region.width
     height = getattr(region, "outer_height", None) or region.height
     return float(np.hypot(width.to_value("deg"), height.to_value("deg")) / 2)
-
-
-# -- all of it -----------------------------------------------------------------------------------------------
 
 
 def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path | None:
@@ -219,17 +201,11 @@ def find_star_table(star_cat: str | None, base_dir: Path | None = None) -> Path 
     ConfigError
         If an absolute path was given, and there is no file.
     """
-    named = Path(star_cat).expanduser() if star_cat else None
-    if named is not None and named.is_absolute():
-        if not named.is_file():
-            raise ConfigError(
-                f"exclusion.star_cat: there is no file {named}: correct the path, or leave star_cat out"
-            )
+    named = next_to(star_cat, base_dir) if star_cat else None
+    if named is not None and named.is_file():
         return named
-    if named is not None:
-        for path in (base_dir / named if base_dir else named, named):
-            if path.is_file():
-                return path
+    if named is not None and named.is_absolute():
+        raise ConfigError(f"exclusion.star_cat: there is no file {named}: correct the path, or leave star_cat out")
     return data_file(STAR_FILE)
 
 
@@ -276,8 +252,7 @@ def _read_catalog(name: str, settings: ExclusionSettings) -> SkyRegions | None:
 
 
 def _read_star_table(settings: ExclusionSettings, base_dir: Path | None) -> SkyRegions | None:
-    path = find_star_table(settings.star_cat, base_dir)
-    named = settings.star_cat
+    named, path = settings.star_cat, find_star_table(settings.star_cat, base_dir)
     if path is None:
         where = f"no file {named} (next to the configuration, or in the current directory), and " if named else ""
         _missing(settings, f"exclusion.star_cat: {where}no star table at $GAMMAPY_DATA/{STAR_FILE}")
@@ -323,8 +298,7 @@ def catalog_files(settings: ExclusionSettings, base_dir: Path | None = None) -> 
     """Path (``file``) and ``sha256`` of each file that the exclusion was read from, by name."""
     files: dict[str, Path | None] = {name: data_file(CATALOG_FILES[name]) for name in settings.catalogs}
     files["stars"] = find_star_table(settings.star_cat, base_dir)
-    for path in settings.exclude_region_files:
-        files[path] = next_to(path, base_dir)
+    files |= {path: next_to(path, base_dir) for path in settings.exclude_region_files}
     return {
         name: {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for name, path in files.items()

@@ -67,15 +67,12 @@ class SkyRegions:
         widest = DOCUMENT_SEARCH_RADIUS if reach == "centre" else offset_max + float(self.radius.max(initial=0.0))
         close = np.flatnonzero(np.abs(self.dec - dec) <= widest)
         distance = fov.separation(self.ra[close], self.dec[close], ra, dec)
-        if reach == "centre":
-            return self[close[distance < DOCUMENT_SEARCH_RADIUS]]
-        return self[close[distance < offset_max + self.radius[close]]]
+        limit = DOCUMENT_SEARCH_RADIUS if reach == "centre" else offset_max + self.radius[close]
+        return self[close[distance < limit]]
 
     def digest(self) -> str:
         """Hash of positions, radii and shapes: equal for equal exclusions."""
-        sha = hashlib.sha256()
-        for column in (self.ra, self.dec, self.radius):
-            sha.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+        sha = hashlib.sha256(np.array([self.ra, self.dec, self.radius], dtype="<f8").tobytes())
         sha.update("\n".join(self.shape).encode())
         return sha.hexdigest()[:16]
 

@@ -160,7 +160,8 @@ class HorizonField:
         self.begin = float(times.start[0])
         self.length = max(float(times.stop[-1]) - self.begin, 1.0)
         utc = _utc(times, np.array([self.begin, self.begin + self.length]))
-        self._sky = _stars(*utc)
+        # precession, nutation, aberration (CIRS) at both ends; TDB is TT to 2 ms, in which the Earth has not gone far
+        self._sky = erfa.apci13(*erfa.taitt(*erfa.utctai(*utc)[:2])[:2])[0]
         self._site = _site(numbers, utc[0][0], utc[1][0])
         self._zenith = _zenith(self._site)
 
@@ -223,19 +224,12 @@ class HorizonField:
         return zenith, self._site["diurab"] * np.stack([-sin, cos, np.zeros_like(angle)], axis=-1)
 
 
-def _stars(utc1: NDArray, utc2: NDArray) -> NDArray:
-    """ERFA's parameters of the stars of a day (CIRS): precession, nutation, aberration of the Earth's orbit."""
-    # TDB is TT to 2 ms, in which the Earth has not gone far
-    return erfa.apci13(*erfa.taitt(*erfa.utctai(utc1, utc2)[:2])[:2])[0]
-
-
 def _site(numbers: Mapping[str, float], utc1: float, utc2: float) -> NDArray:
     """ERFA's parameters of a site at a time; without weather there is no refraction."""
     ut1_utc, pole_x, pole_y = _earth_orientation(utc1, utc2)
     lon, lat = np.deg2rad([numbers["site_lon"], numbers["site_lat"]])
-    pressure, temperature, humidity, wavelength = 0.0, 0.0, 0.0, 0.5
-    place = lon, lat, numbers["site_height"], pole_x, pole_y
-    return erfa.apio13(utc1, utc2, ut1_utc, *place, pressure, temperature, humidity, wavelength)[0]
+    weather = 0.0, 0.0, 0.0, 0.5  # pressure, temperature, humidity, wavelength
+    return erfa.apio13(utc1, utc2, ut1_utc, lon, lat, numbers["site_height"], pole_x, pole_y, *weather)[0]
 
 
 def _utc(times: Times, seconds: NDArray) -> tuple[NDArray, NDArray]:

@@ -29,21 +29,12 @@ from dask_bkg.validation.task import Scored, Subject
 LEAST_THRESHOLD = 1.5
 """Lowest energy of a run without a declared threshold, in units of the threshold of its effective area."""
 
-
 Counts = tuple[Scored, dict[int, Subject]]
 """The counts that backgrounds are compared with, and their place in the run store for each target."""
 
 
 class Prepared(NamedTuple):
-    """A job whose backgrounds have not been computed yet.
-
-    Attributes
-    ----------
-    plan, stored, tables
-        See `dask_bkg.pipeline.run`.
-    thresholds
-        Thresholds of the targets in the obs-index [TeV].
-    """
+    """A job (`dask_bkg.pipeline.run`) up to its graph, and the thresholds of its targets in the obs-index [TeV]."""
 
     plan: Plan
     stored: Stored

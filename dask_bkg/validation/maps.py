@@ -10,13 +10,7 @@ from dask_bkg.sky.exclusion import SkyRegions, excluded_positions
 
 
 class Comparison(NamedTuple):
-    """Counts that a background predicts, and those that were observed, on the same pixels and energies.
-
-    Attributes
-    ----------
-    predicted, observed
-        Sums over energy and sky.
-    """
+    """Counts that a background predicts, and those that were observed: sums over the same pixels and energies."""
 
     predicted: float
     observed: int
@@ -59,11 +53,6 @@ def compare_counts(
         a threshold, where the spectrum is curved, 10 bins per decade are wrong by 1-2 % for any background.
     pixel
         Pixel of the map [deg].
-
-    Returns
-    -------
-    comparison
-        Predicted and observed counts.
     """
     from gammapy.datasets import MapDataset
     from gammapy.makers import MapDatasetMaker

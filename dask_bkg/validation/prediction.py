@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from dask_bkg.background.field_geometry import linear, middle
 
@@ -118,9 +119,8 @@ def predict(nodes: Nodes, places: Places) -> NDArray:
     if nodes.value.shape != shape:
         raise ValueError(f"a background of shape {nodes.value.shape} does not fit axes of {shape} bins")
     energy_axis, *field = (tuple(np.asarray(axis, dtype=float).tolist()) for axis in nodes.axes)
-    log = _log_nodes(nodes.value, nodes.tiny)
     matrix, inside, edges = _along_energy(energy_axis, places.energy)
-    log = matrix @ log
+    log = matrix @ _log_nodes(nodes.value, nodes.tiny)
     blocks = _over_offset(field[0], places) if len(field) == 1 else _over_field(*field, places)
     # energies last, and few pixels at a time: data in the cache of a core make it several times faster
     log = np.ascontiguousarray(log.T)
@@ -158,8 +158,6 @@ def _along_energy(axis: tuple[float, ...], energy: tuple[float, ...]) -> tuple[N
 @lru_cache(maxsize=32)
 def _over_offset(axis: tuple[float, ...], places: Places) -> list:
     """One pair of matrices: from offset bins to the offsets of small pixels, and from these to means over pixels."""
-    from scipy.sparse import csr_array
-
     lon, lat, weight = _sub_pixels(places)
     offset, place = np.unique(offset_of(lon, lat).round(9), return_inverse=True)
     edges = np.array(axis)
@@ -176,8 +174,6 @@ def _over_offset(axis: tuple[float, ...], places: Places) -> list:
 @lru_cache(maxsize=32)
 def _over_field(lat_axis: tuple[float, ...], lon_axis: tuple[float, ...], places: Places) -> list:
     """Pairs of matrices: from pixels of a background to small ones, and from these to means over some pixels."""
-    from scipy.sparse import csr_array
-
     lon, lat, weight = (array.ravel() for array in _sub_pixels(places))
     n_wanted = wanted(places).size
     at, share, inside = [], [], np.ones(lon.size, dtype=bool)
@@ -223,14 +219,9 @@ def offset_of(lon: ArrayLike, lat: ArrayLike) -> NDArray:
 
 
 def _integrate(log: NDArray, edges: NDArray, inside: NDArray) -> NDArray:
-    """Integrals of power laws between energies, from ln(rate) there; 0 where one of the ends is outside of the axis.
+    """Integrals of power laws between energies, the ``edges`` [TeV]; 0 where one of the ends is not ``inside``.
 
-    Parameters
-    ----------
-    log
-        Shape ``(places, energies)``.
-    edges, inside
-        The energies [TeV], and whether they are within the axis of the background.
+    ``log`` is ln(rate) there, shape ``(places, energies)``.
     """
     value, step = np.exp(log), np.diff(np.log(edges))
     value *= edges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -181,10 +182,7 @@ def common_runs(validations: Sequence[Validation]) -> NDArray:
     ValueError
         If they have none in common, or other bins, thresholds or counts.
     """
-    first, *others = validations
-    numbers = first.runs["obs_id"].values
-    for other in others:
-        numbers = np.intersect1d(numbers, other.runs["obs_id"].values)
+    numbers = reduce(np.intersect1d, [validation.runs["obs_id"].values for validation in validations])
     if not numbers.size:
         raise ValueError("validations that are compared have no run in common")
     counts = [v.runs["counts"].sel(obs_id=numbers).values for v in validations]

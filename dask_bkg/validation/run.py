@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,9 @@ def validate_models(
 
 
 def _as_config(config: Any) -> Config:
-    if isinstance(config, Config):
-        return config
-    if isinstance(config, Mapping):
-        return parse_config(config)
-    raise ConfigError(f"expected a configuration, a `Config` or a dictionary, got {config!r:.80}")
+    if not isinstance(config, (Config, Mapping)):
+        raise ConfigError(f"expected a configuration, a `Config` or a dictionary, got {config!r:.80}")
+    return config if isinstance(config, Config) else parse_config(config)
 
 
 def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Config:
@@ -169,25 +168,19 @@ def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Conf
     if lists and (folds or same_target_out):
         log.warning("background_selection.bkg_runlist has no effect where folds or targets are left out")
         lists = {}
-    changes = {"store_KL": False, "bkg_runlist": lists or None}
-    if same_target_out:
-        changes["exclude_same_target"] = True
     values = {name: getattr(selection, name) for name in BackgroundSelection.model_fields}
-    folded = _Folded.model_construct(**{**values, **changes}, folds=None if io.from_run else folds)
+    values |= {"store_KL": False, "bkg_runlist": lists or None}
+    if same_target_out:
+        values["exclude_same_target"] = True
+    folded = _Folded.model_construct(**values, folds=None if io.from_run else folds)
     return config.model_copy(update={"io": io, "background_selection": folded})
-
-
-# -- the graph -------------------------------------------------------------------------------------------------
 
 
 def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
     """Validation of the backgrounds that a job would write."""
     plan, config = job.plan, job.plan.config
-    graph = (
-        build(plan, job.tables, job.stored, last=lambda graph: final_layer(graph, job, counts))
-        if job.tables.ready
-        else None
-    )
+    last = partial(final_layer, job=job, counts=counts)
+    graph = build(plan, job.tables, job.stored, last=last) if job.tables.ready else None
     tasks, parts = (graph.writes, graph.parts) if graph else ([], [])
     left_out = _left_out(config)
     if left_out == "nothing":
@@ -205,8 +198,7 @@ def final_layer(graph: Graph, job: Prepared, counts: Counts) -> tuple[list[Delay
 
     def each(part: list[Target]) -> list[Subject | None]:
         # the target of the job whose background is scored, which may differ in sight and threshold
-        found = [(subjects.get(target.obs_id), target) for target in part]
-        return [None if subject is None else subject._replace(target=target) for subject, target in found]
+        return [subjects[t.obs_id]._replace(target=t) if t.obs_id in subjects else None for t in part]
 
     return final_tasks(graph, job.tables, "validate", score_block, each, model=model_of(job.plan), scored=scored)
 

@@ -112,11 +112,6 @@ def score_run(
     up
         Direction of the zenith, a unit vector ``(fov_lon, fov_lat)``.
 
-    Returns
-    -------
-    score, sums
-        Of this run.
-
     Examples
     --------
     >>> from dask_bkg.validation.bins import make_bins
@@ -208,16 +203,10 @@ def _reduction_by_factors(name: str, mu: NDArray, in_cells: NDArray, bins: Bins)
 def _hottest(n: NDArray, mu: NDArray, bins: Bins) -> NDArray:
     """Largest excess of a field pixel or cell over all energies: significance and position [deg]."""
     best = np.array([0.0, np.nan, np.nan])
-    for members in (None, bins.in_cell):
-        counts, expectation, lon, lat = n.sum(axis=0), mu.sum(axis=0), bins.lon, bins.lat
-        if members is not None:
-            size = members.sum(axis=0)
-            counts, expectation, lon, lat = (
-                counts @ members,
-                expectation @ members,
-                lon @ members / size,
-                lat @ members / size,
-            )
+    pixels = n.sum(axis=0), mu.sum(axis=0), bins.lon, bins.lat
+    size = bins.in_cell.sum(axis=0)
+    n_cell, mu_cell, lon_sum, lat_sum = (values @ bins.in_cell for values in pixels)
+    for counts, expectation, lon, lat in (pixels, (n_cell, mu_cell, lon_sum / size, lat_sum / size)):
         s = np.where(expectation > 0, significance(counts, np.where(expectation > 0, expectation, 1.0)), 0.0)
         if s.max() > best[0]:
             best = np.array([s.max(), lon[s.argmax()], lat[s.argmax()]])

@@ -110,7 +110,8 @@ def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -
     group, how = runs["group"].values, {"draws": draws, "seed": seed}
     counts, predicted = runs["counts"].values, runs["predicted"].values
     pair = np.stack([predicted.sum(axis=1), counts.sum(axis=1)], axis=1)
-    cells = runs["cells"].values
+    cells, moments = runs["cells"].values, runs["deviance"].values
+    _, expectation, variance = moments.sum(axis=0)
     return {
         "name": validation.name,
         "left_out": validation.left_out,
@@ -121,7 +122,7 @@ def summarise(validation: Validation, *, draws: int = DRAWS, seed: int = SEED) -
         "ratio": _ratio_of(pair, group, how),
         "scatter": _scatter(*pair.T),
         "significance": {form: _significance(cells[:, i], group, how) for i, form in enumerate(FORMS)},
-        "deviance": _deviance(runs["deviance"].values, group, how),
+        "deviance": {**_ratio_of(moments, group, how), "statistics": float(np.sqrt(variance) / expectation)},
         "bands": _bands(validation, how),
         "energies": _energies(validation, how),
     }
@@ -150,23 +151,20 @@ def _significance(cells: NDArray, group: NDArray, how: Mapping[str, int]) -> dic
     def mean(sums: NDArray) -> NDArray:
         return ratio(_of_cells(sums, "s"), _of_cells(sums, "n"))
 
-    found, expectation = ([_of_cells(total, f"{kind}_{k}") for k in (3, 5)] for kind in ("over", "expected"))
-    tails = {
-        f"beyond_{k}": {"value": int(value), "expected": float(expected)}
-        for k, value, expected in zip((3, 5), found, expectation, strict=True)
-    }
-    return {
+    found: dict[str, Any] = {
         "cells": int(n),
         "mean": {**_with_error(cells, group, mean, how), "expected": float(_of_cells(total, "expected_s")) / n},
-        "width": {**_with_error(cells, group, widths, how), "expected": float(expected_widths(total))},
-        **tails,
+        "width": _width(cells, group, how),
     }
+    for k in (3, 5):
+        value, expectation = int(_of_cells(total, f"over_{k}")), float(_of_cells(total, f"expected_{k}"))
+        found[f"beyond_{k}"] = {"value": value, "expected": expectation}
+    return found
 
 
-def _deviance(moments: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
-    """Poisson deviance of all bins over its expectation, and the statistical error of that."""
-    _, expectation, variance = moments.sum(axis=0)
-    return {**_ratio_of(moments, group, how), "statistics": float(np.sqrt(variance) / expectation)}
+def _width(cells: NDArray, group: NDArray, how: Mapping[str, int]) -> dict[str, float]:
+    """Width of the significances in one form, with its error and expectation."""
+    return {**_with_error(cells, group, widths, how), "expected": float(expected_widths(cells.sum(axis=0)))}
 
 
 def _bands(validation: Validation, how: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -248,12 +246,6 @@ def compare(
         row: dict[str, Any] = {"name": name, "runs": numbers.size, "events": int(events.sum())}
         for i, form in enumerate(FORMS):
             row[form] = _ratio_of(np.stack([difference[:, i], events], axis=1), group, how)
-        row["width"] = {
-            form: {
-                **_with_error(cells[:, i], group, widths, how),
-                "expected": float(expected_widths(cells[:, i].sum(axis=0))),
-            }
-            for i, form in enumerate(FORMS)
-        }
+        row["width"] = {form: _width(cells[:, i], group, how) for i, form in enumerate(FORMS)}
         rows.append({**row, "ratio": _ratio_of(pair, group, how), "scatter": _scatter(*pair.T)})
     return rows

@@ -28,25 +28,13 @@ from dask_bkg.validation.score import FieldSums, RunScore, score_run
 
 
 class Scored(NamedTuple):
-    """The counts that backgrounds are compared with.
-
-    Attributes
-    ----------
-    path, view
-        Path of the run store, and name of its view.
-    alignment
-        Frame of its field pixels, ``radec`` or ``altaz``.
-    energy, pixels
-        Edges of the energies [TeV] and field pixels [deg].
-    settings
-        How they are compared.
-    """
+    """The counts that backgrounds are compared with: a view of a run store, and the bins of the comparison."""
 
     path: str
     view: str
-    alignment: str
-    energy: tuple[float, ...]
-    pixels: tuple[float, ...]
+    alignment: str  # frame of the field pixels, radec or altaz
+    energy: tuple[float, ...]  # edges [TeV]
+    pixels: tuple[float, ...]  # edges [deg]
     settings: Settings
 
     @property
@@ -56,48 +44,22 @@ class Scored(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A run whose background is scored.
-
-    Attributes
-    ----------
-    target
-        The run.
-    row, key
-        Row of its counts in the run store, and the key that must be there (`dask_bkg.store.store.RunStore.keys`).
-    threshold
-        Its energy threshold [TeV]; NaN: unknown, and the energy of the most counts takes its place.
-    sight
-        Pointing, site and time; NaN if unknown.
-    """
+    """A run whose background is scored, and where its counts are in the run store."""
 
     target: Target
     row: int
-    key: int
-    threshold: float
-    sight: Sight
+    key: int  # which must be in this row (`dask_bkg.store.store.RunStore.keys`)
+    threshold: float  # energy [TeV]; NaN: unknown, and the energy of the most counts takes its place
+    sight: Sight  # NaN if unknown
 
 
 class Verdict(NamedTuple):
-    """Score of one run, or the reason why there is none.
-
-    Attributes
-    ----------
-    obs_id
-        Run number.
-    reason
-        Why it could not be scored; empty if it was.
-    score
-        Its score.
-    threshold
-        Lowest energy that was compared [TeV].
-    n_runs, hours
-        Number of contributing runs, and their livetime [h].
-    """
+    """Score of one run, or the reason why there is none; number and livetime [h] of its contributing runs."""
 
     obs_id: int
     reason: str = ""
     score: RunScore | None = None
-    threshold: float = float("nan")
+    threshold: float = float("nan")  # lowest energy that was compared [TeV]
     n_runs: int = 0
     hours: float = 0.0
 
@@ -110,17 +72,7 @@ class BlockScore(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A background in the axes in which it is written, and its contributing runs.
-
-    Attributes
-    ----------
-    nodes
-        Node values.
-    alignment
-        Frame of a 3D background; empty for 2D.
-    n_runs, hours
-        Number of contributing runs, and their livetime [h].
-    """
+    """A background, its frame (empty for 2D), and the number and livetime [h] of its contributing runs."""
 
     nodes: Nodes
     alignment: str = ""
