@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def main(verbose: bool) -> None:
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-
+_config_file = click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _where = click.option(
     "--cluster", help="threads, local, slurm, or a scheduler's address or file; wins over the configuration."
 )
@@ -70,7 +70,7 @@ def _job_options(command: Callable) -> Callable:
         click.option("--progress/--no-progress", default=True, help="Show bars."),
         click.option("--performance-report", "report", type=_FILE, help="Save Dask's report of the job, a page."),
         _where,
-        click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+        _config_file,
     ):
         command = add(command)
     return command
@@ -163,10 +163,7 @@ def run(
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
     if (picture := draw_backgrounds(done, done.config or settings)) is not None:
         click.echo(f"picture: {picture}")
-    failed = {**prepared.run_selection.failed_runs, **done.failed}
-    _tell_failed(failed)
-    if failed or missing:
-        sys.exit(SOME_FAILED)
+    _end({**prepared.run_selection.failed_runs, **done.failed}, missing)
 
 
 def _tell_results(results: list) -> None:
@@ -190,11 +187,14 @@ def _settings(config_file: Path, cluster: str | None):
     return settings.with_cluster(cluster) if cluster else settings
 
 
-def _tell_failed(failed: dict[int, str]) -> None:
+def _end(failed: dict[int, str], missing: Sequence[int] = ()) -> None:
+    """Report runs that failed; status `SOME_FAILED` if there are any, or some are missing."""
     if failed:
         click.echo(f"\n{len(failed)} runs could not be used:", err=True)
         for reason in failed.values():
             click.echo(f"  {reason}", err=True)
+    if failed or missing:
+        sys.exit(SOME_FAILED)
 
 
 @main.command()
@@ -208,9 +208,7 @@ def reduce(config_file: Path, cluster: str | None, report: Path | None, progress
     with _reported(settings, report):
         done = reduce_archive(settings, progress=progress)
     click.echo(f"{done.opened} event files opened, events of {done.read} runs counted\n\n{describe(done.store.path)}")
-    _tell_failed(done.failed)
-    if done.failed:
-        sys.exit(SOME_FAILED)
+    _end(done.failed)
 
 
 @main.command()
@@ -237,9 +235,7 @@ def kl(config_file: Path, cluster: str | None, report: Path | None, progress: bo
     some = sample(done.path)
     plot_kl_matrix(picture, some.values, some.obs_id.values, zenith=some.zenith.values)
     click.echo(f"matrix:  {done.path}\npicture: {picture}")
-    _tell_failed(done.failed)
-    if done.failed:
-        sys.exit(SOME_FAILED)
+    _end(done.failed)
 
 
 @main.group()
@@ -249,7 +245,7 @@ def cluster() -> None:
 
 @cluster.command()
 @_where
-@click.argument("config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_config_file
 def check(config_file: Path, cluster: str | None) -> None:
     """Look whether a worker of the cluster of CONFIG_FILE can do its job.
 
@@ -327,10 +323,7 @@ def validate(
         done.against.name = name if name != done.name else f"{against.parent.name}/{name}"
     click.echo(write_validation(done, directory))
     click.echo(f"\npage: {directory / 'validation.html'}")
-    failed = {**(done.against.failed if done.against else {}), **done.failed}
-    _tell_failed(failed)
-    if failed:
-        sys.exit(SOME_FAILED)
+    _end({**(done.against.failed if done.against else {}), **done.failed})
 
 
 @main.command()

@@ -279,9 +279,8 @@ class ExclusionFinder:
         self.default_exclusion = default_exclusion
         radii = {"default_radius": default_exclusion, "max_radius": max(1.2, default_exclusion)}
         settings = parse_config({"exclusion": radii}).exclusion
-        star_file = catalogs.find_star_table(settings.star_cat)
+        self._star_file = catalogs.find_star_table(settings.star_cat)
         self._sources = catalogs.sky_regions(settings.model_copy(update={"star_mag": -99.0}))
-        self._star_file = star_file
 
     def find_gamma_sources(self, ra: float, dec: float, theta: float = 2.0) -> Table:
         """GammaCat sources within ``theta`` [deg] of a position: name, ra, dec, radius."""

@@ -189,7 +189,8 @@ def _find_targets(config: Config, store: Datastore, obs_ids: Iterable[int]) -> t
         except RunError as error:
             failed[obs_id] = str(error)
             continue
-        name = _output_name(config, store, obs_id, events.path)
+        only_index = config.io.attach == "index"
+        name = f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz" if only_index else place_below(store, events.path)
         # two runs with the same file name in different directories must not overwrite each other
         if taken.setdefault(name, obs_id) != obs_id:
             name = str(Path(name).with_name(f"{obs_id}_{Path(name).name}"))
@@ -204,13 +205,6 @@ def _index_thresholds(store: Datastore) -> dict[int, float]:
         return {}
     values: NDArray = np.ma.filled(np.ma.asarray(store.obs["SAFE_ENERGY_LO"], dtype=float), np.nan)
     return dict(zip(store.obs["OBS_ID"].tolist(), values.tolist(), strict=True))
-
-
-def _output_name(config: Config, store: Datastore, obs_id: int, source: str) -> str:
-    """Path of a target's file below ``out_dir``: as below ``in_dir``, or in ``data`` if it comes from elsewhere."""
-    if config.io.attach == "index":
-        return f"{BACKGROUND_DIR}/bkg_{obs_id}.fits.gz"
-    return place_below(store, source)
 
 
 def _find_candidates(config: Config) -> tuple[Datastore, list[RunFile], dict[int, str]]:

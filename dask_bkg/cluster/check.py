@@ -75,9 +75,6 @@ def check_worker(client: Client, config: Config) -> list[Finding]:
     return findings
 
 
-# -- versions --------------------------------------------------------------------------------------------------
-
-
 def _versions() -> Callable[[tuple[str, ...]], dict[str, str]]:
     """Function that returns versions of packages (empty if not importable) and of Python, host and executable.
 
@@ -113,9 +110,6 @@ def _compared(here: dict[str, str], there: dict[str, str]) -> Iterator[Finding]:
         )
     if not names:
         yield Finding(True, f"same versions here and on the worker: {', '.join(f'{n} {there[n]}' for n in PACKAGES)}")
-
-
-# -- places ----------------------------------------------------------------------------------------------------
 
 
 def _archive(client: Client, worker: str, path: Path) -> Finding:
@@ -173,9 +167,6 @@ def _write(probe: Path) -> str:
 def _remove(probe: Path) -> None:
     with contextlib.suppress(OSError):
         probe.unlink(missing_ok=True)
-
-
-# -- scratch ---------------------------------------------------------------------------------------------------
 
 
 def _scratch_on_worker(dask_worker: Any) -> tuple[str, str, int]:

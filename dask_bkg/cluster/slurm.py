@@ -151,8 +151,7 @@ def check_submission(script: str) -> None:
 
 def job_directory(config: Config) -> Path:
     """Directory of logs and certificates of the jobs: in the results, or the current one; on a disk of all nodes."""
-    results = config.io.results_dir
-    path = Path(results or "").absolute() / "slurm"
+    path = Path(config.io.results_dir or "").absolute() / "slurm"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,9 +175,6 @@ def _jobqueue() -> type:
 
 def _fewest(settings: Slurm) -> int:
     return settings.workers if settings.min_workers is None else settings.min_workers
-
-
-# -- states of the jobs ----------------------------------------------------------------------------------------
 
 
 def _job_states(cluster: Any) -> str:

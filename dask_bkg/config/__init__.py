@@ -5,32 +5,7 @@ of gammapy-tools, `presets` gives defaults, `models` holds every option with its
 converts each value.  `parse` does these steps; its error lists everything that is wrong, in words.
 """
 
-from dask_bkg.config.models import (
-    IO,
-    BackgroundSelection,
-    Binning,
-    Config,
-    Exclusion,
-    Execution,
-    Modelling,
-    RunSelection,
-    Slurm,
-)
+from dask_bkg.config.models import BackgroundSelection, Config, Slurm
 from dask_bkg.config.parse import load_config, parse_config
-from dask_bkg.config.presets import PRESETS, VERITAS_SEASONS
 
-__all__ = [
-    "IO",
-    "PRESETS",
-    "VERITAS_SEASONS",
-    "BackgroundSelection",
-    "Binning",
-    "Config",
-    "Exclusion",
-    "Execution",
-    "Modelling",
-    "RunSelection",
-    "Slurm",
-    "load_config",
-    "parse_config",
-]
+__all__ = ["BackgroundSelection", "Config", "Slurm", "load_config", "parse_config"]

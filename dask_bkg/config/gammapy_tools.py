@@ -49,11 +49,7 @@ WITHOUT_EFFECT = (
 )
 
 #: The table: a key of gammapy-tools, and its name here; None is without effect.
-KEYS: dict[str, str | None] = {
-    **{key: key for key in USED},
-    **RENAMED,
-    **dict.fromkeys(WITHOUT_EFFECT),
-}
+KEYS: dict[str, str | None] = {**{key: key for key in USED}, **RENAMED, **dict.fromkeys(WITHOUT_EFFECT)}
 
 
 @dataclass

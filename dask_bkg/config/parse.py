@@ -1,9 +1,4 @@
-"""The configuration of a job: read, translated, completed with a preset, validated once as a whole.
-
-The way of a configuration: plain copy (`yaml`), keys of gammapy-tools into ours (`gammapy_tools`), preset
-underneath, models (`models`) that convert every value (`values`). An error lists everything that is
-wrong, in words.
-"""
+"""The steps from a file or mapping to a `Config`, and what is wrong with one in words."""
 
 from __future__ import annotations
 
@@ -17,13 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from dask_bkg.config import gammapy_tools
-from dask_bkg.config.models import (
-    SECTIONS,
-    BackgroundSelection,
-    Config,
-    Section,
-    unit_of,
-)
+from dask_bkg.config.models import SECTIONS, BackgroundSelection, Config, Section, unit_of
 from dask_bkg.config.presets import PRESETS, VERITAS_SEASONS
 from dask_bkg.config.yaml import plain, read_yaml
 from dask_bkg.errors import ConfigError
@@ -110,16 +99,15 @@ def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
         result[name] = {**defaults, **given} if isinstance(given, dict) else given
     selection = result.get("background_selection")
     if isinstance(selection, dict):
-        selection = result["background_selection"] = {
-            key: value for key, value in selection.items() if not _is_switched_off(key, value)
-        }
-    if isinstance(selection, dict) and selection.get("same_szn") is True and "seasons" not in selection:
-        # A driver file of gammapy-tools has no table: its epochs, those of VERITAS, are in the program.
-        log.warning(
-            "background_selection.same_szn: no seasons are given, the VERITAS epochs are used; "
-            "for another telescope give a table background_selection.seasons"
-        )
-        result["background_selection"] = {**selection, "seasons": VERITAS_SEASONS}
+        selection = {key: value for key, value in selection.items() if not _is_switched_off(key, value)}
+        result["background_selection"] = selection
+        if selection.get("same_szn") is True and "seasons" not in selection:
+            # A driver file of gammapy-tools has no table: its epochs, those of VERITAS, are in the program.
+            log.warning(
+                "background_selection.same_szn: no seasons are given, the VERITAS epochs are used; "
+                "for another telescope give a table background_selection.seasons"
+            )
+            selection["seasons"] = VERITAS_SEASONS
     return result
 
 

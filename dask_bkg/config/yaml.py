@@ -166,7 +166,10 @@ def plain(mapping: Any) -> Any:
 
 def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        return {_key(key): _plain(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        keys = (key.item() if isinstance(key, np.generic) else key for key in value)
+        return {
+            key: _plain(item, f"{where}.{key}".lstrip(".")) for key, item in zip(keys, value.values(), strict=True)
+        }
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, date):
@@ -185,10 +188,6 @@ def _plain(value: Any, where: str) -> Any:
         f"{where or 'the configuration'}: must be a number, a text, true or false, a list or a table, "
         f"got {type(value).__name__} {value!r:.80}"
     )
-
-
-def _key(key: Any) -> Any:
-    return key.item() if isinstance(key, np.generic) else key
 
 
 def with_absolute_paths(values: Mapping, base_dir: str | Path | None) -> dict:

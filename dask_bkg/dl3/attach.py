@@ -23,19 +23,6 @@ from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own
 from dask_bkg.errors import RunError
 from dask_bkg.files import atomic_path, write_pieces
 
-__all__ = [
-    "Piece",
-    "attach_background",
-    "digests",
-    "has_background",
-    "other_hdus_digest",
-    "read_fits_bytes",
-    "reads_reversed",
-    "split_hdus",
-    "unreadable",
-    "write_background",
-]
-
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
 
@@ -53,10 +40,8 @@ def attach_background(
     gzipped, whatever its name; ``target`` is if its name ends in ``.gz``. The two may be the same file. The same
     input gives the same bytes.
 
-    The exception: gammapy mirrors every 3D background of a file that it takes for H.E.S.S. DR1 (CREATOR
-    'SASH FITS::EventListWriter', HDUVERS '0.2' in EVENTS). With a 3D background, and only then, the CREATOR card of
-    such an EVENTS header is replaced by this program's name and version; a HISTORY card keeps the old value, a
-    CHECKSUM card is brought up to date, and the data bytes stay as they were.
+    The exception: gammapy mirrors every 3D background of a file that it takes for H.E.S.S. DR1. With a 3D background,
+    and only then, such an EVENTS header gets another CREATOR; see `dask_bkg.dl3.creator`.
 
     Parameters
     ----------
@@ -254,13 +239,10 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     header = hdu.header
     for key in ("DATE", "CHECKSUM", "DATASUM"):  # they would change from one writing to the next, or be wrong
         header.remove(key, ignore_missing=True)
-    header["HDUCLASS"] = "GADF"
-    header["HDUDOC"] = GADF_URL
-    header["HDUVERS"] = "0.3"
-    header["HDUCLAS1"] = "RESPONSE"
-    header["HDUCLAS2"] = "BKG"
-    header["HDUCLAS3"] = "FULL-ENCLOSURE"
-    header["HDUCLAS4"] = _kind(hdu)
+    header.update(
+        {"HDUCLASS": "GADF", "HDUDOC": GADF_URL, "HDUVERS": "0.3", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "BKG"}
+    )
+    header.update({"HDUCLAS3": "FULL-ENCLOSURE", "HDUCLAS4": _kind(hdu)})
     header.setdefault("FOVALIGN", "RADEC")
     for key, card in (cards or {}).items():
         header[key] = card

@@ -70,7 +70,9 @@ def background_table(
         axes |= {"THETA": (edges.offset, "deg")}
     # GADF counts axes as FITS does, the first runs fastest: (energy, DETX, DETY) is our (fov_lat, fov_lon, energy)
     values = np.moveaxis(values, 0, -1)[np.newaxis] * TEV_TO_MEV
-    hdu = fits.BinTableHDU.from_columns([*_axis_columns(axes), _rate_column(values)])
+    dim = str(values.shape[:0:-1]).replace(" ", "")
+    column = fits.Column("BKG", f"{values[0].size}D", FILE_UNIT, dim=dim, array=values)
+    hdu = fits.BinTableHDU.from_columns([*_axis_columns(axes), column])
     own: dict[str, tuple[Any, str]] = {"FOVALIGN": (alignment.upper(), "field of view aligned with")}
     if mirror and isinstance(edges, FieldEdges):
         own["MIRRORED"] = (True, "fov_lon reversed, as gammapy reads this run")
@@ -120,9 +122,3 @@ def _axis_columns(axes: Mapping[str, tuple[NDArray, str]]) -> list[fits.Column]:
         for name, (edge, unit) in axes.items()
         for end, part in (("LO", np.asarray(edge[:-1], dtype=float)), ("HI", np.asarray(edge[1:], dtype=float)))
     ]
-
-
-def _rate_column(values: NDArray) -> fits.Column:
-    """Column of the rate [s-1 MeV-1 sr-1], shape ``(1, ..., energy)``."""
-    dim = str(values.shape[:0:-1]).replace(" ", "")
-    return fits.Column("BKG", f"{values[0].size}D", FILE_UNIT, dim=dim, array=values)

@@ -6,10 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from dask_bkg.dl3.attach import BLOCK, digests, other_hdus_digest, read_fits_bytes, split_hdus, unreadable
+from dask_bkg.dl3.attach import digests, other_hdus_digest, unreadable
+from dask_bkg.dl3.blocks import BLOCK, read_fits_bytes, split_hdus
 from dask_bkg.files import atomic_path, state_of
-
-__all__ = ["COPIES", "background", "copy_file", "copy_of", "is_copy"]
 
 COPIES = ".dask_bkg-copies.json"
 """Name of the `dask_bkg.files.StatCache` of copies, in their directory."""

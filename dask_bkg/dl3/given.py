@@ -85,7 +85,7 @@ def _read(hdu: Hdu, obs_id: int, path: str) -> Given:
         )
     axes = tuple(_edges(hdu, axis, unit) for axis, unit in (("ENERG", "TeV"), *names))
     raw = hdu.raw_column(name)[0]
-    factor = _factor(hdu.unit(name))
+    factor = float(_unit(hdu.unit(name), FILE_UNIT).to(UNIT))
     # the file is read in the order of FITS, energy first; older files of H.E.S.S. have it the other way round
     values = np.asarray(raw, dtype=float).T
     shape = tuple(axis.size - 1 for axis in axes)
@@ -103,10 +103,6 @@ def _read(hdu: Hdu, obs_id: int, path: str) -> Given:
 def _edges(hdu: Hdu, axis: str, unit: str) -> NDArray:
     low, high = (np.atleast_1d(hdu.column(f"{axis}_{end}")[0]) for end in ("LO", "HI"))
     return np.append(low, high[-1]) * _unit(hdu.unit(f"{axis}_LO"), unit).to(unit)
-
-
-def _factor(text: str) -> float:
-    return float(_unit(text, FILE_UNIT).to(UNIT))
 
 
 def _unit(text: str, default: str) -> Any:

@@ -17,9 +17,8 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from dask_bkg.dl3.blocks import GZIP
 from dask_bkg.errors import RunError
-
-GZIP = b"\x1f\x8b"
 
 BROKEN = (OSError, EOFError, zlib.error, TypeError, IndexError, KeyError, ValueError, fits.VerifyError)
 """What a file that is damaged can raise."""

@@ -1,7 +1,4 @@
-"""What the cards of a run, or a row of an obs-index, say of its pointing, conditions and times.
-
-What GADF leaves optional is derived where it can be; the rest is NaN.
-"""
+"""What the cards of a run, or a row of an obs-index, say of its pointing, conditions and times."""
 
 from __future__ import annotations
 

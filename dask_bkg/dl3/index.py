@@ -33,14 +33,6 @@ from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, RunError
 from dask_bkg.files import atomic_path, write_pieces
 
-__all__ = [
-    "Datastore",
-    "Location",
-    "existing_store",
-    "read_datastore",
-    "write_index",
-]
-
 log = logging.getLogger(__name__)
 
 CREATOR = "dask_bkg"
@@ -237,10 +229,7 @@ def existing_store(directory: str | os.PathLike[str]) -> Datastore | None:
 
 
 def write_index(
-    directory: str | os.PathLike[str],
-    hdu_rows: Table,
-    obs: Table,
-    data_dirs: Iterable[str | os.PathLike[str]] = (),
+    directory: str | os.PathLike[str], hdu_rows: Table, obs: Table, data_dirs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
     """Write ``hdu-index.fits.gz`` and ``obs-index.fits.gz`` into ``directory``.
 
@@ -275,7 +264,8 @@ def write_index(
     if len(hdu_rows) == 0:
         raise ArchiveError(f"There are no runs to write into the index of {os.fspath(directory)}.")
     root = Path(os.path.realpath(directory))
-    cards = {"CREATOR": CREATOR} | _dir_cards(root, data_dirs)
+    outside = sorted({os.path.realpath(item) for item in data_dirs} - {str(root)})
+    cards = {"CREATOR": CREATOR} | {_dir_card(n): os.path.relpath(item, root) for n, item in enumerate(outside, 1)}
     hdu_bytes = to_bytes(one_background(hdu_rows), "HDU", cards)
     obs_bytes = to_bytes(with_double_times(obs), "OBS", {"CREATOR": CREATOR})
     # The inner file takes its place first: a run in the observation index alone does no harm.
@@ -332,11 +322,6 @@ def _dir_card(number: int) -> str:
     return f"{'DATADIR'[: 8 - len(str(number))]}{number}"
 
 
-def _dir_cards(directory: Path, data_dirs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    resolved = sorted({os.path.realpath(item) for item in data_dirs} - {str(directory)})
-    return {_dir_card(n): os.path.relpath(item, directory) for n, item in enumerate(resolved, 1)}
-
-
 def run_file(store: Datastore, obs_id: int) -> RunFile:
     """Where events and good time intervals of a run are.
 
@@ -350,8 +335,7 @@ def run_file(store: Datastore, obs_id: int) -> RunFile:
         raise RunError(f"run {obs_id}: the index of {store.directory} has no row of type 'events' for it")
     gti = store.location(obs_id, "gti") or Location(events.path, "")
     aeff = _effective_area(store, obs_id) or Location(events.path, "")
-    elsewhere = (place.path if place.path != events.path else "" for place in (gti, aeff))
-    gti_path, aeff_path = elsewhere
+    gti_path, aeff_path = (place.path if place.path != events.path else "" for place in (gti, aeff))
     return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu)
 
 

@@ -14,8 +14,6 @@ from dask_bkg.dl3.index import HDU_COLUMNS, Datastore
 from dask_bkg.dl3.index_table import by_run, check_fit
 from dask_bkg.errors import RunError
 
-__all__ = ["background_rows", "linked_rows", "merge_index", "place_below", "placed_rows"]
-
 
 def background_rows(hdu_table: Table, backgrounds: Mapping[int, tuple[str, str, str, str]]) -> Table:
     """Give each of the runs in ``backgrounds`` one background row in place of all it had.

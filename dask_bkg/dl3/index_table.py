@@ -13,20 +13,9 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
 
-from dask_bkg.dl3.attach import GADF_URL, read_fits_bytes, split_hdus
+from dask_bkg.dl3.attach import GADF_URL
+from dask_bkg.dl3.blocks import read_fits_bytes, split_hdus
 from dask_bkg.errors import ArchiveError
-
-__all__ = [
-    "by_run",
-    "check_fit",
-    "name_runs",
-    "one_background",
-    "read_index",
-    "to_bytes",
-    "warn_repeated",
-    "with_double_times",
-    "without_repeated",
-]
 
 log = logging.getLogger(__name__)
 

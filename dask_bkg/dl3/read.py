@@ -1,7 +1,6 @@
 """Events, good time intervals, observing conditions and energy threshold of one DL3 file.
 
 Plain columns, files read forwards once and closed at once: an archive of 20,000 runs goes through here.
-What GADF leaves optional is derived where it can be; the rest is NaN.
 """
 
 from __future__ import annotations
@@ -128,7 +127,8 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
         ra, dec, energy = ra[good], dec[good], energy[good]
         times = times._replace(events=None if times.events is None else times.events[good])
     unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
-    numbers = {**unknown, **_conditions(gti, header), **tables.area, **_of_events(energy)}
+    numbers = {**unknown, **_conditions(gti, header), **tables.area, "n_events": float(energy.size)}
+    numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
     note = _left_out(good.size, int((~whole).sum()), late.size)
@@ -165,11 +165,7 @@ def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
         curve = area_curve(hdu)
     except BROKEN:
         return numbers
-    return {
-        **numbers,
-        "e_thres": area_threshold(curve),
-        "aeff_integral": area_integral(curve),
-    }
+    return {**numbers, "e_thres": area_threshold(curve), "aeff_integral": area_integral(curve)}
 
 
 def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
@@ -178,11 +174,6 @@ def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
             return _area_numbers(hdus, run, events)
     except RunError:
         return {"lo_thres": declared_threshold(events.header)}
-
-
-def _of_events(energy: NDArray) -> dict[str, float]:
-    """What the events say themselves; energies [TeV], shape ``(events,)``."""
-    return {"ln_e_q25": float(np.log(np.quantile(energy, QUANTILE))), "n_events": float(energy.size)}
 
 
 def _left_out(n_events: int, broken: int, untimely: int) -> str:

@@ -22,8 +22,6 @@ from typing import Any
 from dask_bkg.errors import ArchiveError, StoreBusyError
 from dask_bkg.files.write import write_error
 
-__all__ = ["Lock", "locked"]
-
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".dask_bkg-lock"
@@ -73,7 +71,7 @@ def locked(directory: str | os.PathLike[str], timeout: float = 600.0) -> Iterato
 class Lock:
     """A lock file, which names the job that holds it and whose time of change says when this job was last alive.
 
-    For moments `locked` is enough. A job that holds a lock for hours shows that it is alive (`kept_alive`) and gives
+    A job that holds a lock for hours shows that it is alive (`kept_alive`) and gives
     the lock to its tasks, which `check` it before they write: tasks of a job that was killed, or stood still until
     another one took over, write nothing.
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from dask_bkg.files.write import atomic_path
 
-__all__ = ["MISSING", "StatCache", "State", "state_of"]
-
 State = tuple[int, int]
 """Size [bytes] and time of the last change [ns] of a file."""
 

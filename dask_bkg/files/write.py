@@ -20,8 +20,6 @@ from pathlib import Path
 
 from dask_bkg.errors import ArchiveError
 
-__all__ = ["atomic_directory", "atomic_path", "inside", "remove_leftovers", "write_error", "write_pieces"]
-
 log = logging.getLogger(__name__)
 
 # Level 4 on a H.E.S.S. run (1.05 MB): 28 ms and 646 kB; level 6: 46 ms and 634 kB; level 9: 157 ms and 632 kB.
@@ -60,7 +58,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
         os.replace(temporary, target)
         _flush_directory(target.parent)
     except OSError as error:
@@ -224,11 +223,6 @@ def inside(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> P
             "Use paths below the output directory, without '..' or symbolic links that lead out of it."
         )
     return parent / wanted.name
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def _flush_directory(directory: Path) -> None:

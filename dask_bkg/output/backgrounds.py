@@ -27,7 +27,7 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.files import locked
 from dask_bkg.output.write import ROLES, Mark, Place, Result
 from dask_bkg.schema import axis_coords
-from dask_bkg.store.rows import Column, Layout, Rows
+from dask_bkg.store.rows import Column, Layout, Rows, attributes_of, change_attributes
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _dataset(store: Rows, rows: NDArray) -> xr.Dataset:
     coords |= {"obs_id": store.table["obs_id"][rows], "role": list(ROLES), "file": list(FILES)}
     # how it is packed here is no matter to a copy of it
     dataset = dataset.drop_encoding().rename(row="obs_id").assign(_scalars(store.table, rows)).assign_coords(coords)
-    dataset.attrs = {"title": dataset.attrs["title"], "jobs": store.attributes["jobs"]}
+    dataset.attrs = {"title": dataset.attrs["title"], "jobs": attributes_of(store.path)["jobs"]}
     return dataset
 
 
@@ -277,7 +277,7 @@ class Backgrounds:
             entry["output"],
             entry["hdu"],
             float(entry["threshold"]),
-            _runs(entry["failed_runs"]),
+            {int(run): reason for run, reason in json.loads(entry["failed_runs"] or "{}").items()},
         )
 
     def _rows(self) -> dict[int, int]:
@@ -301,7 +301,7 @@ class Backgrounds:
         store = _store_at(self.directory, self._layout)
         store.fold(self.directory / PARTS)
         name, about = self._job
-        store.set_attributes(jobs={**store.attributes.get("jobs", {}), name: about})
+        change_attributes(store.path, jobs={**attributes_of(store.path).get("jobs", {}), name: about})
         return store
 
     def record(self, results: Sequence[Result]) -> None:
@@ -359,7 +359,7 @@ class Backgrounds:
         for store in self._stores():
             table, rows = store.table, store.latest()
             used |= {*table["job"][rows], *(json.loads(text)["job"] for text in table["failed_since"][rows] if text)}
-        self._store.set_attributes(jobs={name: job for name, job in self.jobs().items() if name in used})
+        change_attributes(self._store.path, jobs={name: job for name, job in self.jobs().items() if name in used})
 
     def _stores(self) -> list[Rows]:
         """The store of the job, and those of other bins, without those of other versions."""
@@ -386,7 +386,9 @@ class Backgrounds:
 
     def jobs(self) -> dict[str, dict]:
         """What is recorded of jobs, by their names."""
-        return {name: job for store in self._stores() for name, job in store.attributes.get("jobs", {}).items()}
+        return {
+            name: job for store in self._stores() for name, job in attributes_of(store.path).get("jobs", {}).items()
+        }
 
 
 _STATE = ("file_size", "file_time")
@@ -406,10 +408,6 @@ def arrays_of(entries: Iterable[Entry], names: Sequence[str]) -> Iterator[tuple[
                 yield entry, {name: value[i] for name, value in values.items()}
 
 
-def _runs(text: str) -> dict[int, str]:
-    return {int(run): reason for run, reason in json.loads(text or "{}").items()}
-
-
 def _store_at(directory: Path, layout: Layout) -> Rows:
     """The store of a directory with this layout; one with another layout makes room for it."""
     path = directory / NAME
@@ -425,18 +423,14 @@ def _store_at(directory: Path, layout: Layout) -> Rows:
             if store.layout.digest == layout.digest:
                 return store
             store.fold(directory / PARTS)
-            _put_aside(store)
+            aside = _aside(path, store.layout)
+            log.warning("%s has other bins than this job: its results are kept in %s", store.path, aside.name)
+            os.rename(path, aside)
     aside = _aside(path, layout)
     if aside.exists():
         os.rename(aside, path)
         return Rows(path)
     return Rows.create(path, layout, "Background models of a gamma-ray archive, and what they were made of")
-
-
-def _put_aside(store: Rows) -> None:
-    aside = _aside(store.path, store.layout)
-    log.warning("%s has other bins than this job: its results are kept in %s", store.path, aside.name)
-    os.rename(store.path, aside)
 
 
 def _aside(path: Path, layout: Layout) -> Path:

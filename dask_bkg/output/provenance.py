@@ -29,9 +29,6 @@ INDENTED = 1000
 PACKAGES = ("dask_bkg", "gammapy", "astropy", "numpy", "scipy", "xarray", "dask", "distributed")
 
 
-# -- provenance ----------------------------------------------------------------------------------------------
-
-
 def config_hash(config: Config) -> str:
     """Hash of the effective configuration without its directories and runs: equal for equal models."""
     elsewhere = ("io", "config", "cluster", "slurm", "run_selection", "run_store", "validation")

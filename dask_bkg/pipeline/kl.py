@@ -85,9 +85,6 @@ def _raise(done: object) -> None:
         raise done
 
 
-# -- tables of single targets ----------------------------------------------------------------------------------
-
-
 def kl_tables(
     targets: xr.Dataset,
     runs: xr.Dataset,

@@ -198,10 +198,10 @@ def _table(table: Mapping[str, NDArray], obs_ids: list[int]) -> Table:
     """Some runs of the store's table, with a number for each name of a target."""
     places = np.searchsorted(table["obs_id"], np.array(obs_ids, dtype=np.int64))
     chosen = {name: column[places] for name, column in table.items()}
-    names = np.array(["".join(str(name).split()).casefold() for name in chosen["object"]], dtype=str)
+    names = np.array(["".join(str(name).split()).casefold() for name in table["object"]], dtype=str)
     # of the whole table, so that targets and runs have the same numbers
-    every = np.unique(["".join(str(name).split()).casefold() for name in table["object"]])
-    chosen["object_code"] = np.where(names == "", -1, np.searchsorted(every, names))
+    codes = np.where(names == "", -1, np.unique(names, return_inverse=True)[1])
+    chosen["object_code"] = codes[places]
     return chosen
 
 
@@ -226,9 +226,6 @@ def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray
     for ra, dec, radius in circles:
         near |= separation(runs["ra_pnt"], runs["dec_pnt"], ra, dec) < radius
     return near
-
-
-# -- lists of contributing runs --------------------------------------------------------------------------------
 
 
 def _take_lists(

@@ -151,18 +151,15 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
                 raise result
             bar.update(len(work[i].runs))
             if isinstance(result, BaseException):
-                done.failed |= {run.obs_id: _died(run.obs_id, result) for run in work[i].runs}
+                # the task died with its worker (memory, walltime)
+                why = f"the task that reads it failed ({died(result)}"
+                done.failed |= {run.obs_id: f"run {run.obs_id}: {why}" for run in work[i].runs}
                 return
             store.record(result)
             done.read += sum(run.status == "read" for run in result)
             done.opened += len(result)
 
         compute_each(tasks, client, config.config.n_workers, record)
-
-
-def _died(obs_id: int, error: BaseException) -> str:
-    """Why a run was not read, where the task died with its worker (memory, walltime)."""
-    return f"run {obs_id}: the task that reads it failed ({died(error)}"
 
 
 def died(error: BaseException) -> str:

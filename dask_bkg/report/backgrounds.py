@@ -12,16 +12,8 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from dask_bkg.report.averages import (
-    circle_means,
-    evenly,
-    mean_of_known,
-    percentiles,
-    positive,
-    relative_to_circle,
-    squared_offsets,
-    three_energies,
-)
+from dask_bkg.report import averages
+from dask_bkg.report.averages import circle_means, evenly, mean_of_known, positive, three_energies
 from dask_bkg.report.curves import OWN, STACKED, TRUTH
 
 SHOWN_RUNS = 2000
@@ -181,14 +173,11 @@ def _draw_spectra(axes, rate: NDArray, energy_edges: NDArray, offset: NDArray) -
         medians.append(_draw_runs(axes, energy, values, color, f"{offset[ring]:.2f} deg"))
     axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     axes.set_xlim(energy_edges[0], energy_edges[-1])
-    _limit_decades(axes, np.array(medians))
+    values = np.array(medians)
+    known = values[values > 0]
+    top = known.max() if known.size else 1.0
+    axes.set_ylim(max(known.min(initial=top) / 3, top * 10.0**-DECADES), top * 3)
     _legend(axes)
-
-
-def _limit_decades(axes, values: NDArray) -> None:
-    there = values[values > 0]
-    top = there.max() if there.size else 1.0
-    axes.set_ylim(max(there.min(initial=top) / 3, top * 10.0**-DECADES), top * 3)
 
 
 def _draw_profiles(axes, made: RingBackgrounds) -> None:
@@ -206,7 +195,7 @@ def _draw_profiles(axes, made: RingBackgrounds) -> None:
 
 def _draw_runs(axes, x: NDArray, values: NDArray, color: str, label: str) -> NDArray:
     """Lines of few runs, or the median and a band of many; returns the median, shape ``(x,)``."""
-    low, median, high = percentiles(values)
+    low, median, high = averages.percentiles(values)
     if len(values) > FEW_RUNS:
         # a logarithmic axis has no zero: a band that reaches down to it goes far down
         low, high = np.maximum((low, high), 1e-30 * max(high.max(initial=0.0, where=np.isfinite(high)), 1e-30))
@@ -243,7 +232,9 @@ def _draw_field(figure: Figure, made: FieldBackground) -> None:
     for name in rows[0][len(energies) :]:
         panels[name].set_axis_off()
     _draw_planes(figure, [panels[name] for name in rows[0][: len(energies)]], made, energies)
-    _draw_circle_spectra(panels["spectrum"], made)
+    offset, means = circle_means(made.rate, _centers(made.fov))
+    whole = offset <= made.fov[-1]  # whole circles
+    _draw_spectra(panels["spectrum"], means[None, :, whole], made.energy, offset[whole])
     _draw_cuts(panels["cuts"], made, energies[energies.size // 2])
     _draw_used(panels["hours"], made.obs_id, made.hours, "hours used", made.shown)
     _draw_used(panels["events"], made.obs_id, made.n_events, "events used", made.shown)
@@ -251,14 +242,14 @@ def _draw_field(figure: Figure, made: FieldBackground) -> None:
 
 def _draw_planes(figure: Figure, panels: list, made: FieldBackground, energies: NDArray) -> None:
     """Fields at some energies relative to their mean at the same offset, on one scale."""
-    ratios = relative_to_circle(made.rate[energies], _centers(made.fov))
+    ratios = averages.relative_to_circle(made.rate[energies], _centers(made.fov))
     span, (lon, lat) = _span(ratios), _LABELS[made.alignment]
     norm = LogNorm(1 / span, span)
     for axes, i, ratio in zip(panels, energies, ratios, strict=True):
         axes.add_patch(Circle((0, 0), made.fov[-1], color=_GREY, lw=0))
         mesh = axes.pcolormesh(made.fov, made.fov, np.ma.masked_invalid(ratio), cmap="RdBu_r", norm=norm)
         mesh.set_clip_path(axes.add_patch(Circle((0, 0), made.fov[-1], fill=False, color=TRUTH, lw=0.8, ls=":")))
-        inside = squared_offsets(_centers(made.fov)) < made.fov[-1] ** 2
+        inside = averages.squared_offsets(_centers(made.fov)) < made.fov[-1] ** 2
         if np.isnan(ratio[inside]).any():
             axes.text(0.02, 0.02, _GREY_MEANS, transform=axes.transAxes, fontsize=7.5, color="#666666")
         axes.set(aspect="equal", xlabel=lon, title=_energy_label(made.energy, i))
@@ -275,13 +266,6 @@ def _span(ratios: NDArray) -> float:
     logs = [np.abs(np.log(ratio[np.isfinite(ratio)])) for ratio in ratios]
     spans = [np.percentile(values, 98) for values in logs if values.size]
     return float(np.clip(np.exp(np.median(spans)), 1.05, 5.0)) if spans else 2.0
-
-
-def _draw_circle_spectra(axes, made: FieldBackground) -> None:
-    """Spectra of the means over angle, of whole circles."""
-    offset, means = circle_means(made.rate, _centers(made.fov))
-    whole = offset <= made.fov[-1]
-    _draw_spectra(axes, means[None, :, whole], made.energy, offset[whole])
 
 
 def _draw_cuts(axes, made: FieldBackground, i: int) -> None:

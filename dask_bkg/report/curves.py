@@ -53,14 +53,8 @@ def plot_field(axes, field: Field) -> None:
     for x, y, radius in zip(lon, lat, field.regions.radius, strict=True):
         axes.add_patch(Circle((x, y), radius, fill=False, color=OWN, lw=1.3))
     axes.add_patch(Circle((0, 0), field.offset_max, fill=False, color=TRUTH, lw=0.8, ls=":"))
-    axes.set(
-        xlim=(-size, size),
-        ylim=(-size, size),
-        aspect="equal",
-        xlabel="fov_lon [deg]",
-        ylabel="fov_lat [deg]",
-        title=field.title,
-    )
+    axes.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", title=field.title)
+    axes.set(xlabel="fov_lon [deg]", ylabel="fov_lat [deg]")
 
 
 def plot_curves(axes, curves: Iterable[Curve], **settings) -> None:
@@ -81,24 +75,12 @@ def plot_demo(
     figure = Figure(figsize=(12.5, 7.2), layout="constrained")
     (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
     plot_field(top_left, field)
-    plot_curves(
-        top_right,
-        spectrum,
-        xscale="log",
-        yscale="log",
-        xlabel="energy [TeV]",
-        ylabel=RATE,
-        title="spectrum at 0.75 deg",
-    )
+    logarithmic = {"xscale": "log", "yscale": "log"}
+    plot_curves(top_right, spectrum, **logarithmic, xlabel="energy [TeV]", ylabel=RATE, title="spectrum at 0.75 deg")
     plot_curves(low_left, profile, xlabel="offset [deg]", ylabel="relative to the truth", title="radial profile")
     low_left.axhline(1, color=TRUTH, lw=1)
-    plot_curves(
-        low_right,
-        ratio,
-        xlabel="zenith angle [deg]",
-        ylabel="background made / truth",
-        title="every run of the archive",
-    )
+    labels = {"xlabel": "zenith angle [deg]", "ylabel": "background made / truth"}
+    plot_curves(low_right, ratio, **labels, title="every run of the archive")
     low_right.axhline(1, color=TRUTH, lw=1)
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=110)

@@ -78,9 +78,11 @@ def draw_profiles(runs: Any, names: Sequence[str], others: Sequence[Any] = ()) -
     axes = figure.subplots()
     counts, predicted = runs["profile"].values.sum(axis=0)
     center = (runs["ring_min"].values + runs["ring_max"].values) / 2
-    for i, color in zip(range(len(counts)), _cycle(len(counts)), strict=True):
+    for i in range(len(counts)):
         label = _band(runs["band_min"].values[i], runs["band_max"].values[i])
-        _draw_ratio(axes, center + 0.012 * (i - len(counts) / 2), counts[i], predicted[i], color, label)
+        _draw_ratio(
+            axes, center + 0.012 * (i - len(counts) / 2), counts[i], predicted[i], BANDS[i % len(BANDS)], label
+        )
     if len(every) > 1:
         counts, predicted = every[1]["profile"].values.sum(axis=(0, 2))
         _draw_ratio(axes, center, counts, predicted, TRUTH, f"{names[1]}, all bands", ls="--")
@@ -178,7 +180,3 @@ def _edges(center: NDArray) -> NDArray:
 
 def _band(low: float, high: float) -> str:
     return f"{low:g} to {high:g} TeV"
-
-
-def _cycle(n: int) -> list[str]:
-    return [BANDS[i % len(BANDS)] for i in range(n)]

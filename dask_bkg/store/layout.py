@@ -7,7 +7,6 @@ excluded.  ``parts`` are what tasks have written and no job has folded yet.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 
 from dask_bkg.binning import FIELD, Edges, View
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import atomic_directory, atomic_path, remove_leftovers
+from dask_bkg.files import atomic_directory, remove_leftovers
 from dask_bkg.reduction.reduce import solid_angles
 from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, axis_coords
+from dask_bkg.store import rows
 from dask_bkg.store.rows import Column, Layout, Rows
 
 LAYOUT = 3
@@ -103,9 +103,6 @@ def coordinates(view: View) -> dict[str, tuple[Any, NDArray, dict[str, str]]]:
     return coords
 
 
-# -- the store and its views ---------------------------------------------------------------------------------------
-
-
 def place_of(path: str | os.PathLike[str], view: str) -> Path:
     """Directory of a view."""
     return Path(path, view or FINE)
@@ -145,10 +142,6 @@ def clear_leftovers(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _is_full(directory: Path) -> bool:
-    return directory.is_dir() and any(directory.iterdir())
-
-
 def is_store(path: Path) -> bool:
     """Whether there is a store; False where there is nothing at all.
 
@@ -157,9 +150,9 @@ def is_store(path: Path) -> bool:
     ArchiveError
         If there is something else, or a store of another version.
     """
-    if not path.exists() or (path.is_dir() and not _is_full(path)):
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
-    found = _attributes(path).get("dask_bkg_layout")
+    found = rows.attributes_of(path).get("dask_bkg_layout")
     if found is None:
         raise ArchiveError(
             f"{path} exists and is no store of run histograms: it is not touched. Give another place for the store."
@@ -186,34 +179,22 @@ def attributes_of(path: Path) -> dict[str, Any]:
     ArchiveError
         If there is none.
     """
-    if "dask_bkg_layout" not in _attributes(path):
+    if "dask_bkg_layout" not in rows.attributes_of(path):
         # people give the directory of a job, or of its results
         inside = (path / "runs.zarr", path / "results" / "runs.zarr")
-        found = [f"there is one in {store}." for store in inside if "dask_bkg_layout" in _attributes(store)]
+        found = [f"there is one in {store}." for store in inside if "dask_bkg_layout" in rows.attributes_of(store)]
         make = (
             "`dask-bkg reduce config.yaml` and `dask-bkg run config.yaml` make one (by default below io.results_dir)."
         )
         raise ArchiveError(f"{path} holds no store of run histograms; {(found or [make])[0]}")
     is_store(path)  # of this version
-    return _attributes(path)
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    return rows.attributes_of(path)
 
 
 def change_attributes(path: Path, **changes: Any) -> None:
-    """Set attributes of a store; what else its metadata say stays."""
+    """Set attributes of a store."""
     with disk_errors(path):
-        metadata = json.loads((path / "zarr.json").read_text())
-        if changes.items() <= metadata["attributes"].items():
-            return
-        metadata["attributes"].update(changes)
-        with atomic_path(path / "zarr.json") as temporary:
-            temporary.write_text(json.dumps(metadata, indent=2))
+        rows.change_attributes(path, **changes)
 
 
 def views_of(path: Path) -> dict[str, View]:
@@ -221,7 +202,7 @@ def views_of(path: Path) -> dict[str, View]:
     found = (p for what in VIEW_NAMES for p in path.glob(f"{what}-*"))
     names = ["", *sorted(p.name for p in found if (p / "zarr.json").is_file())]
     try:
-        return {name: _view(_attributes(place_of(path, name))["layout"]["axes"]) for name in names}
+        return {name: _view(rows.attributes_of(place_of(path, name))["layout"]["axes"]) for name in names}
     except KeyError:
         raise removed(path) from None
 
@@ -235,7 +216,7 @@ def view_of(path: Path, name: str) -> View:
         If there is no store, or it has no such view.
     """
     try:
-        return _view(_attributes(place_of(path, name))["layout"]["axes"])
+        return _view(rows.attributes_of(place_of(path, name))["layout"]["axes"])
     except KeyError:
         raise ArchiveError(f"{path} is no store of run histograms with a view {name!r}; is it there?") from None
 
@@ -255,9 +236,6 @@ def axes_text(view: View) -> str:
     axes = [] if view.name.startswith("field") else [rings]
     axes += [f"{side}{frame}"] if side else []
     return f"{energy.size - 1} energies {energy[0]:g}-{energy[-1]:g} TeV, {', '.join(axes)}"
-
-
-# -- errors --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

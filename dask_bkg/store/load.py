@@ -196,15 +196,13 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
     order = np.array(list(rows.values()), dtype=np.int64)
     known["exclusion"] = ("obs_id", table.views[view].table["exclusion"][order])
     dataset = xr.open_zarr(layout.place_of(path, view), chunks={"row": CHUNK}, drop_variables=[*DTYPES])
-    dataset = _take(dataset, order).drop_encoding().rename(row="obs_id").assign_attrs(layout.attributes_of(path))
+    first = np.array_equal(
+        order, np.arange(order.size)
+    )  # rows at the beginning, in their order: nothing is rearranged
+    dataset = dataset.isel(row=slice(order.size) if first else order)
+    dataset = dataset.drop_encoding().rename(row="obs_id").assign_attrs(layout.attributes_of(path))
     dataset = dataset.assign_coords(layout.coordinates(views[view])).assign_coords(known)
     return schema.check(_with_exposure(dataset)) if "counts" in dataset else dataset
-
-
-def _take(dataset: xr.Dataset, rows: NDArray) -> xr.Dataset:
-    """Some rows of a dataset; of those at its beginning, in their order, nothing is rearranged."""
-    first = np.array_equal(rows, np.arange(rows.size))
-    return dataset.isel(row=slice(rows.size) if first else rows)
 
 
 def _with_exposure(dataset: xr.Dataset) -> xr.Dataset:

@@ -195,7 +195,7 @@ class Rows:
 
     def __init__(self, path: str | os.PathLike[str], kinds: Sequence[str] = tuple(FILL)) -> None:
         self.path, self._kinds = Path(os.path.abspath(path)), kinds
-        found = self.attributes
+        found = attributes_of(self.path)
         if found.get("dask_bkg_rows") != FORMAT:
             raise ArchiveError(
                 f"{self.path} is no store of rows of version {FORMAT}, which this program reads: move it away, and "
@@ -217,25 +217,6 @@ class Rows:
                 _create_array(group, name, column)
             consolidate(temporary)
         return cls(path)
-
-    # -- attributes --------------------------------------------------------------------------------------------
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Attributes of the group, as they are on disk."""
-        try:
-            return json.loads((self.path / "zarr.json").read_text())["attributes"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def set_attributes(self, **changes: Any) -> None:
-        """Set attributes of the group."""
-        metadata = json.loads((self.path / "zarr.json").read_text())
-        if all(metadata["attributes"].get(name) == value for name, value in changes.items()):
-            return
-        metadata["attributes"].update(changes)
-        with atomic_path(self.path / "zarr.json") as temporary:
-            temporary.write_text(json.dumps(metadata, indent=2))
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -512,6 +493,24 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
         dimension_names=("row", *column.dims),
         attributes={"units": column.units, "long_name": column.long_name},
     )
+
+
+def attributes_of(path: Path) -> dict[str, Any]:
+    """Attributes of a group, as they are on disk; none where there is no group."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def change_attributes(path: Path, **changes: Any) -> None:
+    """Set attributes of a group; what else its metadata say stays."""
+    metadata = json.loads((path / "zarr.json").read_text())
+    if changes.items() <= metadata["attributes"].items():
+        return
+    metadata["attributes"].update(changes)
+    with atomic_path(path / "zarr.json") as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2))
 
 
 def consolidate(path: Path) -> None:

@@ -513,6 +513,6 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(layout, "atomic_path", full)
+    monkeypatch.setattr("dask_bkg.store.rows.atomic_path", full)
     with pytest.raises(ArchiveError, match="No space left"), store.writing():
         store.plan_update(run_files(tmp_path, 1), [store.fine], None)
