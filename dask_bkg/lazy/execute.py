@@ -134,7 +134,7 @@ class _Watch:
         if waited > NO_WORKER_SECONDS:
             raise LostClusterError(
                 f"the cluster has had no worker for {waited:.0f} s: all were killed (memory), or their batch jobs "
-                "have ended; what is finished is kept: start the job again, with more memory if it ends in the same way"
+                "have ended; what is finished is kept: start the job again, with more memory if this comes again"
             )
         if waited > SAY_AFTER and not self._said:
             log.warning(
