@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -164,6 +166,8 @@ def job_directory(config: Config) -> Path:
 
 def _jobqueue() -> type:
     """``SLURMCluster``; importing it also puts the site's jobqueue.yaml into Dask's configuration."""
+    # importing it replaces the handlers of signals by its own, which know nothing of an index to be written
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -171,6 +175,10 @@ def _jobqueue() -> type:
             "cluster: slurm needs dask-jobqueue: `pip install 'dask_bkg[slurm]'`, or set cluster to threads, "
             f"local or the address of a scheduler ({error})"
         ) from error
+
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     class Quoting(SLURMCluster):
         """Puts the paths of its certificates into the script as words of the shell, whatever is in them."""

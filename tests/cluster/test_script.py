@@ -6,6 +6,7 @@ import builtins
 import re
 import shlex
 import subprocess
+import sys
 
 import dask
 import pytest
@@ -180,3 +181,14 @@ def test_every_path_of_a_script_is_one_word(tmp_path, monkeypatch, name):
     assert words[words.index("--local-directory") + 1] == str(directory / "scratch")
     for option in ("--tls-ca-file", "--tls-key", "--tls-cert"):
         assert words[words.index(option) + 1].startswith(f"{directory}/.dask-jobqueue.worker.")
+
+
+def test_signals_are_ours_after_the_import_of_dask_jobqueue():
+    code = """if True:
+        import signal
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        from dask_bkg.cluster import slurm
+        slurm._jobqueue()
+        assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
