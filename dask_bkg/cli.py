@@ -1,21 +1,25 @@
 """The command line: reads a configuration, calls the job, prints what became of it.
 
-Exit status: 0 all runs done; 1 nothing could be done; 2 wrong usage; 3 done, but some runs failed.
+Exit status: 0 all runs done; 1 nothing could be done; 2 wrong usage; 3 done, but some runs failed; 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dask_bkg import __version__
-from dask_bkg.errors import BackgroundError
+from dask_bkg.errors import BackgroundError, Stopped
 
 NOTHING_DONE, SOME_FAILED = 1, 3
 
@@ -23,13 +27,76 @@ MOST_LINES = 200
 """Lines of a table that are printed."""
 
 
+STOP_SECONDS = 4.0
+"""Time in which a command that is stopped must have written its index."""
+
+
+class _Stop:
+    """Ends a command at SIGINT (Ctrl-C) and SIGTERM: first what it has done is put on record, then all ends at once.
+
+    The second signal finds the system's own handler, which ends the process wherever it is. Local workers end with
+    it, as they watch it.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals; those that are ignored (``nohup``, a job in the background) stay so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._begin)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _begin(self, number: int, frame: Any) -> None:
+        self.signal = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        # what is torn down says so in many words, and in tracebacks where nobody takes the exception
+        logging.disable(logging.CRITICAL)
+        sys.unraisablehook = lambda args: None
+        threading.excepthook = lambda args: None
+        # the exception may be lost (in a callback), or what follows stuck: a lock, a disk, a library
+        timer = threading.Timer(STOP_SECONDS, self.end)
+        timer.daemon = True
+        timer.start()
+        raise Stopped
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say what is done, and end; threads that compute are not waited for."""
+        assert self.signal is not None
+        done = "; ".join(getattr(error, "__notes__", ())) or "the runs that were read are in the run store"
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            words = f"stopped by {signal.Signals(self.signal).name}: {done}; the same command goes on from there"
+            click.echo(words, err=True)
+        os._exit(128 + self.signal)
+
+
 class _Group(click.Group):
-    """Errors of ours end the program with status 1 and their message, without a traceback."""
+    """Errors of ours end the program with status 1 and their message, signals with a sentence; no traceback."""
 
     def invoke(self, ctx: click.Context):
+        stop = _Stop()
         try:
-            return super().invoke(ctx)
-        except BackgroundError as error:
+            with stop.listening():
+                return super().invoke(ctx)
+        except BaseException as error:
+            # in the middle of an import the exception of a signal may have become another one
+            if stop.signal is not None:
+                stop.end(error)
+            if not isinstance(error, BackgroundError):
+                raise
             click.echo(f"error: {error}", err=True)
             sys.exit(NOTHING_DONE)
 

@@ -17,5 +17,16 @@ class StoreBusyError(ArchiveError):
     """Another job holds the lock of the run store or of a directory."""
 
 
+class LostClusterError(BackgroundError):
+    """The scheduler of a job has ended, or there is no worker any more."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the command to end; no `except Exception` takes it for a fault of a run.
+
+    Its notes say what has been done by then.
+    """
+
+
 class RunError(BackgroundError):
     """One run cannot be used; the others can."""

@@ -27,7 +27,7 @@ def write_certificate(directory: str | os.PathLike) -> Path:
     try:
         security = Security.temporary()
     except ImportError as error:
-        raise ConfigError(f"{error}: install it with `pip install 'dask_bkg[slurm]'`") from error
+        raise ConfigError(f"{error}: install it with `pip install cryptography`") from error
     path = Path(directory).absolute() / NAME
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

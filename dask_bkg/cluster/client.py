@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ from dask_bkg.cluster import local, slurm
 from dask_bkg.cluster.dashboard import dashboard_lines
 from dask_bkg.cluster.usage import log_usage
 from dask_bkg.config import Config, load_config, parse_config
-from dask_bkg.errors import ConfigError
+from dask_bkg.errors import ConfigError, LostClusterError, Stopped
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20
+
+SAY_AFTER = 5.0
+"""Seconds of waiting after which is said what for."""
+
+WORKER_SECONDS = 600.0
+"""Time in which the first worker of a local cluster must connect."""
 
 POLL = 0.1
 """Seconds between two attempts to read the file of a scheduler."""
@@ -93,8 +100,15 @@ def open_client(config: Config) -> Iterator[Client | None]:
     elif config.cluster == "threads":
         yield None
     else:
-        with _new_client(config) as client:
-            yield client
+        with ExitStack() as stack:
+            client = stack.enter_context(_new_client(config))
+            try:
+                yield client
+            except Stopped:
+                # this process ends now, and what it has started with it; batch jobs have to be cancelled
+                if config.cluster != "slurm":
+                    stack.pop_all()
+                raise
 
 
 @contextmanager
@@ -138,8 +152,16 @@ def _new_client(config: Config) -> Client:
         )
         return OwnClient(in_here)
     if config.cluster == "local":
-        client = OwnClient(local.start_workers(config.config.n_workers))
-        client.wait_for_workers(1)
+        with told("the scheduler and workers on this machine to start"):
+            client = OwnClient(local.start_workers(config.config.n_workers))
+            try:
+                client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            except TimeoutError as error:
+                client.close()
+                raise LostClusterError(
+                    f"cluster: local: no worker has started in {WORKER_SECONDS:g} s; start again when the machine is "
+                    "less busy, or set cluster: threads"
+                ) from error
         return client
     if config.cluster == "slurm":
         cluster = slurm.start_jobs(config)
@@ -159,7 +181,8 @@ def _connect(where: str) -> Client:
             "distributed.comm.tls in Dask's configuration, or source the output of `dask-bkg cluster certificate`"
         )
     try:
-        return Client(address, timeout=CONNECT_SECONDS)
+        with told(f"the scheduler at {place}"):
+            return Client(address, timeout=CONNECT_SECONDS)
     except OSError as error:
         raise ConfigError(
             f"cluster: no scheduler answers at {place} ({error}); start one with `dask scheduler` and workers with "
@@ -170,13 +193,26 @@ def _connect(where: str) -> Client:
 def _address_in(file: Path) -> str:
     """Address in a scheduler file; waits for the file of a scheduler that is starting."""
     until = time.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            return json.loads(file.read_text())["address"]
-        except (OSError, ValueError, KeyError) as error:
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"cluster: no scheduler has written {file} ({error}); start one with `dask scheduler "
-                    f"--scheduler-file {file}`, on a disk that this machine sees"
-                ) from error
-            time.sleep(POLL)
+    with told(f"a scheduler to write {file}"):
+        while True:
+            try:
+                return json.loads(file.read_text())["address"]
+            except (OSError, ValueError, KeyError) as error:
+                if time.monotonic() > until:
+                    raise ConfigError(
+                        f"cluster: no scheduler has written {file} ({error}); start one with `dask scheduler "
+                        f"--scheduler-file {file}`, on a disk that this machine sees"
+                    ) from error
+                time.sleep(POLL)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Log what is waited for, where that takes longer than `SAY_AFTER`."""
+    timer = threading.Timer(SAY_AFTER, log.info, ("waiting for %s", what))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

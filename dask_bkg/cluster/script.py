@@ -7,6 +7,7 @@ configuration and take precedence; here those are added that our tasks need.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,18 @@ def job_options(settings: Slurm, directory: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If the site does not set the cores and the memory of a job.
+        If the site does not set the cores and the memory of a job, or a path cannot be written into a script.
     """
     site = {key.replace("_", "-"): value for key, value in dask.config.get("jobqueue.slurm", {}).items()}
     if not site.get("cores") or not site.get("memory"):
         raise ConfigError(f"cluster: slurm: cores and memory of a job are not set: {SITE}")
+    logs = site.get("log-directory") or str(directory)
+    shared = site.get("shared-temp-directory") or str(directory)
+    for path in (logs, shared, site.get("local-directory") or "", site.get("python") or sys.executable):
+        if not path.isprintable():
+            raise ConfigError(f"cluster: slurm: a path with a line break or the like cannot be in a script: {path!r}")
+    if "$" in str(directory):  # dask-jobqueue, and the shell of a node, would put a variable in its place
+        raise ConfigError(f"cluster: slurm: a directory with a dollar sign cannot be in a script: {directory}")
     given = list(site.get("worker-extra-args") or [])
     scheduler = {"dashboard_address": DASHBOARD, **(site.get("scheduler-options") or {})}
     prologue = [f"export {name}=${{{name}:-{value}}}" for name, value in MALLOC.items()]
@@ -57,23 +65,45 @@ def job_options(settings: Slurm, directory: Path) -> dict[str, Any]:
     if not site.get("interface") and not {"host", "interface"} & scheduler.keys():
         # by default Dask listens on every network of a machine
         scheduler["host"] = get_ip()
-        python = site.get("python") or sys.executable
+        python = site.get("python") or shlex.quote(sys.executable)
         prologue.append(f"DASK_BKG_HOST=$({python} -c {_own_address(scheduler['host'])})")
         listen = ["--host", '"$DASK_BKG_HOST"']
     # a worker's own web pages have no encryption and no password: only its node may see them
     pages = [] if "--dashboard-address" in given else ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    # a job that is requeued would have the name of one that Dask has given up
+    directives, skip = ["--no-requeue"], []
+    if shlex.quote(logs) != logs:
+        # dask-jobqueue makes the directory, but does not quote it; to Slurm a percent sign begins a variable
+        skip = ["#SBATCH -e", "#SBATCH -o"]
+        place = shlex.quote(logs.replace("%", "%%"))
+        directives += [f"--error={place}/worker-%J.err", f"--output={place}/worker-%J.out"]
     return {
         "processes": site["cores"],
-        "local_directory": site.get("local-directory") or SCRATCH,
-        "log_directory": site.get("log-directory") or str(directory),
-        "shared_temp_directory": site.get("shared-temp-directory") or str(directory),
-        # a job that is requeued would have the name of one that Dask has given up
-        "job_extra_directives": [*(site.get("job-extra-directives") or []), "--no-requeue"],
+        # what the site says may be a command (python), or have variables of the node (scratch)
+        **({} if site.get("python") else {"python": shlex.quote(sys.executable)}),
+        "local_directory": as_a_word(site.get("local-directory") or SCRATCH),
+        "log_directory": logs,
+        "shared_temp_directory": shared,
+        "job_extra_directives": [*(site.get("job-extra-directives") or []), *directives],
+        **({"job_directives_skip": [*(site.get("job-directives-skip") or []), *skip]} if skip else {}),
         "job_script_prologue": [*prologue, *(site.get("job-script-prologue") or [])],
         "worker_extra_args": [*given, *listen, *pages, *_lifetime(given, site.get("walltime"), settings)],
         "scheduler_options": scheduler,
         **({"security": True, "protocol": "tls://"} if settings.tls else {}),
     }  # fmt: skip
+
+
+def as_a_word(path: str) -> str:
+    """A path as one word of the shell, which expands the variables in it; those and quotes are the site's.
+
+    Examples
+    --------
+    >>> print(as_a_word("/data/a b;c"), as_a_word("$SCRATCH/a b"), as_a_word("~/logs"), as_a_word('"$SCRATCH/a b"'))
+    '/data/a b;c' "$SCRATCH/a b" ~/logs "$SCRATCH/a b"
+    """
+    if path.startswith(("~", '"')):
+        return path
+    return f'"{path}"' if "$" in path and '"' not in path else shlex.quote(path)
 
 
 def _own_address(other: str) -> str:

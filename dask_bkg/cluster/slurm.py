@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from distributed import Client
 from distributed.deploy.cluster import Cluster
 
 from dask_bkg.cluster.scaling import WholeJobs
-from dask_bkg.cluster.script import SITE, job_options
+from dask_bkg.cluster.script import SITE, as_a_word, job_options
 from dask_bkg.config import Config, Slurm
 from dask_bkg.errors import ConfigError
 
@@ -163,6 +165,8 @@ def job_directory(config: Config) -> Path:
 
 def _jobqueue() -> type:
     """``SLURMCluster``; importing it also puts the site's jobqueue.yaml into Dask's configuration."""
+    # importing it replaces the handlers of signals by its own, which know nothing of an index to be written
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
@@ -170,7 +174,24 @@ def _jobqueue() -> type:
             "cluster: slurm needs dask-jobqueue: `pip install 'dask_bkg[slurm]'`, or set cluster to threads, "
             f"local or the address of a scheduler ({error})"
         ) from error
-    return SLURMCluster
+
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    class Quoting(SLURMCluster):
+        """Puts the paths of its certificates into the script as words of the shell, whatever is in them."""
+
+        def _get_worker_security(self, security: Any) -> Any:
+            made = super()._get_worker_security(security)
+            if made is not security:  # a copy, which has paths; it is for the script alone
+                for name in ("tls_ca_file", "tls_worker_key", "tls_worker_cert"):
+                    setattr(made, name, as_a_word(getattr(made, name)))
+            return made
+
+    # jobs and workers are called after the class
+    Quoting.__name__ = SLURMCluster.__name__
+    return Quoting
 
 
 def _fewest(settings: Slurm) -> int:

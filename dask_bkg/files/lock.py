@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 
 LOCK_NAME = ".dask_bkg-lock"
 STALE = 300.0
-"""Seconds without a sign of life after which a lock is that of a killed job."""
+"""Seconds without a sign of life after which a lock of another machine is that of a killed job."""
+SAY_AFTER = 5.0
+"""Seconds of waiting after which is said what for."""
+ENDED = "ended"
+"""Start of a process that was killed, but that its parent has not yet asked after."""
 BEAT_EVERY = 20.0
 """Seconds between signs of life of a job that keeps its lock for long."""
 
@@ -92,8 +96,8 @@ class Lock:
     def acquire(self, timeout: float = 0.0) -> None:
         """Take the lock, after another job if that ends within ``timeout`` seconds.
 
-        The lock of a job that was killed is taken over: one without a sign of life for `STALE` seconds, or whose
-        process ran on this machine and has ended.
+        The lock of a job that was killed is taken over: on this machine as soon as its process has ended, and never
+        before; on another one without a sign of life for `STALE` seconds.
 
         Raises
         ------
@@ -102,19 +106,34 @@ class Lock:
         OSError
             If the disk refuses.
         """
-        end = time.monotonic() + timeout
+        start, said = time.monotonic(), False
         while not self._create():
             try:
-                text, age = _read_text(self.path), time.time() - self.path.stat().st_mtime
+                text = _read_text(self.path)
+                holder = _parse(text)
+                dead = _is_dead(holder)
+                if dead or (dead is None and self._age() >= STALE):
+                    self._take_away(text)
+                    continue
+                waited = time.monotonic() - start
+                if waited >= timeout:
+                    raise self._busy(holder, self._age())
             except FileNotFoundError:  # given back at this moment
                 continue
-            holder = _parse(text)
-            if age >= STALE or _is_dead(holder):
-                self._take_away(text)
-            elif time.monotonic() >= end:
-                raise self._busy(holder, age)
-            else:
-                time.sleep(0.05)
+            if waited > SAY_AFTER and not said:
+                log.info("waiting for process %s on %s, which %s", holder.get("pid"), holder.get("host"), self.what)
+                said = True
+            # to ask for the time of another machine makes a file
+            time.sleep(0.5 if dead is None else 0.05)
+
+    def _age(self) -> float:
+        """Seconds since the last sign of life, by the clock of the disk: that of this machine may be another one."""
+        probe = self.path.with_name(f"{self.path.name}-{secrets.token_hex(8)}")
+        probe.touch(exist_ok=False)
+        try:
+            return probe.stat().st_mtime - self.path.stat().st_mtime
+        finally:
+            probe.unlink()
 
     def _create(self) -> bool:
         """Make the lock file if there is none; opening it exclusively is atomic on network disks too."""
@@ -122,10 +141,10 @@ class Lock:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        me = {"host": _place(), "pid": os.getpid(), "start": _start_of(os.getpid())}
         try:
             with os.fdopen(handle, "w") as stream:
-                json.dump({"host": _place(), "pid": os.getpid(), "since": since, "token": self.token}, stream)
+                json.dump({**me, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": self.token}, stream)
         except BaseException:
             self.path.unlink(missing_ok=True)
             raise
@@ -203,17 +222,31 @@ def _place() -> str:
     return socket.gethostname()
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the process that holds a lock ran here and runs no more."""
-    if holder.get("host") != _place() or not isinstance(holder.get("pid"), int):
-        return False
+def _is_dead(holder: dict[str, Any]) -> bool | None:
+    """Whether the process that holds a lock runs no more; None where it cannot be seen from here."""
+    pid = holder.get("pid")
+    if holder.get("host") != _place() or not isinstance(pid, int):
+        return None
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return False
+        pass
+    # the number may be that of another process by now
+    start = _start_of(pid)
+    return start == ENDED or bool(start and holder.get("start") and start != holder["start"])
+
+
+def _start_of(pid: int) -> str:
+    """When a process has started, on which boot of the machine; empty where the system does not tell (Linux does)."""
+    try:
+        # the name of the program, in brackets, may have blanks and brackets
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+    return ENDED if state in ("Z", "X") else f"{boot} {fields[18]}"
 
 
 def _read_text(path: Path) -> str:

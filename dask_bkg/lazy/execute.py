@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
-from distributed import Client, as_completed
+from distributed import Client, Future, as_completed
 from threadpoolctl import threadpool_limits
 
+from dask_bkg.errors import LostClusterError
+
+log = logging.getLogger(__name__)
+
 Handle = Callable[[int, Any], None]
+
+POLL = 0.05
+LOOK_EVERY = 5.0
+"""Seconds without a result after which the cluster is looked at, again and again."""
+
+SAY_AFTER = 30.0
+"""Seconds without a worker after which that is said."""
+
+NO_WORKER_SECONDS = 600.0
+"""Seconds without a worker after which a job ends."""
+
+CANCEL_SECONDS = 1.0
+"""Time that a scheduler has to take note that a job is over."""
 
 
 def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int, handle: Handle) -> None:
@@ -30,6 +49,11 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     handle
         Takes the number of the task and its result; the exception itself where the task died with its worker
         (tasks of ours report what goes wrong inside of them).
+
+    Raises
+    ------
+    LostClusterError
+        If the scheduler has ended, or no worker is there for `NO_WORKER_SECONDS`.
     """
     if not tasks:
         return
@@ -42,18 +66,87 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     futures = client.compute(list(tasks))
     number = {future.key: i for i, future in enumerate(futures)}
     try:
-        for future in as_completed(futures):
+        for future in _as_they_come(futures, client):
             try:
                 result = future.result()
             except Exception as error:  # the scheduler's own: KilledWorker, a cancelled task ...
+                if getattr(error, "reason", "") == "scheduler-connection-lost" or client.status != "running":
+                    raise LostClusterError(
+                        f"the scheduler {_address(client)} has ended, or cannot be reached any more: it was killed "
+                        "(memory, walltime), or its machine was lost; what is finished is kept: start the job again"
+                    ) from None
                 result = error
             handle(number[future.key], result)
             # what has been handed over need not stay on the cluster
             future.release()
     except BaseException:
-        # an interrupt: the cluster may be another user's, and would go on computing
-        client.cancel(futures)
+        # an interrupt: the cluster may be another user's, and would go on computing; a dead one does not answer
+        cancel = threading.Thread(target=_cancel, args=(client, futures), daemon=True)
+        cancel.start()
+        cancel.join(CANCEL_SECONDS)
         raise
+
+
+def _cancel(client: Client, futures: list[Future]) -> None:
+    with suppress(Exception):
+        client.cancel(futures)
+
+
+def _as_they_come(futures: list[Future], client: Client) -> Iterator[Future]:
+    """Futures as they end; meanwhile it is told when the cluster does not answer, or has no worker."""
+    coming, watch = as_completed(futures), _Watch(client)
+    while not coming.is_empty():
+        if coming.has_ready():
+            yield next(coming)
+            watch.alive()
+        else:
+            time.sleep(POLL)
+            watch.look()
+
+
+class _Watch:
+    """Looks at a cluster from which nothing comes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.alive()
+
+    def alive(self) -> None:
+        """A result has come."""
+        self._looked = self._had_worker = time.monotonic()
+        self._said = False
+
+    def look(self) -> None:
+        """Say what is waited for, if it is not the tasks; raise `LostClusterError` where that was too long."""
+        now, scheduler = time.monotonic(), self._client.scheduler
+        if now - self._looked < LOOK_EVERY or scheduler is None or self._client.status != "running":
+            return
+        try:
+            workers = len(self._client.sync(scheduler.ncores, callback_timeout=LOOK_EVERY))
+        except (TimeoutError, OSError):
+            log.warning("waiting for the scheduler %s, which does not answer", _address(self._client))
+            self._looked = time.monotonic()
+            return
+        self._looked = now
+        if workers:
+            self._had_worker, self._said = now, False
+        waited = now - self._had_worker
+        if waited > NO_WORKER_SECONDS:
+            raise LostClusterError(
+                f"the cluster has had no worker for {waited:.0f} s: all were killed (memory), or their batch jobs "
+                "have ended; what is finished is kept: start the job again, with more memory if this comes again"
+            )
+        if waited > SAY_AFTER and not self._said:
+            log.warning(
+                "waiting for a worker: the cluster has none since %.0f s; the job ends after %.0f s",
+                waited,
+                NO_WORKER_SECONDS,
+            )
+            self._said = True
+
+
+def _address(client: Client) -> str:
+    return str(getattr(client.scheduler, "address", "") or "of the job")
 
 
 class _Each(Callback):

@@ -99,19 +99,22 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
         stored = update_store(plan, client, config.store_path, progress=progress)
         tables = make_tables(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in tables.failed.items()]
-        retired = retire_backgrounds(plan, tables.ready)
-        field_edges = None if plan.field_plan is None else plan.field_plan.edges
-        backgrounds = Backgrounds(plan.config.directory("results_dir"), plan.edges, field_edges, job_of(plan))
-        marks = {} if refresh else backgrounds.marks(tables.ready)
-        job = _Job(plan, stored, tables, backgrounds, results)
         try:
+            retired = retire_backgrounds(plan, tables.ready)
+            field_edges = None if plan.field_plan is None else plan.field_plan.edges
+            backgrounds = Backgrounds(plan.config.directory("results_dir"), plan.edges, field_edges, job_of(plan))
+            marks = {} if refresh else backgrounds.marks(tables.ready)
+            job = _Job(plan, stored, tables, backgrounds, results)
             if tables.ready:
                 _compute(build(plan, tables, stored, marks, backgrounds.place), client, config, progress, job)
-        except BaseException:
-            # a task may have written files and not said so yet: only what is known to be done gets its row back
-            write_indexes(plan, results)
+        except BaseException as error:
+            _put_on_record(plan, results, error)
             raise
-    refused = write_indexes(plan, results, retired)
+    try:
+        refused = write_indexes(plan, results, retired)
+    except KeyboardInterrupt as error:
+        _put_on_record(plan, results, error)
+        raise
     results = [replace(r, status="failed", reason=refused[r.obs_id]) if r.obs_id in refused else r for r in results]
     results.sort(key=lambda r: r.obs_id)
     results_dir = write_results(plan, results, backgrounds, tables.unusable)
@@ -119,6 +122,15 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     if not any(result.done for result in results):
         raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
     return Summary(results, results_dir, tables.unusable, plan.missing, stored.opened, stored.read, plan.config)
+
+
+def _put_on_record(plan: Plan, results: list[Result], error: BaseException) -> None:
+    """Write the index of a job that is broken off, and note on its error how far it has come."""
+    # a task may have written files and not said so yet: only what is known to be done gets its row back
+    write_indexes(plan, results)
+    if isinstance(error, KeyboardInterrupt):
+        done = sum(result.done for result in results)
+        error.add_note(f"{done} of {len(plan.targets)} backgrounds are written and in the index")
 
 
 class _Job:

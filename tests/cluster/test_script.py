@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import re
+import shlex
 import subprocess
+import sys
 
 import dask
 import pytest
@@ -144,3 +147,48 @@ def test_dask_jobqueue_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install 'dask_bkg\[slurm\]'"):
         batch.start_jobs(parse_config({"cluster": "slurm", "io": {"results_dir": str(tmp_path)}}))
+
+
+@pytest.mark.parametrize("name", ["line\nbreak", "a\x1b[31mb"])
+@pytest.mark.parametrize("key", ["log-directory", "shared-temp-directory", "local-directory", "python"])
+def test_a_path_that_cannot_be_quoted_is_refused(options, key, name):
+    with pytest.raises(ConfigError, match=r"a path with a line break .* cannot be in a script: '/x/") as caught:
+        options({key: f"/x/{name}"})
+    assert caught.value.args[0].isprintable()
+
+
+@pytest.mark.parametrize("name", ["a b", "a;touch x", "it's", "50% $(id)"])
+def test_every_path_of_a_script_is_one_word(tmp_path, monkeypatch, name):
+    """What Dask would have the shell of a node run."""
+    pytest.importorskip("dask_jobqueue")  # it sets defaults when it is imported
+    directory = tmp_path / name
+    directory.mkdir()
+    python = str(directory / "python")
+    monkeypatch.setattr("sys.executable", python)
+    monkeypatch.setattr(batch, "job_directory", lambda config: directory)
+    site = {**EMPTY, "cores": 1, "memory": "1GB", "interface": "lo", "local-directory": str(directory / "scratch")}
+    site = {f"jobqueue.slurm.{key}": value for key, value in site.items()}
+    with dask.config.set(site):
+        if "$" in name:
+            with pytest.raises(ConfigError, match="a directory with a dollar sign"):
+                batch.job_script(parse_config({"cluster": "slurm"}))
+            return
+        script = batch.job_script(parse_config({"cluster": "slurm"}))
+    assert f"#SBATCH --error={shlex.quote(str(directory))}/worker-%J.err" in script
+    assert not re.search("^#SBATCH -[eo]", script, re.MULTILINE)
+    words = shlex.split(next(line for line in script.splitlines() if "dask_worker" in line))
+    assert words[0] == python
+    assert words[words.index("--local-directory") + 1] == str(directory / "scratch")
+    for option in ("--tls-ca-file", "--tls-key", "--tls-cert"):
+        assert words[words.index(option) + 1].startswith(f"{directory}/.dask-jobqueue.worker.")
+
+
+def test_signals_are_ours_after_the_import_of_dask_jobqueue():
+    code = """if True:
+        import signal
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        from dask_bkg.cluster import slurm
+        slurm._jobqueue()
+        assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -86,6 +86,14 @@ def test_the_whole_job(slurm, settings, by_threads, tmp_path, caplog):
     assert not list((tmp_path / "out/results/slurm").glob(".dask*"))  # no key is left
 
 
+def test_a_directory_with_blanks_and_quotes(slurm, settings, tmp_path):
+    config, results = settings(workers=1), tmp_path / 'it\'s; 50% "mine"'
+    config = config.model_copy(update={"io": config.io.model_copy(update={"results_dir": str(results)})})
+    with make_client(config) as client:
+        assert client.submit(sum, [1, 2]).result(PATIENCE) == 3
+        assert sorted(path.suffix for path in (results / "slurm").glob("worker-*")) == [".err", ".out"]
+
+
 def test_a_job_that_is_cancelled_in_mid_run(slurm, settings, site, gate, behind, by_threads, tmp_path):
     site(**gate.arguments())
     config = settings(workers=2)

@@ -199,3 +199,71 @@ def test_the_new_lock_of_a_job_that_was_faster_is_put_back(lock, monkeypatch):
         lock.acquire()
     first.check()
     assert [path.name for path in lock.path.parent.iterdir()] == [lock.path.name]
+
+
+SLEEPING = "import sys, time; print(flush=True); time.sleep(120)"
+
+
+@pytest.fixture
+def living():
+    """A process that holds nothing, and does not end by itself."""
+    with subprocess.Popen([sys.executable, "-c", SLEEPING], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def held_by(process, lock, age=0.0, **holder):
+    owner = {"host": lock_module._place(), "pid": process.pid, "start": lock_module._start_of(process.pid)}
+    leave_lock(lock.path, age, **{**owner, **holder})
+
+
+@pytest.mark.parametrize("age", [1e6, -1e6])
+def test_a_living_owner_here_keeps_its_lock_whatever_the_clocks_say(lock, living, age):
+    held_by(living, lock, age)
+    with pytest.raises(StoreBusyError, match=f"process {living.pid} on"):
+        lock.acquire()
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells when a process has started")
+
+
+@linux
+def test_another_process_with_the_number_of_a_dead_owner_does_not_keep_its_lock(lock, living):
+    held_by(living, lock, start="another boot 17")
+    lock.acquire()
+    lock.check()
+
+
+@linux
+def test_an_owner_that_was_killed_and_not_yet_waited_for_is_dead(lock, living):
+    held_by(living, lock)
+    living.kill()
+    os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)
+    lock.acquire()
+    lock.check()
+
+
+@pytest.mark.parametrize(("age", "taken"), [(100, False), (400, True)])
+@pytest.mark.parametrize("wrong", [-3600, 3600])
+def test_the_clock_of_the_disk_counts_not_that_of_this_machine(lock, monkeypatch, age, taken, wrong):
+    leave_lock(lock.path, age)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + wrong)
+    if taken:
+        lock.acquire()
+        lock.check()
+    else:
+        with pytest.raises(StoreBusyError, match=r"on elsewhere.* alive 10\d s ago"):
+            lock.acquire()
+    assert [path.name for path in lock.path.parent.iterdir()] == [lock.path.name]
+
+
+def test_waiting_is_said(lock, living, caplog, monkeypatch):
+    monkeypatch.setattr(lock_module, "SAY_AFTER", 0.2)
+    held_by(living, lock)
+    with caplog.at_level("INFO"), pytest.raises(StoreBusyError):
+        lock.acquire(0.6)
+    assert [r.message for r in caplog.records] == [
+        f"waiting for process {living.pid} on {lock_module._place()}, which writes into runs.zarr"
+    ]

@@ -23,7 +23,7 @@ def job(tmp_path_factory):
     base = tmp_path_factory.mktemp("quick")
     truth = simulate_archive(base / "dl3", runs=RUNS, events=1500, seed=2)
     places = {"search_datastore": "dl3", "in_dir": "in", "out_dir": "out", "from_run": False}
-    exclusion = {"catalogs": [], "star_cat": "dl3/stars.dat", "region_files": ["dl3/sources.ecsv"]}
+    exclusion = {"catalogs": [], "star_cat": "dl3/stars.dat", "exclude_region_files": ["dl3/sources.reg"]}
     config = {"cluster": "threads", "io": places, "exclusion": exclusion, "binning": {"mode": "3d"}}
     (base / "config.yaml").write_text(yaml.safe_dump(config))
     first, second = (CliRunner().invoke(main, ["run", str(base / "config.yaml"), "--no-progress"]) for _ in range(2))

@@ -1,0 +1,49 @@
+"""A scheduler or a worker of a local cluster: what `dask_bkg.cluster.local` starts, with its order on stdin.
+
+The order has the keys of the connections: they are in no file and on no command line, where others could read them.
+Stdin stays open as long as the process that has given the order lives, in whatever way it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from distributed import Nanny, Scheduler
+from distributed.security import Security
+
+
+def main() -> None:
+    """Take the order, and serve until the process that gave it ends."""
+    line = sys.stdin.buffer.readline()
+    if not line:  # it has ended already
+        return
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    asyncio.run(_serve(json.loads(line)))
+
+
+def _end_with_starter() -> None:
+    """Kill this process and the worker of a nanny, which is in the same group, when stdin is closed."""
+    while os.read(0, 1024):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+async def _serve(order: dict[str, Any]) -> None:
+    security = Security(require_encryption=True, **order["keys"])
+    if order["scheduler"] is not None:
+        async with Nanny(order["scheduler"], security=security, **order["options"]) as nanny:
+            await nanny.finished()
+        return
+    async with Scheduler(security=security, **order["options"]) as scheduler:
+        print(scheduler.address, flush=True)
+        # nobody reads the pipe any more
+        os.dup2(2, 1)
+        await scheduler.finished()
