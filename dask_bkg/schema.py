@@ -43,9 +43,9 @@ the run.  ``lo_thres`` is the threshold that the file declares, ``e_thres`` the 
 ``ln_e_q25`` the 25 % quantile of ln(E / TeV) of the events.
 """
 
-RUN_TEXTS = ("object", "telescopes", "note", "error")
-"""Per-run texts: observed object, participating telescopes, remarks, and why the run could not be used; mostly
-empty."""
+RUN_TEXTS = ("object", "telescopes", "instrument", "note", "error")
+"""Per-run texts: observed object, participating telescopes, telescope and instrument, remarks, and why
+the run could not be used; mostly empty."""
 
 
 def axis_coords(edges: Edges | FieldEdges) -> dict[str, tuple[str, NDArray, dict[str, str]]]:

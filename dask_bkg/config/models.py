@@ -285,6 +285,9 @@ class BackgroundSelection(Section):
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
         False, "write the divergences of each target's candidates to io.results_dir/kl"
     )
+    instruments: dict[str, list[str]] | None = option(
+        None, "names (TELESCOP INSTRUME) that count as one instrument, {name: [...]}; else only equal ones do"
+    )
     bkg_runlist: Annotated[dict[int, list[int]], BeforeValidator(values.to_run_table)] | None = option(
         None, "contributing runs given by hand, {run: [run, ...]}"
     )

@@ -18,10 +18,11 @@ from typing import IO, Any
 
 from astropy.io import fits
 
-from dask_bkg.dl3.blocks import BLOCK, GZIP, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
+from dask_bkg.dl3.blocks import BLOCK, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
 from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
 from dask_bkg.files import atomic_path, write_pieces
+from dask_bkg.files.read import GZIP
 
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from astropy.io import fits
 
+from dask_bkg.files.read import read_unpacked
+
 BLOCK = 2880
 """Headers and data are filled up to a multiple of this."""
 
 CARD = 80
-GZIP = b"\x1f\x8b"
 
 _PUNCTUATION = frozenset(b":;<=>?@[\\]^_`")
 """What lies between the digits and letters of ASCII, and may not be in a checksum."""
@@ -52,14 +51,13 @@ def read_fits_bytes(path: str | os.PathLike[str]) -> bytes:
     >>> read_fits_bytes(path)
     b'SIMPLE'
     """
-    data = Path(path).read_bytes()
-    if data[:2] != GZIP:
-        return data
     try:
-        return gzip.decompress(data)
+        return read_unpacked(path)
     except EOFError as error:
         raise ValueError("is truncated: its gzip stream ends early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except OverflowError as error:
+        raise ValueError(f"is too large: {error}") from error
+    except zlib.error as error:
         raise ValueError(f"is damaged: its gzip stream cannot be read ({error})") from error
 
 

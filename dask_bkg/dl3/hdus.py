@@ -5,7 +5,6 @@ astropy unpacks a .gz again from its beginning for each table that is read; here
 
 from __future__ import annotations
 
-import gzip
 import io
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from dask_bkg.dl3.blocks import GZIP
 from dask_bkg.errors import RunError
+from dask_bkg.files.read import LARGEST, read_unpacked
 
 BROKEN = (OSError, EOFError, zlib.error, TypeError, IndexError, KeyError, ValueError, fits.VerifyError)
 """What a file that is damaged can raise."""
@@ -55,8 +54,12 @@ class Hdu:
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """Names of the columns of a table as the file writes them, by their name in capitals."""
-        return {name.upper(): name for name in getattr(getattr(self._hdu, "columns", None), "names", ())}
+        """Names of the columns of a table as the file writes them, by their name in capitals.
+
+        Of names that differ in case alone the one in capitals counts, as GADF writes them, else the first.
+        """
+        names = getattr(getattr(self._hdu, "columns", None), "names", ())
+        return {name.upper(): name for name in reversed(names)} | {name: name for name in names if name.isupper()}
 
     @property
     def rows(self) -> int:
@@ -78,8 +81,22 @@ class Hdu:
         return str(self._hdu.columns[self.columns[name]].unit or "").strip()
 
     def column(self, name: str) -> NDArray:
-        """A column of numbers, shape ``(rows,)`` or ``(rows, ...)``, float."""
-        return np.asarray(self.raw_column(name), dtype=float)
+        """A column of numbers, shape ``(rows,)`` or ``(rows, ...)``, float; NaN where an integer is TNULL.
+
+        Raises
+        ------
+        ValueError
+            If it holds no real numbers, or two columns have this name.
+        """
+        if self._hdu.columns.names.count(self.columns[name]) > 1:
+            raise ValueError(f"{self.name} has two columns {name}: remove the wrong one")
+        column, values = self._hdu.columns[self.columns[name]], self.raw_column(name)
+        if values.dtype.kind not in "iuf":
+            raise ValueError(f"the column {name} of {self.name} holds no numbers (TFORM = {column.format!r})")
+        numbers = np.asarray(values, dtype=float)
+        if column.null not in (None, "") and values.dtype.kind in "iu":
+            numbers = np.where(values == column.null, np.nan, numbers)
+        return numbers
 
     def raw_column(self, name: str) -> NDArray:
         """A column of numbers in the type that the file has, shape ``(rows,)`` or ``(rows, ...)``."""
@@ -99,21 +116,30 @@ class Hdus:
 
 
 @contextmanager
-def open_fits(path: str, obs_id: int) -> Iterator[Hdus]:
+def open_fits(path: str, obs_id: int, limit: int = LARGEST) -> Iterator[Hdus]:
     """A FITS file (gzipped or not), with `RunError` for everything that can be wrong with it."""
     try:
-        with open(path, "rb") as file:
-            raw = file.read()
-        if raw.startswith(GZIP):
-            raw = gzip.decompress(raw)
+        raw = read_unpacked(path, limit)
         with fits.open(io.BytesIO(raw), memmap=False) as hdus:
             yield Hdus(hdus, raw)
+    except RunError:
+        raise
     except FileNotFoundError:
         raise RunError(
             f"run {obs_id}: the index names {path}, which does not exist: restore it or repair the index"
         ) from None
-    except BROKEN as error:
-        raise RunError(f"run {obs_id}: {path} is not a whole FITS file ({error}): copy it again") from error
+    except OverflowError as error:
+        raise RunError(
+            f"run {obs_id}: {path} is too large ({error}): raise run_store.max_file_size if it is right"
+        ) from error
+    except Exception as error:
+        # astropy's own OSErrors, of files that it does not understand, have no number
+        if isinstance(error, OSError) and error.errno is not None:
+            why = error.strerror or str(error)
+            raise RunError(f"run {obs_id}: {path} cannot be read now ({why}): run the job again") from error
+        # astropy and numpy raise nearly anything for a damaged header: MemoryError, AttributeError, AssertionError
+        why = str(error) if isinstance(error, BROKEN) else f"{type(error).__name__}: {error}"
+        raise RunError(f"run {obs_id}: {path} is not a whole FITS file ({why}): copy it again") from error
 
 
 def find_hdu(hdus: Hdus, name: str, hdu_class: str, obs_id: int, path: str) -> Hdu:

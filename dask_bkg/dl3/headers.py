@@ -107,7 +107,15 @@ def parallactic(numbers: Mapping[str, float], system: str) -> float:
 
 def mission_mjd(reference: Mapping[str, Any], seconds: float) -> float:
     """Mission time [s] as MJD; NaN without a reference."""
-    return number(reference, "MJDREFI") + number(reference, "MJDREFF", 0.0) + seconds / SECONDS_PER_DAY
+    return sum(reference_mjd(reference)) + seconds / SECONDS_PER_DAY
+
+
+def reference_mjd(header: Mapping[str, Any]) -> tuple[float, float]:
+    """Integer and fraction of the day [MJD] that times count from: MJDREFI and MJDREFF, or MJDREF; NaN without."""
+    day, fraction = number(header, "MJDREFI"), number(header, "MJDREFF", 0.0)
+    if not np.isfinite(day) and np.isfinite(whole := number(header, "MJDREF")):
+        day, fraction = float(np.floor(whole)), whole - float(np.floor(whole))
+    return day, fraction
 
 
 def date_mjd(header: Mapping[str, Any]) -> float:

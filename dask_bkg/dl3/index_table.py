@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 _OWN_CARDS = {"HDUCLASS", "HDUDOC", "HDUVERS", "HDUCLAS1", "HDUCLAS2", "CREATOR", "DATE", "CHECKSUM", "DATASUM"}
 
 
+LARGEST_RUN = 10**15
+"""Run numbers above it are damage: a double holds all below it."""
+
+
 def read_index(path: Path, name: str, required: Iterable[str]) -> Table:
     """Read the index table of a file, with strings stripped and OBS_ID as int64."""
     try:
@@ -115,6 +119,11 @@ def _clean(table: Table, required: Iterable[str]) -> Table:
         table["OBS_ID"] = numbers.astype(np.int64)
     except ValueError as error:
         raise ValueError(f"has an OBS_ID that is not a number ({error})") from error
+    if wrong := sorted({int(number) for number in table["OBS_ID"] if not 0 <= number <= LARGEST_RUN}):
+        raise ValueError(
+            f"has OBS_ID {', '.join(map(str, wrong[:5]))}: run numbers are 0 to {LARGEST_RUN}, none is negative; "
+            "number these runs anew"
+        )
     if numbers.dtype.kind == "f" and np.any(numbers != table["OBS_ID"]):
         raise ValueError("has an OBS_ID that is not a whole number")
     return table

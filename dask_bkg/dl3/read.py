@@ -11,19 +11,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.dl3.effective_area import TEV, area_curve, area_integral, area_threshold, declared_threshold
+from dask_bkg.dl3.effective_area import area_curve, area_integral, area_threshold, declared_threshold
 from dask_bkg.dl3.fingerprint import fingerprint
 from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, open_fits
 from dask_bkg.dl3.headers import conditions, mission_mjd, number, parallactic, text
+from dask_bkg.dl3.intervals import check_intervals, good_rows
+from dask_bkg.dl3.times import clock_of, seconds_of_cards, shift_between, unit_of_times
+from dask_bkg.dl3.units import factor
 from dask_bkg.errors import RunError
 from dask_bkg.schema import RUN_NUMBERS
-from dask_bkg.sky.horizon import SECONDS_PER_DAY, Times
+from dask_bkg.sky.horizon import Times
 
 WORTH_A_NOTE = 0.01
 """Share of events outside of the good time intervals from which a note is made."""
 
 QUANTILE = 0.25
 """Of ln E of the events: stands for a run's threshold where there is no effective area."""
+
+POINTING_MODES = ("", "POINTING", "WOBBLE", "ON", "OFF", "ONOFF", "ON/OFF", "TRACKING", "TRACK")
+"""Observing modes (OBS_MODE) in which the pointing stays at one place of the sky during a run."""
+
+FRAMES = ("", "ICRS", "FK5")
+"""Frames (RADECSYS, RADESYS) whose positions are those of ICRS to 0.03 arcsec."""
+
+INSTRUMENT = ("TELESCOP", "INSTRUME", "ARRAY", "SUBARRAY")
+"""Cards by which runs are of the same instrument."""
+
+ESSENTIAL = ("RA_PNT", "DEC_PNT", "MJDREFI", "MJDREFF", "MJDREF", "TSTART", "TSTOP")
+"""Cards that must be numbers where they are there."""
 
 
 class RunFile(NamedTuple):
@@ -74,6 +89,8 @@ class RunEvents(NamedTuple):
         shape ``(3, events)``; None: there are none.
     times
         When those events came that were not left out, and the good time; None: unknown.
+    instrument
+        Telescope, instrument and array of the file (`INSTRUMENT`), empty if it does not say.
     """
 
     ra: NDArray
@@ -86,6 +103,7 @@ class RunEvents(NamedTuple):
     fingerprint: str = ""
     untimely: NDArray | None = None
     times: Times | None = None
+    instrument: str = ""
 
 
 class _Tables(NamedTuple):
@@ -94,6 +112,7 @@ class _Tables(NamedTuple):
     header: Mapping[str, Any]
     events: tuple[NDArray, NDArray, NDArray, NDArray | None]
     gti: tuple[NDArray, NDArray, Mapping[str, Any]]
+    note: str
     area: dict[str, float]
     fingerprint: str
 
@@ -115,7 +134,12 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     """
     tables = _read_tables(run)
     header, gti, (ra, dec, energy, _) = tables.header, tables.gti, tables.events
-    times = _times(tables)
+    _check_header(header, run)
+    try:
+        times = _times(tables)
+        notes = [tables.note, _check_good_time(tables, times)]
+    except ValueError as error:
+        raise RunError(f"run {run.obs_id}: {run.path} {error}: correct it, or leave the run out") from error
     whole = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
     good = whole & _inside(times, times.events) if cut_time and times.events is not None else whole
     if not good.any():
@@ -131,9 +155,42 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
-    note = _left_out(good.size, int((~whole).sum()), late.size)
-    labels = text(header, "OBJECT"), note, text(header, "TELLIST")
-    return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times)
+    notes.append(_left_out(good.size, int((~whole).sum()), late.size))
+    labels = text(header, "OBJECT"), "; ".join(filter(None, notes)), text(header, "TELLIST")
+    instrument = " ".join(filter(None, (text(header, card) for card in INSTRUMENT)))
+    return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times, instrument)
+
+
+def _check_header(header: Mapping[str, Any], run: RunFile) -> None:
+    """Raise `RunError` for a card that means what the reduction does not do."""
+    wrong = ""
+    for card in ESSENTIAL:
+        if text(header, card) and not np.isfinite(number(header, card)):
+            wrong = f"{card} = {header[card]!r}, which is no number"
+            break
+    frame = text(header, "RADESYS") or text(header, "RADECSYS")
+    equinox = number(header, "EQUINOX", 2000.0)
+    if text(header, "OBS_MODE").upper() not in POINTING_MODES:
+        accepted = ", ".join(POINTING_MODES[1:])
+        wrong = f"OBS_MODE = {header['OBS_MODE']!r}, not a fixed pointing (accepted are {accepted})"
+    elif frame.upper() not in FRAMES:
+        wrong = f"RADECSYS = {frame!r}: accepted are {', '.join(FRAMES[1:])}"
+    elif frame.upper() == "FK5" and equinox != 2000:
+        wrong = f"EQUINOX = {header['EQUINOX']!r}: accepted is 2000"
+    if wrong:
+        raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has {wrong}: correct it, or leave the run out")
+
+
+def _check_good_time(tables: _Tables, times: Times) -> str:
+    """Remarks on the good time intervals; `ValueError` if they contradict the header or the events."""
+    start, stop, gti_header = tables.gti
+    declared = seconds_of_cards(gti_header, "TSTART", "TSTOP")
+    # the intervals from the reference of the header that the cards are in
+    if not np.isfinite(declared).all():
+        start, stop, declared = times.start, times.stop, seconds_of_cards(tables.header, "TSTART", "TSTOP")
+    ontime = max(number(tables.header, "ONTIME", 0.0), number(tables.header, "TELAPSE", 0.0))
+    events = None if times.events is None else times.events + (start[0] - times.start[0])
+    return check_intervals(start, stop, declared, ontime, events)
 
 
 def _read_tables(run: RunFile) -> _Tables:
@@ -142,16 +199,14 @@ def _read_tables(run: RunFile) -> _Tables:
         events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
         columns = _event_columns(events, run)
         if run.gti_path in ("", run.path):
-            gti = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.path)
-            times = _good_time(gti, run)
+            gti, start, stop, note = _good_time(hdus, run, run.path)
         seen = _area_numbers(hdus, run, events) if run.aeff_path in ("", run.path) else {}
     if run.gti_path not in ("", run.path):
         with open_fits(run.gti_path, run.obs_id) as hdus:
-            gti = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, run.gti_path)
-            times = _good_time(gti, run)
+            gti, start, stop, note = _good_time(hdus, run, run.gti_path)
     if run.aeff_path not in ("", run.path):
         seen = _numbers_of_another_file(run, events)
-    return _Tables(events.header, columns, times, seen, fingerprint([events, gti]))
+    return _Tables(events.header, columns, (start, stop, gti.header), note, seen, fingerprint([events, gti]))
 
 
 def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
@@ -194,41 +249,58 @@ def _event_columns(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, NDArray, N
         )
     if hdu.rows == 0:
         raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has no rows")
-    unit = hdu.unit("ENERGY") or str(hdu.header.get("EUNIT", "TeV")).strip()
-    if unit.upper() not in TEV:
-        raise RunError(f"run {run.obs_id}: the unit of ENERGY in {run.path} is {unit!r}; accepted are TeV, GeV, MeV")
-    ra, dec, energy = (hdu.column(c) for c in ("RA", "DEC", "ENERGY"))
-    time = hdu.column("TIME") if "TIME" in names else None
-    return ra, dec, energy * TEV[unit.upper()], time
+    wanted = {"RA": "deg", "DEC": "deg", "ENERGY": "TeV"} | ({"TIME": "s"} if "TIME" in names else {})
+    # EUNIT is older than the units of columns, TIMEUNIT holds for all times of a table
+    elsewhere = {"ENERGY": text(hdu.header, "EUNIT"), "TIME": unit_of_times(hdu.header)}
+    columns = {name: _in_unit(hdu, name, unit, elsewhere.get(name, ""), run) for name, unit in wanted.items()}
+    return columns["RA"], columns["DEC"], columns["ENERGY"], columns.get("TIME")
 
 
-def _good_time(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, Mapping[str, Any]]:
+def _in_unit(hdu: Hdu, name: str, target: str, otherwise: str, run: RunFile, path: str = "") -> NDArray:
+    """A column of one number a row, in the unit that it is wanted in."""
+    where = f"run {run.obs_id}: the column {name} of {hdu.name} in {path or run.path} is"
+    unit = hdu.unit(name) or otherwise
+    if not unit:
+        raise RunError(f"{where} without a unit (TUNIT): write the one that it is in, such as {target}")
+    try:
+        scale, values = factor(unit, target), hdu.column(name)
+    except ValueError as error:
+        raise RunError(
+            f"{where} not usable, as it is {error}" if "unit" in str(error) else f"{where} not usable: {error}"
+        ) from error
+    if values.ndim != 1:
+        raise RunError(f"{where} an array of shape {values.shape[1:]} a row, not a number")
+    return values if scale == 1.0 else values * scale
+
+
+def _good_time(hdus: Hdus, run: RunFile, path: str) -> tuple[Hdu, NDArray, NDArray, str]:
+    """The HDU of the good time intervals, start and stop [s] from its own reference, and remarks."""
+    hdu, note = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, path), ""
+    if not {"START", "STOP"} <= hdu.columns.keys() and run.gti_hdu:
+        # index files of a public data challenge name EVENTS in all rows
+        named, hdu = hdu.name, find_hdu(hdus, "", "GTI", run.obs_id, path)
+        note = f"the index names {named} as the good time intervals; {hdu.name} of the file was taken"
     if hdu.rows == 0 or not {"START", "STOP"} <= hdu.columns.keys():
-        raise RunError(f"run {run.obs_id}: GTI of {run.path} has no good time interval (columns START, STOP)")
-    start, stop = hdu.column("START"), hdu.column("STOP")
-    if not np.isfinite(stop - start).all() or (stop < start).any() or not (stop - start).sum() > 0:
-        raise RunError(f"run {run.obs_id}: the good time intervals of {run.path} add up to no time")
-    return *_merged(start, stop), hdu.header
-
-
-def _merged(start: NDArray, stop: NDArray) -> tuple[NDArray, NDArray]:
-    """Intervals in order, overlapping ones joined: time that is listed twice is exposed once."""
-    order = np.argsort(start)
-    start, stop = start[order], np.maximum.accumulate(stop[order])
-    first = np.append(True, start[1:] > stop[:-1])
-    return start[first], np.append(stop[:-1][first[1:]], stop[-1])
+        raise RunError(f"run {run.obs_id}: GTI of {path} has no good time interval (columns START, STOP)")
+    unit = unit_of_times(hdu.header)
+    start, stop = (_in_unit(hdu, name, "s", unit, run, path) for name in ("START", "STOP"))
+    try:
+        start, stop, left_out = good_rows(start, stop)
+    except ValueError as error:
+        raise RunError(f"run {run.obs_id}: {path} {error}") from error
+    return hdu, start, stop, "; ".join(filter(None, (note, left_out)))
 
 
 def _times(tables: _Tables) -> Times:
     """Times of a run, from the reference of its events; that of the intervals where these have none."""
     start, stop, gti_header = tables.gti
-    header = tables.header if "MJDREFI" in tables.header else gti_header
-    shift = (mission_mjd(gti_header, 0.0) - mission_mjd(header, 0.0)) * SECONDS_PER_DAY
-    if np.isfinite(shift) and shift != 0:
+    clocks = clock_of(tables.header), clock_of(gti_header)
+    of_events = clocks[0] if np.isfinite(clocks[0].reference).all() else clocks[1]
+    shift = shift_between(of_events, clocks[1])
+    if shift:
         start, stop = start + shift, stop + shift
-    reference = number(header, "MJDREFI"), number(header, "MJDREFF", 0.0)
-    system = next((text(each, "TIMESYS").upper() for each in (header, gti_header) if text(each, "TIMESYS")), "TT")
-    return Times(tables.events[3], start, stop, reference, system)
+    system = clocks[0].system or clocks[1].system or "TT"
+    return Times(tables.events[3], start, stop, of_events.reference, system)
 
 
 def _inside(times: Times, events: NDArray) -> NDArray:

@@ -6,6 +6,7 @@ The tables of its targets and of the runs that may contribute to them, and the l
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dask_bkg import selection
 from dask_bkg.background.target import Sight, Target
+from dask_bkg.config import Config
 from dask_bkg.dl3.headers import SITE_CARDS
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError
@@ -22,6 +24,7 @@ from dask_bkg.pipeline.runlists import lists_by_hand
 from dask_bkg.pipeline.update import Stored
 from dask_bkg.plan import Plan
 from dask_bkg.reduction.horizon import OTHERWISE
+from dask_bkg.selection.cuts import INSTRUMENT
 from dask_bkg.selection.lists import own_lists
 from dask_bkg.sky.fov import separation
 from dask_bkg.store.store import RunStore
@@ -131,6 +134,7 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     runs = targets if numbers == usable else _table(table, usable)
     runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
+    _tell_instruments(targets, runs, plan.config)
     selection.check_conditions(runs, plan.config.background_selection)
     rows, keys, field_rows, field_keys = _rows(store, usable, views)
     about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
@@ -218,6 +222,25 @@ def _completed_by_index(runs: Table, store: Datastore | None) -> Table:
             there = np.isnan(runs[name]) & (known[place] == runs["obs_id"])
             runs[name] = np.where(there, values, runs[name])
     return runs
+
+
+def _tell_instruments(targets: Table, runs: Table, config: Config) -> None:
+    """Give tables of several instruments a code for each, by which runs contribute to their own only."""
+    groups = config.background_selection.instruments or {}
+    same = {name.casefold(): group for group, names in groups.items() for name in names}
+    names = [[same.get(str(name).casefold(), str(name)) for name in table["instrument"]] for table in (targets, runs)]
+    counts = Counter(names[1])
+    if len(counts | Counter(names[0])) < 2:
+        return
+    codes = {name: code for code, name in enumerate(sorted({*names[0], *names[1]}))}
+    for table, of_table in zip((targets, runs), names, strict=True):
+        table[INSTRUMENT] = np.array([codes[name] for name in of_table], dtype=np.int64)
+    listed = ", ".join(f"{name or '(unknown)'} ({n} runs)" for name, n in sorted(counts.items()))
+    log.warning(
+        "io.search_datastore has runs of several instruments (TELESCOP, INSTRUME, ARRAY): %s; to a background only "
+        "runs of its own contribute (background_selection.instruments says which names are the same)",
+        listed,
+    )
 
 
 def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray:

@@ -23,6 +23,9 @@ from dask_bkg.reduction.histograms import count_views, solid_angles
 from dask_bkg.sky import fov
 from dask_bkg.sky.exclusion import SkyRegions, exclusion_digest
 
+OUTSIDE_NOTE, OUTSIDE_LIMIT = 0.1, 0.5
+"""Share of the events outside of the run store's histograms from which there is a remark, and an error."""
+
 
 class Reduced(NamedTuple):
     """The content of the run store for one run.
@@ -32,8 +35,8 @@ class Reduced(NamedTuple):
     numbers
         Per-run numbers, see `dask_bkg.schema.RUN_NUMBERS`.
     texts
-        ``object``, ``telescopes``, ``note``; ``fingerprint`` of the run and ``exclusion``, the digest of the regions
-        that touch its field.
+        ``object``, ``telescopes``, ``instrument``, ``note``; ``fingerprint`` of the run and ``exclusion``,
+        the digest of the regions that touch its field.
     histograms
         One per view: ``counts`` (energy, offset) and ``exposed_fraction`` (offset,), and where the view has pixels
         ``field_counts`` (energy, fov_lat, fov_lon) and ``field_exposed_fraction`` (fov_lat, fov_lon), in the frame of
@@ -138,7 +141,7 @@ def reduce_block(
             continue
         for name, value in events.numbers.items():
             numbers[name][i] = value
-        for name in ("object", "telescopes", "note"):
+        for name in ("object", "telescopes", "instrument", "note"):
             text[name][i] = getattr(events, name)
     coords = {name: ("obs_id", np.asarray(v)) for name, v in {**numbers, **text}.items()}
     obs_id = np.array([run.obs_id for run in runs], dtype=np.int64)
@@ -188,9 +191,32 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
         raise ValueError("no view: give at least one, for instance dask_bkg.binning.fine_view()")
     events, near, histograms = _read_and_count(run, views, regions)
     pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
-    texts = {name: getattr(events, name) for name in ("object", "telescopes", "note", "fingerprint")}
+    texts = {name: getattr(events, name) for name in ("object", "telescopes", "instrument", "fingerprint")}
+    texts["note"] = "; ".join(filter(None, (events.note, _outside(run, events, views))))
     texts["exclusion"] = exclusion_digest(near, *pointing, max(view.radius for view in views))
     return Reduced(events.numbers, texts, histograms)
+
+
+def _outside(run: RunFile, events: RunEvents, views: Sequence[View]) -> str:
+    """A remark on events outside of all bins, empty if they are few; `RunError` if they are most.
+
+    So a wrong unit or pointing is found that no card betrays.
+    """
+    low, high = (f(view.edges.energy[i] for view in views) for f, i in ((min, 0), (max, -1)))
+    radius = max(view.radius for view in views)
+    offset = fov.separation(events.ra, events.dec, events.numbers["ra_pnt"], events.numbers["dec_pnt"])
+    energies, places = (events.energy >= low) & (events.energy < high), offset < radius
+    n, outside = offset.size, int((~(energies & places)).sum())
+    said = (
+        f"{outside} of {n} events lie outside of the histograms of the run store ({int((~energies).sum())} outside "
+        f"of {low:g}-{high:g} TeV, {int((~places).sum())} farther than {radius:g} deg from the pointing)"
+    )
+    if outside > OUTSIDE_LIMIT * n:
+        raise RunError(
+            f"run {run.obs_id}: {said}: check units and pointing of {run.path}, or raise binning.off_max for a "
+            "larger field of view"
+        )
+    return said if outside > OUTSIDE_NOTE * n else ""
 
 
 def histograms(

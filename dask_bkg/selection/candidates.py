@@ -113,6 +113,7 @@ def choose_block(
         allowed = np.repeat(selectable[rows, None], index.size, axis=1)
         present = np.flatnonzero(own[rows] >= 0)
         allowed[present, own[rows][present]] = False
+        allowed &= cuts.same_instrument(block, passing)
         parts.append(_choose_rows(block, passing, allowed, left[rows], kl_rows, poor_rows, settings))
     chosen = _concatenate(parts)
     return chosen._replace(run=index[chosen.run] + first)

@@ -39,6 +39,9 @@ COLUMNS = (
 """Columns of a table of runs: integers (``obs_id``, ``object_code``, -1 if unknown, ``fold``), ``excluded``,
 floats."""
 
+INSTRUMENT = "instrument_code"
+"""Column of tables of several instruments: runs of other ones never contribute, whatever the cuts."""
+
 SAME_TARGET = 1.5
 """Pointings this close [deg] are of the same object, whatever its name: fields of 2.5 deg share most of their sky."""
 
@@ -57,12 +60,12 @@ def is_set(settings: SelectionSettings, key: str) -> bool:
 def columns_for(settings: SelectionSettings) -> tuple[str, ...]:
     """Columns of a table that cuts and ranking of the settings read: the others need not be sent to workers."""
     if ranking_of(settings).weights:
-        return COLUMNS
+        return (*COLUMNS, INSTRUMENT)
     needed = {"obs_id", "excluded", "livetime", "zenith", "fold"}
     needed |= {quantity for key, (quantity, _) in NEEDS.items() if is_set(settings, key)}
     if is_set(settings, "exclude_same_target") or is_set(settings, "galactic_latitude_min"):
         needed |= {"object_code", "ra_pnt", "dec_pnt"}
-    return tuple(name for name in COLUMNS if name in needed)
+    return (*(name for name in COLUMNS if name in needed), INSTRUMENT)
 
 
 def check_conditions(runs: Mapping[str, NDArray], settings: SelectionSettings) -> None:
@@ -198,11 +201,18 @@ def pair_cuts(targets: Table, runs: Table, settings: SelectionSettings) -> Itera
             yield cut(targets, runs, settings)
 
 
+def same_instrument(targets: Table, runs: Table) -> NDArray | bool:
+    """Which runs are of the instrument of which target, shape ``(targets, runs)``; True: there is just one."""
+    if INSTRUMENT not in targets or INSTRUMENT not in runs:
+        return True
+    return np.equal.outer(np.asarray(targets[INSTRUMENT]), np.asarray(runs[INSTRUMENT]))
+
+
 def passing(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
     """Which runs pass all cuts for which target, itself left out; boolean, shape ``(targets, runs)``."""
     index, own, _ = pass_alone(targets, runs, settings)
     left = {name: np.asarray(values)[index] for name, values in runs.items()}
-    among = np.ones((len(targets["obs_id"]), index.size), dtype=bool)
+    among = np.ones((len(targets["obs_id"]), index.size), dtype=bool) & same_instrument(targets, left)
     for cut in pair_cuts(targets, left, settings):
         among &= cut
     among[np.flatnonzero(own >= 0), own[own >= 0]] = False

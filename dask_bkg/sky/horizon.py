@@ -22,7 +22,7 @@ from dask_bkg.sky import fov
 
 SECONDS_PER_DAY = 86400.0
 
-TAI_FROM = {"TT": 32.184, "TDB": 32.184, "TDT": 32.184, "ET": 32.184, "TAI": 0.0, "GPS": -19.0}
+TAI_FROM = {"TT": 32.184, "TDB": 32.184, "TDT": 32.184, "ET": 32.184, "TAI": 0.0, "IAT": 0.0, "GPS": -19.0}
 """What a time system is ahead of TAI [s]; those that are not here are UTC."""
 
 

@@ -169,8 +169,8 @@ def test_energy_without_unit_takes_eunit_and_a_wrong_unit_is_refused(run, edit_r
 
     edit_run(run.path, change)
     assert read_run(run).energy == pytest.approx(before / 1000, rel=1e-6)
-    edit_run(run.path, lambda hdus: hdus["EVENTS"].header.set("EUNIT", "erg"))
-    with pytest.raises(RunError, match=r"64001.*'erg'.*TeV, GeV, MeV"):
+    edit_run(run.path, lambda hdus: hdus["EVENTS"].header.set("EUNIT", "Crab"))
+    with pytest.raises(RunError, match=r"64001.*ENERGY.*'Crab'.*TeV"):
         read_run(run)
 
 
