@@ -205,6 +205,7 @@ class RunStoreSettings(Section):
     pixel: Deg = option(0.2, "field pixels of the fine histogram", gt=0)
     ring: Deg = option(0.05, "offset rings of the fine histogram", gt=0)
     block: Whole = option(25, "runs that one task reads and writes", ge=1)
+    max_file_size: Whole = option(500, "largest file of a run, unpacked [MB]; a larger one is not read", ge=1)
 
 
 class Exclusion(Section):
@@ -284,6 +285,11 @@ class BackgroundSelection(Section):
     KL_DIV: StrictBool = option(False, "rank the runs by their Kullback-Leibler divergence (rank: kl)")
     store_KL: StrictBool = option(  # noqa: N815 - gammapy-tools' key
         False, "write the divergences of each target's candidates to io.results_dir/kl"
+    )
+    outlier_factor: Number | None = option(
+        5.0,
+        "runs with events per ontime off by more from the median of their instrument do not contribute; null: all",
+        gt=1,
     )
     instruments: dict[str, list[str]] | None = option(
         None, "names (TELESCOP INSTRUME) that count as one instrument, {name: [...]}; else only equal ones do"

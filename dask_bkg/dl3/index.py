@@ -135,6 +135,11 @@ class Datastore:
         """Directories whose symbolic links are resolved already; thousands of runs share a few."""
         return {}
 
+    @cached_property
+    def _outside(self) -> set[str]:
+        """Directories outside of the archive that were reported."""
+        return set()
+
     def _place(self, row: int) -> tuple[str, ...]:
         return tuple(self._columns[name][row] for name in ("FILE_DIR", "FILE_NAME", "HDU_NAME"))
 
@@ -153,11 +158,11 @@ class Datastore:
             )
         path = self._resolve(os.path.join(self.directory, *names))
         roots = [os.path.join(root, "") for root in (self.directory, *self.data_dirs)]
-        if not path.startswith(tuple(roots)):
-            raise RunError(
-                f"Run {obs_id}: the index of {self.directory} leads to {path}, which is outside of the archive. "
-                f"If the file is meant, add its directory {os.path.dirname(path)} to io.data_dirs."
-            )
+        folder = os.path.dirname(path)
+        if not path.startswith(tuple(roots)) and folder not in self._outside:
+            # as gammapy does; what is written stays in io.out_dir all the same
+            self._outside.add(folder)
+            log.info("The index of %s leads to %s, outside of the archive: it is read there.", self.directory, folder)
         return path
 
     def _resolve(self, path: str) -> str:

@@ -19,6 +19,7 @@ from dask_bkg.dl3.intervals import check_intervals, good_rows
 from dask_bkg.dl3.times import clock_of, seconds_of_cards, shift_between, unit_of_times
 from dask_bkg.dl3.units import factor
 from dask_bkg.errors import RunError
+from dask_bkg.files.read import LARGEST
 from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.sky.horizon import Times
 
@@ -56,6 +57,8 @@ class RunFile(NamedTuple):
         The same for the good time intervals; an empty path is the file of the events.
     aeff_path, aeff_hdu
         The same for the effective area, which a run may lack.
+    limit
+        Most bytes of a file, unpacked; a larger one is not read.
     """
 
     obs_id: int
@@ -65,6 +68,7 @@ class RunFile(NamedTuple):
     gti_hdu: str = ""
     aeff_path: str = ""
     aeff_hdu: str = ""
+    limit: int = LARGEST
 
 
 class RunEvents(NamedTuple):
@@ -132,6 +136,18 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
     RunError
         If the file is missing or broken, a column or the pointing is missing, there is no event or no good time.
     """
+    try:
+        return _read(run, cut_time)
+    except RunError:
+        raise
+    except Exception as error:  # whatever a damaged header makes numpy or ERFA do, it is about this run alone
+        raise RunError(
+            f"run {run.obs_id}: {run.path} cannot be understood ({type(error).__name__}: {error}): correct it, or "
+            "leave the run out"
+        ) from error
+
+
+def _read(run: RunFile, cut_time: bool) -> RunEvents:
     tables = _read_tables(run)
     header, gti, (ra, dec, energy, _) = tables.header, tables.gti, tables.events
     _check_header(header, run)
@@ -195,14 +211,14 @@ def _check_good_time(tables: _Tables, times: Times) -> str:
 
 def _read_tables(run: RunFile) -> _Tables:
     """The tables of a run; each file is opened once."""
-    with open_fits(run.path, run.obs_id) as hdus:
+    with open_fits(run.path, run.obs_id, run.limit) as hdus:
         events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
         columns = _event_columns(events, run)
         if run.gti_path in ("", run.path):
             gti, start, stop, note = _good_time(hdus, run, run.path)
         seen = _area_numbers(hdus, run, events) if run.aeff_path in ("", run.path) else {}
     if run.gti_path not in ("", run.path):
-        with open_fits(run.gti_path, run.obs_id) as hdus:
+        with open_fits(run.gti_path, run.obs_id, run.limit) as hdus:
             gti, start, stop, note = _good_time(hdus, run, run.gti_path)
     if run.aeff_path not in ("", run.path):
         seen = _numbers_of_another_file(run, events)
@@ -225,7 +241,7 @@ def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
 
 def _numbers_of_another_file(run: RunFile, events: Hdu) -> dict[str, float]:
     try:
-        with open_fits(run.aeff_path, run.obs_id) as hdus:
+        with open_fits(run.aeff_path, run.obs_id, run.limit) as hdus:
             return _area_numbers(hdus, run, events)
     except RunError:
         return {"lo_thres": declared_threshold(events.header)}

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 GZIP = b"\x1f\x8b"
 
-LARGEST = 1 << 30
-"""Bytes of a file, unpacked, above which it is refused: a run of 30 min of the largest array has a tenth of it."""
+LARGEST = 500_000_000
+"""Bytes of a file, unpacked, above which it is refused: a H.E.S.S. run has a hundredth of it."""
 
 PASSING = frozenset(
     (
@@ -82,6 +82,9 @@ def read_unpacked(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
     data = patiently(Path(path).read_bytes)
     if not data.startswith(GZIP):
         return data
+    # the last four bytes tell the size of most files, before any memory is taken
+    if int.from_bytes(data[-4:], "little") > limit:
+        raise OverflowError(f"it has more than {limit} bytes, unpacked")
     pieces, size = [], 0
     while data:
         member = zlib.decompressobj(wbits=31)  # a gzip stream, its checksum verified

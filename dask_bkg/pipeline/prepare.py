@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
     config
         A copy with ``run_selection.runlist`` and ``missing_runs`` set, which is also in ``in_dir/config.yaml``.
     """
-    archive = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
+    archive = _without_lost_backgrounds(read_datastore(config.directory("search_datastore"), config.io.data_dirs))
     in_dir = Path(os.path.realpath(config.directory("in_dir")))
     found, missing = _sought(config, archive)
     failed: dict[int, str] = {}
@@ -56,6 +57,20 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
             raise
         log.warning("The configuration is not saved. %s", error)
     return prepared
+
+
+def _without_lost_backgrounds(archive: Datastore) -> Datastore:
+    """The archive without background rows whose file is gone: the job replaces them, and needs no old background."""
+    rows = np.flatnonzero(np.asarray(archive.hdu["HDU_TYPE"]) == "bkg").tolist()
+    paths = {row: _path_or_none(archive, row) for row in rows}
+    lost = [row for row, path in paths.items() if path is not None and not os.path.exists(path)]
+    if not lost:
+        return archive
+    log.warning(
+        "The index of %s names %d backgrounds whose file is gone, such as %s: they are left out",
+        archive.directory, len(lost), paths[lost[0]],
+    )  # fmt: skip
+    return replace(archive, hdu=archive.hdu[np.setdiff1d(np.arange(len(archive.hdu)), lost)])
 
 
 def _sought(config: Config, archive: Datastore) -> tuple[list[int], list[int]]:

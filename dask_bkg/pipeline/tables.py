@@ -42,6 +42,12 @@ INDEX_COLUMNS = {
 }
 """Columns of an obs-index that may have what the files of the runs lack."""
 
+FEW_RUNS = 5
+"""Runs of an instrument below which their median says nothing."""
+
+MOST_LINES = 50
+"""Runs that are named one by one."""
+
 SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
 """Per-run numbers of a `dask_bkg.background.target.Sight`."""
 
@@ -111,7 +117,7 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     """
     store, views = stored.store, [name for name in (stored.view, stored.field_view) if name is not None]
     blind = _without_horizon(plan, store)
-    errors = {**stored.failed, **store.errors([run.obs_id for run in plan.runs]), **blind}
+    errors = {**blind, **store.errors([run.obs_id for run in plan.runs]), **stored.failed}
     unusable = plan.unusable | {run: reason for run, reason in errors.items() if run in plan.candidates}
     usable = _usable(store, sorted(plan.candidates), views, blind)
     given, absent, emptied = _take_lists(plan, set(usable), unusable)
@@ -135,6 +141,7 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
     _tell_instruments(targets, runs, plan.config)
+    runs["excluded"] |= _unlike_others(runs, plan.config.background_selection.outlier_factor)
     selection.check_conditions(runs, plan.config.background_selection)
     rows, keys, field_rows, field_keys = _rows(store, usable, views)
     about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
@@ -241,6 +248,33 @@ def _tell_instruments(targets: Table, runs: Table, config: Config) -> None:
         "runs of its own contribute (background_selection.instruments says which names are the same)",
         listed,
     )
+
+
+def _unlike_others(runs: Table, factor: float | None) -> NDArray:
+    """Runs whose events per ontime are off from the median of their instrument by more than a factor; they are logged.
+
+    Among fewer than `FEW_RUNS` runs of an instrument nobody can say which is the odd one.
+    """
+    odd = np.zeros(runs["obs_id"].size, dtype=bool)
+    if factor is None:
+        return odd
+    rate = runs["n_events"] / runs["ontime"]
+    codes = runs.get(INSTRUMENT, np.zeros(odd.size))
+    median = np.full(odd.size, np.nan)
+    for code in np.unique(codes):
+        if (same := codes == code).sum() >= FEW_RUNS:
+            median[same] = np.median(rate[same])
+    with np.errstate(invalid="ignore"):
+        odd = (rate > factor * median) | (rate * factor < median)
+    for row in np.flatnonzero(odd)[:MOST_LINES].tolist():
+        log.warning(
+            "run %d does not contribute: %.3g events/s (%.0f in %.0f s of good time), the median of its instrument is "
+            "%.3g events/s (background_selection.outlier_factor: %g)",
+            runs["obs_id"][row], rate[row], runs["n_events"][row], runs["ontime"][row], median[row], factor,
+        )  # fmt: skip
+    if odd.sum() > MOST_LINES:
+        log.warning("... and %d more runs that are unlike the others", odd.sum() - MOST_LINES)
+    return odd
 
 
 def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray:

@@ -25,7 +25,7 @@ from dask_bkg.plan import Plan, plan_archive
 from dask_bkg.sky.catalogs import catalog_files
 from dask_bkg.store.layout import same_axes
 from dask_bkg.store.store import RunStore
-from dask_bkg.store.update import update_block
+from dask_bkg.store.update import BlockWork, update_block
 
 log = logging.getLogger(__name__)
 
@@ -136,30 +136,40 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     store, config = done.store, plan.config
     files = catalog_files(config.exclusion, config.base_dir)
     hashes = {name: file["sha256"] for name, file in files.items()}
-    work = store.plan_update(plan.runs, views, plan.regions, hashes)
+    limit = config.run_store.max_file_size * 1_000_000
+    work = store.plan_update([run._replace(limit=limit) for run in plan.runs], views, plan.regions, hashes)
     regions = delayed(plan.regions, name=f"exclusion-{uuid.uuid4().hex[:8]}", pure=False)
-    tasks = [
-        delayed(update_block, pure=False)(
-            part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
-        )
-        for i, part in enumerate(work)
-    ]
+    killed: list[BlockWork] = []
     with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
 
-        def record(i: int, result: Any) -> None:
+        def record(part: BlockWork, result: Any) -> None:
             if isinstance(result, ArchiveError):
                 raise result
-            bar.update(len(work[i].runs))
+            if isinstance(result, BaseException) and len(part.runs) > 1:
+                killed.append(part)
+                return
+            bar.update(len(part.runs))
             if isinstance(result, BaseException):
                 # the task died with its worker (memory, walltime)
                 why = f"the task that reads it failed ({died(result)}"
-                done.failed |= {run.obs_id: f"run {run.obs_id}: {why}" for run in work[i].runs}
+                done.failed |= {run.obs_id: f"run {run.obs_id}: {why}" for run in part.runs}
                 return
             store.record(result)
             done.read += sum(run.status == "read" for run in result)
             done.opened += len(result)
 
-        compute_each(tasks, client, config.config.n_workers, record)
+        def compute(parts: Sequence[BlockWork]) -> None:
+            tasks = [
+                delayed(update_block, pure=False)(
+                    part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
+                )
+                for i, part in enumerate(parts)
+            ]
+            compute_each(tasks, client, config.config.n_workers, lambda i, result: record(parts[i], result))
+
+        compute(work)
+        # a run that kills its worker must not take the others of its block along
+        compute([single for part in killed for single in part.singles()])
 
 
 def died(error: BaseException) -> str:

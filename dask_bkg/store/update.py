@@ -50,6 +50,11 @@ class BlockWork(NamedTuple):
     store: str
     parts: str
 
+    def singles(self) -> list[BlockWork]:
+        """The same work, one run a task."""
+        of_runs = zip(self.runs, self.fingerprints, self.keys, strict=True)
+        return [self._replace(runs=(run,), fingerprints=(mark,), keys=(keys,)) for run, mark, keys in of_runs]
+
 
 class RunDone(NamedTuple):
     """What became of one run.
