@@ -82,9 +82,9 @@ def read_unpacked(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
     data = patiently(Path(path).read_bytes)
     if not data.startswith(GZIP):
         return data
-    # the last four bytes tell the size of most files, before any memory is taken
     if int.from_bytes(data[-4:], "little") > limit:
-        raise OverflowError(f"it has more than {limit} bytes, unpacked")
+        # the size that a packed file ends with: it is large, or was cut short; no memory is taken to find out
+        _count(data, limit)
     pieces, size = [], 0
     while data:
         member = zlib.decompressobj(wbits=31)  # a gzip stream, its checksum verified
@@ -96,3 +96,13 @@ def read_unpacked(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
             raise EOFError("the packed bytes end early")
         data = member.unused_data.lstrip(b"\0")  # programs that write to tape fill up with zeros
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _count(data: bytes, limit: int) -> None:
+    """Unpack the first member of a gzip file a piece at a time; `OverflowError` if it has more than the limit."""
+    member, size = zlib.decompressobj(wbits=31), 0
+    while not member.eof and (data or member.unconsumed_tail):
+        size += len(member.decompress(data, 1 << 20))
+        data = member.unconsumed_tail
+        if size > limit:
+            raise OverflowError(f"it has more than {limit} bytes, unpacked")

@@ -251,7 +251,7 @@ def _tell_instruments(targets: Table, runs: Table, config: Config) -> None:
 
 
 def _unlike_others(runs: Table, factor: float | None) -> NDArray:
-    """Runs whose events per ontime are off from the median of their instrument by more than a factor; they are logged.
+    """Runs whose events per ontime are off from the median of their instrument by more than a factor, logged.
 
     Among fewer than `FEW_RUNS` runs of an instrument nobody can say which is the odd one.
     """
@@ -268,8 +268,8 @@ def _unlike_others(runs: Table, factor: float | None) -> NDArray:
         odd = (rate > factor * median) | (rate * factor < median)
     for row in np.flatnonzero(odd)[:MOST_LINES].tolist():
         log.warning(
-            "run %d does not contribute: %.3g events/s (%.0f in %.0f s of good time), the median of its instrument is "
-            "%.3g events/s (background_selection.outlier_factor: %g)",
+            "run %d does not contribute: %.3g events/s (%.0f in %.0f s of good time), the median of its "
+            "instrument is %.3g events/s (background_selection.outlier_factor: %g)",
             runs["obs_id"][row], rate[row], runs["n_events"][row], runs["ontime"][row], median[row], factor,
         )  # fmt: skip
     if odd.sum() > MOST_LINES:
