@@ -86,10 +86,11 @@ class Hdu:
         Raises
         ------
         ValueError
-            If it holds no real numbers, or two columns have this name.
+            If it holds no real numbers, or two columns have the same name.
         """
-        if self._hdu.columns.names.count(self.columns[name]) > 1:
-            raise ValueError(f"{self.name} has two columns {name}: remove the wrong one")
+        names = self._hdu.columns.names
+        if twice := sorted({each for each in names if names.count(each) > 1}):
+            raise ValueError(f"{self.name} has several columns {', '.join(twice)}: remove the wrong ones")
         column, values = self._hdu.columns[self.columns[name]], self.raw_column(name)
         if values.dtype.kind not in "iuf":
             raise ValueError(f"the column {name} of {self.name} holds no numbers (TFORM = {column.format!r})")
