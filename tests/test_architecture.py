@@ -122,6 +122,7 @@ def test_import_of_the_package_is_light():
     assert modules_after("import dask_bkg") & {"gammapy", "dask", "distributed", "astropy", "xarray"} == set()
 
 
+@pytest.mark.slow
 def test_the_hot_loop_imports_no_gammapy(four_runs, run_path):
     code = """if True:
         import sys
@@ -141,6 +142,7 @@ def test_the_hot_loop_imports_no_gammapy(four_runs, run_path):
     assert loaded & {"gammapy", "distributed", "matplotlib", "regions"} == set()
 
 
+@pytest.mark.slow
 def test_planning_imports_no_gammapy():
     assert "gammapy" not in modules_after("import dask_bkg.plan, dask_bkg.background.stack, dask_bkg.config")
 

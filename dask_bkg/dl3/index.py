@@ -1,10 +1,10 @@
 """The index files of a datastore (GADF): which run has which HDU in which file.
 
 `read_datastore` reads them, `write_index` writes them. Both are forgiving about what archives look like in
-practice and strict about what would give wrong results silently: contradictory rows, and paths that lead out of
-the archive. Files outside are only read below directories that the configuration names, or that an index of our
-own records in its DATADIR1, DATADIR2, ... cards (an index without copies of the runs needs them). Whoever can
-write an index can write these cards as well: the rule protects against accidents, not against malice.
+practice and strict about what would give wrong results silently, such as contradictory rows. Files outside of the
+archive are read where the index leads, as gammapy does, with a line in the log; what is written stays in its own
+directory all the same. ``io.data_dirs``, and the DATADIR1, DATADIR2, ... cards of an index of our own, say of
+directories outside that they are meant.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Datastore:
     obs
         One row per run: OBS_ID and all other columns; the header cards are in ``meta``.
     data_dirs
-        Resolved directories outside of ``directory`` from which files may be read.
+        Resolved directories outside of ``directory`` from which files are meant to be read.
     """
 
     directory: Path
@@ -80,8 +80,7 @@ class Datastore:
         Raises
         ------
         RunError
-            If the file lies outside of the archive and ``data_dirs``, if the row names no file or HDU, or if
-            rows of the types 'events' or 'gti' contradict each other.
+            If the row names no file or HDU, or if rows of the types 'events' or 'gti' contradict each other.
         """
         columns = self._columns
         rows = [row for row in self._hdu_rows.get(int(obs_id), ()) if columns["HDU_TYPE"][row] == hdu_type]
@@ -149,7 +148,7 @@ class Datastore:
         Raises
         ------
         RunError
-            If the file lies outside of the archive and ``data_dirs``, or the row names none.
+            If the row names no file.
         """
         obs_id, names = self.hdu["OBS_ID"][row], [part for part in self._place(row)[:2] if part]
         if not names:
@@ -181,7 +180,7 @@ def read_datastore(directory: str | os.PathLike[str], data_dirs: Iterable[str | 
     directory
         The directory of the index files.
     data_dirs
-        Directories outside of it from which files may be read as well (``io.data_dirs``).
+        Directories outside of it from which files are meant to be read as well (``io.data_dirs``).
 
     Raises
     ------

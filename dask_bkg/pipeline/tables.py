@@ -250,13 +250,13 @@ def _tell_instruments(targets: Table, runs: Table, config: Config) -> None:
     )
 
 
-def _unlike_others(runs: Table, factor: float | None) -> NDArray:
+def _unlike_others(runs: Table, factor: float) -> NDArray:
     """Runs whose events per ontime are off from the median of their instrument by more than a factor, logged.
 
     Among fewer than `FEW_RUNS` runs of an instrument nobody can say which is the odd one.
     """
     odd = np.zeros(runs["obs_id"].size, dtype=bool)
-    if factor is None:
+    if not factor:
         return odd
     rate = runs["n_events"] / runs["ontime"]
     codes = runs.get(INSTRUMENT, np.zeros(odd.size))

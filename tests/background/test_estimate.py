@@ -67,6 +67,7 @@ def sparse_histograms(draw):
 
 @settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
+@pytest.mark.slow
 def test_no_bin_is_zero_nan_or_infinite(histograms):
     value = rates.fill_rate(*histograms).value
     assert np.isfinite(value).all()
@@ -75,6 +76,7 @@ def test_no_bin_is_zero_nan_or_infinite(histograms):
 
 @settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
+@pytest.mark.slow
 def test_the_total_is_conserved_from_the_first_energy_with_counts(histograms):
     counts, exposure, _ = histograms
     predicted = (rates.fill_rate(*histograms).value * exposure).sum(axis=1)
@@ -86,6 +88,7 @@ def test_the_total_is_conserved_from_the_first_energy_with_counts(histograms):
 
 @settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
+@pytest.mark.slow
 def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(histograms):
     counts, exposure, _ = histograms
     rate = rates.fill_rate(*histograms)
@@ -95,6 +98,7 @@ def test_an_energy_that_is_neither_pooled_nor_extrapolated_keeps_its_own_counts(
 
 @settings(max_examples=80, deadline=None)
 @given(sparse_histograms())
+@pytest.mark.slow
 def test_energies_without_a_flag_stand_on_their_own_counts(histograms):
     counts, exposure, _ = histograms
     rate = rates.fill_rate(*histograms)
@@ -108,6 +112,7 @@ def test_energies_without_a_flag_stand_on_their_own_counts(histograms):
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=80, deadline=None)
 @given(sparse_histograms(), st.sampled_from([0.0, 0.025, 0.25, 5.0]))
+@pytest.mark.slow
 def test_the_whole_way_is_finite_and_positive(histograms, sigma):
     counts, exposure, energy = histograms
     rings = np.linspace(0, 2.5, counts.shape[1] + 1)
@@ -264,6 +269,7 @@ def toys(total, n, seed=1):
 
 
 @pytest.mark.parametrize("total", [3000, 30000])
+@pytest.mark.slow
 def test_a_separable_truth_is_recovered_without_bias(total):
     counts, truth, exposure = toys(total, 200)
     ratio = np.array([rates.fill_rate(one, exposure, ENERGY).value for one in counts]) / truth
@@ -275,6 +281,7 @@ def test_a_separable_truth_is_recovered_without_bias(total):
 
 
 @pytest.mark.parametrize("total", [3000, 30000])
+@pytest.mark.slow
 def test_the_scatter_of_the_rate_is_that_of_poisson_or_less(total):
     counts, truth, exposure = toys(total, 200, seed=2)
     value = np.array([rates.fill_rate(one, exposure, ENERGY).value for one in counts])

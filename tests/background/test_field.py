@@ -333,6 +333,7 @@ def test_each_energy_has_its_counts(shape):
 
 @pytest.mark.parametrize("shape", MODELS)
 @pytest.mark.parametrize("n_energy", [4, 6, 12, 24])
+@pytest.mark.slow
 def test_the_interpolation_of_gammapy_returns_the_counts(shape, n_energy):
     rings, field, edges = expectation(tilted, n_energy)
     value = estimate_field(rings, field, edges, (0.6, 0.6), field_settings=FieldSettings(shape)).value
@@ -436,6 +437,7 @@ def sparse_fields(draw):
 
 @settings(max_examples=40, deadline=None)
 @given(sparse_fields(), st.sampled_from(MODELS), st.sampled_from([0.0, 0.5]), st.floats(0, 1))
+@pytest.mark.slow
 def test_no_pixel_is_zero_nan_or_infinite(histograms, shape, sigma, sin_z):
     rate = estimate_field(
         *histograms, (sin_z, 0.5), RateSettings(smooth_sigma=sigma), FieldSettings(shape, smooth_sigma=sigma)
@@ -653,6 +655,7 @@ print(estimate_field(rings, field, edges, (0.5, 0.4), shape=shape).value.tobytes
 """
 
 
+@pytest.mark.slow
 def test_the_bits_do_not_depend_on_the_threads_of_blas():
     """Workers have one, a notebook as many as cores: what is made must not show where."""
     found = set()

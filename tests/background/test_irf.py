@@ -82,6 +82,7 @@ def test_background_3d_returns_its_values_at_the_nodes(alignment):
 
 
 @pytest.mark.parametrize("pixels", [24, 25])
+@pytest.mark.slow
 def test_a_field_can_be_looked_at(pixels):
     edges = FieldEdges(ENERGY, np.linspace(-2.5, 2.5, pixels + 1))
     irf.background_3d(np.random.default_rng(0).lognormal(size=edges.shape), edges, "altaz").peek()

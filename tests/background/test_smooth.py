@@ -51,6 +51,7 @@ def smooth_maps(rate, exposure, reference, rings, sigma, step=0.02):
 @pytest.mark.parametrize(
     "rings", [np.linspace(0, 2.5, 11), np.array([0, 0.3, 1.0, 1.4, 2.5]), np.array([0.5, 1, 2])], ids=len
 )
+@pytest.mark.slow
 def test_smoothing_is_that_of_a_two_dimensional_filter(rings, sigma):
     rng = np.random.default_rng(3)
     rate = gaussian(1.5, rings) * rng.uniform(0.7, 1.4, (2, len(rings) - 1))
@@ -61,6 +62,7 @@ def test_smoothing_is_that_of_a_two_dimensional_filter(rings, sigma):
 
 
 @pytest.mark.parametrize("sigma", [0.025, 0.25, 1.0, 5.0])
+@pytest.mark.slow
 def test_a_flat_rate_stays_flat_up_to_the_edge_whatever_the_exposure(sigma):
     exposure = exposures(1e5) * np.random.default_rng(4).uniform(0.1, 1, (2, 10))
     assert_allclose(smoothing.smooth_rings(np.full((2, 10), 7.0), exposure, RINGS, sigma), 7.0, rtol=1e-5)

@@ -95,6 +95,7 @@ def test_with_counts_enough_the_adaptive_one_is_the_gaussian_that_is_asked_for()
     assert_allclose(much, smooth_rings(rate, np.ones((2, 10)), RINGS, 0.3), rtol=3e-3)
 
 
+@pytest.mark.slow
 def test_the_adaptive_one_is_just_wide_enough():
     """Of rings that are all alike but for their counts: counts under a Gaussian by its definition."""
     counts, edges = expected(2e4), tuple(RINGS.tolist())
@@ -151,6 +152,7 @@ def skies(total, rings, n=1000, shape=1.0):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_the_noise_is_that_of_a_gaussian_of_the_effective_resolution(way):
     rings = RINGS
     counts, mu = skies(2e4, rings)
@@ -186,6 +188,7 @@ def test_more_degrees_of_freedom_resolve_more():
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_a_bump_as_wide_as_the_resolution_survives_and_a_narrow_one_is_spread(way):
     center, left, exposure = (FINE[1:] + FINE[:-1]) / 2, {}, expected(2e4, FINE)[None] / profile(FINE)
     plain = smooth(profile(FINE)[None], exposure, FINE, WAYS[way])

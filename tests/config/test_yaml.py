@@ -132,6 +132,7 @@ def test_empty_file_is_an_empty_configuration(tmp_path):
 
 
 @given(st.dictionaries(st.text(max_size=8), TREES, max_size=5))
+@pytest.mark.slow
 def test_round_trip(tree):
     text = dump_yaml(tree)
     assert parse_yaml(text) == tree

@@ -202,6 +202,7 @@ def test_in_place_and_an_interruption_leaves_the_run(run, monkeypatch):
     assert list(cut_by_astropy(run)) == ["PRIMARY", "EVENTS", "GTI", "AEFF", "BACKGROUND"]
 
 
+@pytest.mark.slow
 def test_every_truncation_is_told(run, tmp_path):
     whole, target = run.read_bytes(), tmp_path / "out.fits"
     target.write_bytes(b"old")

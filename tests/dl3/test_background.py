@@ -125,6 +125,7 @@ def test_alignments_that_cannot_be_written():
         background_table(rates(FIELD), FIELD, alignment="ALTAZ", mirror=True)
 
 
+@pytest.mark.slow
 def test_workers_that_write_need_no_gammapy():
     """It takes them seconds to load, and 100 MB."""
     code = "import sys, dask_bkg.output.write, dask_bkg.lazy.runs; sys.exit('gammapy' in sys.modules)"

@@ -91,6 +91,7 @@ def test_only_the_creator_is_changed_and_it_is_remembered(run, tmp_path, name):
 
 
 @pytest.mark.parametrize("more", range(36))
+@pytest.mark.slow
 def test_a_header_that_is_full_grows_by_a_block(tmp_path, more):
     path, out = tmp_path / "run.fits", tmp_path / "out.fits"
     path.write_bytes(run_bytes(more=more))

@@ -119,6 +119,7 @@ def history(hdus):
     ],
     ids=["creator", "date", "origin", "extver", "area", "history", "psf", "version"],
 )
+@pytest.mark.slow
 def test_what_programs_write_about_themselves_leaves_the_fingerprint(run, edit_run, change):
     before = fingerprint(run)
     edit_run(run.path, change)
@@ -178,6 +179,7 @@ def one_interval(hdus):
     ],
     ids=["event", "length", "interval", "pointing", "object", "dead time", "reference", "unit"],
 )
+@pytest.mark.slow
 def test_what_the_run_says_is_in_the_fingerprint(run, edit_run, change):
     before = fingerprint(run)
     edit_run(run.path, change)

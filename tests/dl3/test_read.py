@@ -451,6 +451,7 @@ def test_a_cut_file_gives_all_events_or_an_error(run, tmp_path, suffix):
     assert outcomes == ({events, "error"} if suffix == ".fits" else {"error"})
 
 
+@pytest.mark.slow
 def test_file_descriptors_do_not_pile_up(run, tmp_path):
     packed = Path(run.path).read_bytes()
     broken, plain = tmp_path / "broken.fits.gz", tmp_path / "plain.fits"

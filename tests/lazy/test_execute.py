@@ -129,6 +129,7 @@ def test_tasks_that_need_a_dead_one_die_with_it_and_no_other(client):
     assert found[1] == 16
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_takes_one_task_with_it():
     def die_or_double(i):
         if i == 1:

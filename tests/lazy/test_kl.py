@@ -59,6 +59,7 @@ def refs():
 
 
 @pytest.mark.parametrize("block", [1, 4, 7, 22, N, 50, None])
+@pytest.mark.slow
 def test_under_the_document_it_is_scipys_entropy_over_all_chunkings(runs, block):
     kl = kl_matrix(runs, settings=DOCUMENT, block=block).compute(scheduler="synchronous")
     assert_allclose(kl.values, by_scipy(runs, runs), rtol=0, atol=1e-12)
@@ -86,6 +87,7 @@ def test_it_is_not_symmetric_and_the_run_comes_first(runs):
 
 @pytest.mark.parametrize("settings", [DOCUMENT, SHAPE, ShapeSettings(prior=300.0, components=0)])
 @pytest.mark.parametrize("block", [1, 6, 20, None])
+@pytest.mark.slow
 def test_blocks_give_what_the_whole_gives(runs, refs, settings, block):
     for others in (None, refs):
         kl = kl_matrix(runs, others, settings=settings, block=block).compute(scheduler="synchronous")
@@ -103,6 +105,7 @@ def test_the_prior_is_that_of_the_runs_that_may_contribute(runs, refs):
 
 
 @pytest.mark.parametrize("chunks", [{"obs_id": 9}, {"obs_id": (1, 2, 20)}, {"obs_id": 5, "energy": 2, "offset": 3}])
+@pytest.mark.slow
 def test_runs_may_be_chunked_as_they_like(runs, chunks):
     whole = runs.assign({name: runs[name].chunk(chunks) for name in schema.HISTOGRAMS})
     kl = kl_matrix(whole, settings=DOCUMENT)

@@ -145,6 +145,7 @@ def tasks(graph) -> list[str]:
 
 
 @pytest.mark.parametrize("rank", ["elevation", "kl", "conditions", "kl-conditions"])
+@pytest.mark.slow
 def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
     job = make_job(20_000, background_selection={"rank": rank, "time_request": 50})
     start = time.perf_counter()
@@ -157,6 +158,7 @@ def test_twenty_thousand_runs_make_fewer_than_5000_tasks(rank):
 
 
 @pytest.mark.parametrize("section", [{"rank": "none"}, {"rank": "kl", "time_request": "all"}])
+@pytest.mark.slow
 def test_selections_of_the_whole_archive_are_made_for_fewer_targets_at_once(section):
     """As sparse as the matrix itself: two million contributing runs a block, whatever the block of runs."""
     graph = wiring.build(*make_job(20_000, background_selection=section))
@@ -170,6 +172,7 @@ def test_ten_times_the_runs_are_not_a_hundred_times_the_tasks():
     assert many < 2.5 * few
 
 
+@pytest.mark.slow
 def test_the_graph_of_twenty_thousand_runs_is_none_that_dask_warns_of():
     """Below 10 MB on the wire, also with the marks of the backgrounds of earlier jobs."""
     plan, tables, store = make_job(20_000, background_selection={"rank": "kl"})

@@ -41,6 +41,7 @@ def eager(files):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 12, 13, None])
+@pytest.mark.slow
 def test_reduce_is_the_eager_one_whatever_the_batch(files, eager, batch):
     lazy = reduce_runs(files, EDGES, SOME, batch=batch)
     assert all(dask.is_dask_collection(lazy[name].data) for name in (*schema.HISTOGRAMS, "ontime", "error"))
@@ -117,6 +118,7 @@ def expected(archive):
 
 
 @pytest.mark.parametrize("block", [1, 4, 5, 12, None])
+@pytest.mark.slow
 def test_load_is_the_reduction_whatever_the_block(store, expected, block):
     """Sums of the fine rings; the exclusion of 0.05 deg rings is that of the coarse ones to rounding."""
     lazy = loaded(store, expected.obs_id.values, block)

@@ -157,6 +157,7 @@ def table(runs):
 
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.slow
 def test_it_is_the_selection_of_a_plain_loop(runs, table, pairs, rank, cuts):
     s = settings(rank=rank, time_request=4, **CUTS[cuts])
     lazy = cut(runs, 20)
@@ -189,6 +190,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize(("block", "split_every"), [(1, 8), (7, 2), (30, 8), (N, 3)])
 @pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.slow
 def test_blocks_and_the_shape_of_the_tree_do_not_matter(runs, rank, block, split_every):
     s = settings(rank=rank, time_request=4, nsb_diff=2)
     whole = cut(runs, 45)
@@ -277,6 +279,7 @@ def test_names_on_the_dashboard():
 
 
 @pytest.mark.parametrize("rank", ["kl", "kl-conditions"])
+@pytest.mark.slow
 def test_the_full_matrix_is_never_there(rank):
     """Neither as one array, nor in pieces that are held at the same time."""
     n, block = 600, 40

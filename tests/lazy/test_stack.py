@@ -156,6 +156,7 @@ def job(runs, block, split_every, **section):
 
 
 @pytest.mark.parametrize("rank", ["none", "elevation", "kl", "conditions", "kl-conditions"])
+@pytest.mark.slow
 def test_blocks_and_trees_change_no_count_and_nothing_else_beyond_rounding(runs, rank):
     section = {"rank": rank, "time_request": 3}
     expected = computed(job(runs, 60, 8, **section))
@@ -177,6 +178,7 @@ def rates(stacks) -> bytes:
 
 
 @pytest.mark.parametrize("rank", ["elevation", "kl", "kl-conditions"])
+@pytest.mark.slow
 def test_rates_are_the_same_bits_wherever_they_are_made(runs, rank):
     stacks = job(runs, 13, 2, rank=rank, time_request=3)
     one = computed(stacks)

@@ -229,6 +229,7 @@ def test_counts_of_a_field_aligned_with_the_horizon_are_those_of_gammapy(field):
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_counts_of_a_real_run_aligned_with_the_horizon_are_those_of_gammapy(gammapy_data):
     path = sorted(gammapy_data.glob("hess-dl3-dr1/data/*.fits.gz"))[7]
     assert_counts_are_those_of_gammapy(RunFile(1, str(path)))

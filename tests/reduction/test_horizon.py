@@ -258,6 +258,7 @@ DISCS = np.array([[0.5, 0.0, 0.35], [-1.4, 1.1, 0.5], [2.7, 0.6, 0.4], [-0.7, -2
     ],
     ids=["meridian", "east", "dec 80", "zenith", "gaps"],
 )
+@pytest.mark.slow
 def test_exposed_fractions_are_those_of_brute_force(offline, run):
     excluded = fov.excluded_pixels(GRID, *DISCS.T)
     steps = turning_steps(run.field, PIXELS)

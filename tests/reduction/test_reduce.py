@@ -47,6 +47,7 @@ def random_sky(pointing: SkyCoord, radius: float, n: int, seed: int = 1) -> SkyC
 
 
 @pytest.mark.parametrize("obs_id", [64001, 64005, 64010])
+@pytest.mark.slow
 def test_counts_and_exposure_are_those_of_gammapy_and_numpy(archive, run_path, edit_run, tmp_path, obs_id):
     """Counts exactly, of events further than half a pixel from all edges; exposure to 1 %."""
     directory, truth = archive

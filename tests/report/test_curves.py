@@ -127,6 +127,7 @@ def test_curves_are_lines_or_points_with_errors(axes):
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_title()) == ("log", "energy [TeV]", "spectrum")
 
 
+@pytest.mark.slow
 def test_demo_picture_is_a_picture(tmp_path):
     """1375 x 792 pixels, and in each quarter something in the colour of the run-wise backgrounds."""
     rng = np.random.default_rng(1)

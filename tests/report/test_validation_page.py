@@ -41,6 +41,7 @@ def page(validation, summaries, comparison):
     return make_page(validation, summaries, run_columns(validation), comparison)
 
 
+@pytest.mark.slow
 def test_names_are_escaped_once_wherever_they_stand(page):
     escaped = "&lt;b onclick=&#34;x&#34;&gt;M 87&lt;/b&gt; &amp; &#39;jet&#39;"
     assert "<b onclick" not in page

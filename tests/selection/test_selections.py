@@ -719,6 +719,7 @@ SECTIONS = {
 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.slow
 def test_selections_are_those_of_a_plain_loop(rank, name):
     rng = np.random.default_rng(list(SECTIONS).index(name))
     runs = random_table(rng, 130)

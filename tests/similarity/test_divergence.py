@@ -326,6 +326,7 @@ def test_a_half_blind_run_does_not_win_by_it(prior, left, kind):
     "scatter", [None, 5700.0, 3000.0], ids=["none", "as on the H.E.S.S. runs", "as the prior has it"]
 )
 @pytest.mark.parametrize("events", STATISTICS[1:])
+@pytest.mark.slow
 def test_a_half_blind_run_is_the_nearest_no_more_often_than_another(prior, events, scatter):
     """Ten runs of the target's shape and as many events, one of them half-blind: it is the first once in ten at most.
 

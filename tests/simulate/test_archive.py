@@ -227,6 +227,7 @@ def test_sky_files_are_read_by_others(archive):
 # -- what others make of them -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gammapy_opens_everything(archive, bare):
     from gammapy.data import DataStore
 

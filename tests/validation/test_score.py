@@ -138,6 +138,7 @@ def test_a_field_that_is_too_small_is_told():
 # -- counts drawn from the model -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_perfect_model_has_no_bias(perfect):
     told = summarise(perfect)
     assert told["runs"] == 120
@@ -204,6 +205,7 @@ def test_a_source_is_found_in_the_run_that_it_is_in():
     assert (columns["hot_lon"][17], columns["hot_lat"][17]) == pytest.approx((0.6, -0.4), abs=0.11)
 
 
+@pytest.mark.slow
 def test_a_mirrored_longitude_is_found():
     """A field that falls by 8 % a degree, mirrored: by its slope, and against the right one by its likelihood."""
     right = simulate(asymmetry=0.08)
