@@ -142,11 +142,11 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     killed: list[BlockWork] = []
     with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
 
-        def record(part: BlockWork, result: Any) -> None:
+        def record(part: BlockWork, result: Any, alone: bool) -> None:
             if isinstance(result, ArchiveError):
                 raise result
-            if isinstance(result, BaseException) and len(part.runs) > 1:
-                killed.append(part)
+            if isinstance(result, BaseException) and not alone:
+                killed.extend(part.singles())
                 return
             bar.update(len(part.runs))
             if isinstance(result, BaseException):
@@ -158,24 +158,29 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
             done.read += sum(run.status == "read" for run in result)
             done.opened += len(result)
 
-        def compute(parts: Sequence[BlockWork]) -> None:
+        def compute(parts: Sequence[BlockWork], alone: bool = False) -> None:
+            killed.clear()
             tasks = [
                 delayed(update_block, pure=False)(
                     part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
                 )
                 for i, part in enumerate(parts)
             ]
-            compute_each(tasks, client, config.config.n_workers, lambda i, result: record(parts[i], result))
+            compute_each(tasks, client, config.config.n_workers, lambda i, result: record(parts[i], result, alone))
 
         compute(work)
-        # a run that kills its worker must not take the others of its block along
-        compute([single for part in killed for single in part.singles()])
+        # a run that kills its worker must not take others along: neither those of its block, nor those of tasks that
+        # waited on the same worker, which Dask gives up as well
+        compute(list(killed))
+        for single in list(killed):
+            compute([single], alone=True)
 
 
 def died(error: BaseException) -> str:
     """What happened to a task that died, and what to do."""
-    more = isinstance(error, (MemoryError, KilledWorker))
-    return f"{type(error).__name__}: {error}): run it again{', with more memory' if more else ''}"
+    if isinstance(error, KilledWorker):
+        return "KilledWorker: the workers that tried it were killed, by memory or walltime): run it again, with more memory"
+    return f"{type(error).__name__}: {error}): run it again{', with more memory' * isinstance(error, MemoryError)}"
 
 
 def reduce_archive(config: Config, *, progress: bool = True) -> Stored:

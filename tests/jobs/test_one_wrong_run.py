@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
 import shutil
+import zlib
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from distributed import Client, LocalCluster
 
 from dask_bkg import prepare_dataset, run_make_background
 from dask_bkg.simulate import simulate_archive
@@ -36,7 +40,7 @@ def archive(clean, tmp_path):
     return Path(shutil.copytree(clean, tmp_path / "dl3"))
 
 
-def run_job(archive: Path, stars: dict, **selection) -> Path:
+def run_job(archive: Path, stars: dict, run_store: dict | None = None, **selection) -> Path:
     """Stacks of all runs that may contribute; returns the results."""
     base = archive.parent
     config = {
@@ -45,6 +49,7 @@ def run_job(archive: Path, stars: dict, **selection) -> Path:
             "search_datastore": str(archive), "in_dir": f"{base}/in", "out_dir": f"{base}/out", "from_run": False,
         },
         "binning": {"mode": "2d"},
+        "run_store": run_store or {},
         "exclusion": stars,
         "background_selection": {"rank": "none", "shape_runs": "same", "night_level": 0, **selection},
     }  # fmt: skip
@@ -143,3 +148,23 @@ def test_files_outside_of_the_archive_are_read_and_nothing_is_written_there(arch
     index = Table.read(out / "hdu-index.fits.gz")
     for row in index[np.char.strip(index["HDU_TYPE"].astype(str)) == "bkg"]:
         assert (out / row["FILE_DIR"].strip() / row["FILE_NAME"].strip()).resolve().is_relative_to(out)
+
+
+def test_a_run_that_kills_its_worker_takes_no_other_along(archive, no_catalogs, caplog):
+    path = archive / "data" / f"run_{WRONG:06d}.fits.gz"
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    with open(path, "wb") as stream:
+        stream.write(packer.compress(gzip.decompress((archive / "data" / "run_064001.fits.gz").read_bytes())))
+        for _ in range(1500):
+            stream.write(packer.compress(bytes(1_000_000)))
+        stream.write(packer.flush())
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="700MB", dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        made = contributing(run_job(archive, no_catalogs, run_store={"max_file_size": 10_000}))
+    done = {run: runs for run, runs in made.items() if runs}
+    assert sorted(done) == [64000 + n for n in range(1, RUNS + 1) if 64000 + n != WRONG]
+    assert all(len(runs) == RUNS - 2 for runs in done.values())
+    assert any(f"run {WRONG}: the task that reads it failed" in text and "memory" in text for text in caplog.messages)
