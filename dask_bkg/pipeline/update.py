@@ -179,7 +179,10 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
 def died(error: BaseException) -> str:
     """What happened to a task that died, and what to do."""
     if isinstance(error, KilledWorker):
-        return "KilledWorker: the workers that tried it were killed, by memory or walltime): run it again, with more memory"
+        # Dask's own text is a paragraph
+        return (
+            "KilledWorker: all workers that tried it were killed (memory, walltime)): run it again, with more memory"
+        )
     return f"{type(error).__name__}: {error}): run it again{', with more memory' * isinstance(error, MemoryError)}"
 
 
