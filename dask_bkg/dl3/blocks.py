@@ -45,7 +45,7 @@ def read_fits_bytes(path: str | os.PathLike[str]) -> bytes:
 
     Examples
     --------
-    >>> import tempfile
+    >>> import gzip, tempfile
     >>> path = Path(tempfile.mkdtemp(), "a.fits")
     >>> _ = path.write_bytes(gzip.compress(b"SIMPLE"))
     >>> read_fits_bytes(path)

@@ -131,16 +131,18 @@ class _Watch:
         if workers:
             self._had_worker, self._said = now, False
         waited = now - self._had_worker
-        if waited > NO_WORKER_SECONDS:
+        # batch jobs come back when the queue lets them: how long that takes is not for us to say
+        batch = hasattr(self._client.cluster, "job_script")
+        if waited > NO_WORKER_SECONDS and not batch:
             raise LostClusterError(
                 f"the cluster has had no worker for {waited:.0f} s: all were killed (memory), or their batch jobs "
                 "have ended; what is finished is kept: start the job again, with more memory if this comes again"
             )
         if waited > SAY_AFTER and not self._said:
             log.warning(
-                "waiting for a worker: the cluster has none since %.0f s; the job ends after %.0f s",
+                "waiting for a worker: the cluster has none since %.0f s; %s",
                 waited,
-                NO_WORKER_SECONDS,
+                "batch jobs are waiting in the queue" if batch else f"the job ends after {NO_WORKER_SECONDS:.0f} s",
             )
             self._said = True
 

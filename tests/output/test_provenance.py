@@ -152,13 +152,14 @@ def test_a_row_that_names_a_missing_file_costs_its_run_alone(job, four_runs, run
 
 
 @pytest.mark.parametrize("attach", ["copy", "index"])
-def test_a_row_that_leads_outside_costs_its_run_alone(job, four_runs, run_path, tmp_path, attach):
+def test_a_row_that_leads_outside_is_followed(job, four_runs, run_path, tmp_path, attach):
     move_out(four_runs, 64003, "psf", tmp_path / "elsewhere" / "psf.fits", run_path)
-    failed = run_make_background(job(four_runs, io={"attach": attach}))["run_selection"]["failed_runs"]
-    assert list(failed) == [64003]
-    assert "outside of the archive" in failed[64003]
-    assert set(backgrounds(tmp_path / "out")) == {64001, 64002, 64004}
+    outside = (tmp_path / "elsewhere" / "psf.fits").read_bytes()
+    finished = run_make_background(job(four_runs, io={"attach": attach}))
+    assert not finished["run_selection"].get("failed_runs")
+    assert set(backgrounds(tmp_path / "out")) == set(OBS_IDS)
     assert broken_rows(tmp_path / "out") == []
+    assert (tmp_path / "elsewhere" / "psf.fits").read_bytes() == outside
 
 
 @pytest.mark.parametrize("name", ["hdu-index.fits.gz", "obs-index.fits.gz"])

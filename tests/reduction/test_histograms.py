@@ -360,6 +360,7 @@ def test_numbers_and_texts_go_with_the_histograms(field):
     assert reduced.texts == {
         "object": events.object,
         "telescopes": events.telescopes,
+        "instrument": events.instrument,
         "note": "",
         "fingerprint": events.fingerprint,
         "exclusion": exclusion_digest(regions, *pointing, 2.5 * np.sqrt(2)),
