@@ -279,11 +279,13 @@ def _in_unit(hdu: Hdu, name: str, target: str, otherwise: str, run: RunFile, pat
     if not unit:
         raise RunError(f"{where} without a unit (TUNIT): write the one that it is in, such as {target}")
     try:
-        scale, values = factor(unit, target), hdu.column(name)
+        scale = factor(unit, target)
     except ValueError as error:
-        raise RunError(
-            f"{where} not usable, as it is {error}" if "unit" in str(error) else f"{where} not usable: {error}"
-        ) from error
+        raise RunError(f"{where} {error}") from error
+    try:
+        values = hdu.column(name)
+    except ValueError as error:
+        raise RunError(f"run {run.obs_id}: {path or run.path} cannot be used, as {error}") from error
     if values.ndim != 1:
         raise RunError(f"{where} an array of shape {values.shape[1:]} a row, not a number")
     return values if scale == 1.0 else values * scale

@@ -38,7 +38,7 @@ def factor(unit: str, target: str) -> float:
     (0.001, 86400.0)
     >>> factor("Crab", "TeV")
     Traceback (most recent call last):
-    ValueError: in the unit 'Crab', which is not one of TeV
+    ValueError: in the unit 'Crab', which cannot be converted to TeV
     """
     known = SPELLINGS.get(unit.strip().lower(), unit.strip())
     # MeV and meV, which is a billion times less, differ by their capital alone: only what is unknown is respelled
@@ -48,4 +48,4 @@ def factor(unit: str, target: str) -> float:
             found = u.Unit(text, parse_strict="silent") if text else None
         if found is not None and found.is_equivalent(target):
             return 1.0 if found == u.Unit(target) else float(found.to(target))
-    raise ValueError(f"in the unit {unit!r}, which is not one of {target}")
+    raise ValueError(f"in the unit {unit!r}, which cannot be converted to {target}")

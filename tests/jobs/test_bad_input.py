@@ -124,13 +124,13 @@ HDU_FAULTS = {
     "no RA": (drop_column("RA"), "no column RA"),
     "no DEC": (drop_column("DEC"), "no column DEC"),
     "no ENERGY": (drop_column("ENERGY"), "no column ENERGY"),
-    "text for ENERGY": (text_for_energy, "could not convert"),
+    "text for ENERGY": (text_for_energy, "ENERGY .* no numbers"),
     "NaN energies": (set_column("ENERGY", np.nan), r"none of the \d+ events .* energy > 0"),
     "negative energies": (set_column("ENERGY", -1.0), r"none of the \d+ events .* energy > 0"),
     "NaN positions": (set_column("RA", np.nan), r"none of the \d+ events"),
     "far outside": (far_outside, r"none of the \d+ events .* check the pointing"),
     "no pointing": (set_card("RA_PNT", None), "no pointing"),
-    "pointing is no number": (set_card("DEC_PNT", "zenith"), "no pointing"),
+    "pointing is no number": (set_card("DEC_PNT", "zenith"), "DEC_PNT = 'zenith'"),
     "pointing out of the sky": (set_card("DEC_PNT", 400.0), "no pointing"),
     "no GTI": (no_gti, "no GTI HDU"),
     "no GTI rows": (no_rows("GTI"), "no good time interval"),
@@ -139,7 +139,7 @@ HDU_FAULTS = {
     "NaN in GTI": (set_column("STOP", np.nan, "GTI"), "add up to no time"),
     "GTI is an image": (gti_is_an_image, "GTI"),
     "EVENTS are an image": (events_are_an_image, "no column RA, DEC, ENERGY"),
-    "unknown unit": (lambda hdus: events(hdus).columns.change_unit("ENERGY", "furlong"), "'furlong'.*TeV, GeV, MeV"),
+    "unknown unit": (lambda hdus: events(hdus).columns.change_unit("ENERGY", "furlong"), "'furlong'.* TeV"),
 }
 
 
@@ -354,7 +354,7 @@ def test_the_same_run_twice_in_the_index(job, four_runs, tmp_path, caplog):
 
 @pytest.mark.parametrize("where", ["name", "directory", "absolute", "link"])
 def test_a_path_that_leads_outside(job, four_runs, run_path, tmp_path, where):
-    """Not read, and nothing is written outside of ``out_dir``."""
+    """It is followed, and nothing is written outside of ``out_dir``."""
     secret = tmp_path / "secret" / "run.fits.gz"
     secret.parent.mkdir()
     shutil.copy(run_path(four_runs, BAD), secret)
@@ -373,11 +373,9 @@ def test_a_path_that_leads_outside(job, four_runs, run_path, tmp_path, where):
         store.hdu["FILE_DIR"] = np.where(rows, file_dir, store.hdu["FILE_DIR"])
         store.hdu["FILE_NAME"] = np.where(rows, name, store.hdu["FILE_NAME"])
         write_index(four_runs, store.hdu, store.obs)
-    check_one_failed(job, four_runs, tmp_path, "outside")
-    assert secret.read_bytes() == before
-    # where the directory is named, it is read, and the copy lies below out_dir
+    # it is read where the index leads, and the copy lies below out_dir
     out = tmp_path / "named" / "out"
-    run_make_background(job(four_runs, io={"data_dirs": [str(secret.parent)], "out_dir": str(out)}))
+    run_make_background(job(four_runs, io={"out_dir": str(out)}))
     assert finished_runs(out) == sorted([*GOOD, BAD])
     assert {path.name for path in (tmp_path / "named").iterdir()} == {"out"}
     assert secret.read_bytes() == before
