@@ -91,6 +91,8 @@ def inject(path: Path, target: Path, n_events: int, radius: float, sigma: float,
         new["RA"] = CRAB[0] + offset * np.cos(angle) / np.cos(np.deg2rad(CRAB[1]))
         new["DEC"] = CRAB[1] + offset * np.sin(angle)
         merged = fits.BinTableHDU(np.concatenate([events.data, new]), header=events.header)
+        for column in events.columns:
+            merged.columns.change_unit(column.name, column.unit)  # a table of an array has none
         fits.HDUList([merged if hdu is events else hdu for hdu in hdus]).writeto(target)
 
 

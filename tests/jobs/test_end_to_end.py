@@ -377,6 +377,9 @@ def test_the_rate_is_per_ontime(one_run):
         hdus["EVENTS"].data["TIME"] *= 2
         for name in ("START", "STOP"):
             hdus["GTI"].data[name] *= 2
+        for header in (hdus["EVENTS"].header, hdus["GTI"].header):
+            for card in {"TSTART", "TSTOP", "ONTIME", "TELAPSE"} & set(header):
+                header[card] *= 2
 
     before = one_run()
     assert one_run(dead_time).tobytes() == before.tobytes()
