@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,6 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     """
     zenith = 90.0 - number(header, "ALT_PNT")
     n_tels = number(header, "N_TELS")
-    tels = str(header.get("TELLIST") or "").replace("-", ",").split(",")
     start, stop = number(header, "TSTART"), number(header, "TSTOP")
     time = mission_mjd(reference or header, (start + stop) / 2)
     numbers = {
@@ -60,7 +60,7 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
         "zenith": zenith if np.isfinite(zenith) else number(header, "ZEN_PNT"),
         "azimuth": number(header, "AZ_PNT"),
         "nsb": number(header, "NSBLEVEL"),
-        "n_tels": n_tels if np.isfinite(n_tels) or tels == [""] else float(len(tels)),
+        "n_tels": n_tels if np.isfinite(n_tels) else _telescopes_of(text(header, "TELLIST")),
         "muon_efficiency": number(header, "MUONEFF"),
         "time": time if np.isfinite(time) else date_mjd(header),
         "ontime": number(header, "ONTIME"),
@@ -69,6 +69,16 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     }
     system = text(header, "TIMESYS") or text(reference or {}, "TIMESYS")
     return {**numbers, "parallactic": parallactic(numbers, system)}
+
+
+def _telescopes_of(listed: str) -> float:
+    """Number of telescopes of a TELLIST; NaN if it is not what GADF says, numbers or names with commas between them.
+
+    "1-4" may be two telescopes or four.
+    """
+    if not re.fullmatch(r"\w+( *, *\w+)*", listed.strip()):
+        return float("nan")
+    return float(len({name.strip() for name in listed.split(",")}))
 
 
 def site(header: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:

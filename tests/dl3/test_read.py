@@ -245,7 +245,8 @@ def test_date_where_the_reference_is_missing_in_the_file(run, edit_run):
     [
         ({"N_TELS": 3, "TELLIST": "1,2,3,4"}, 3),
         ({"TELLIST": "1,2,4"}, 3),
-        ({"TELLIST": "1-2-3-4"}, 4),
+        ({"TELLIST": "1-4"}, np.nan),
+        ({"TELLIST": "CT1, CT2, CT2"}, 2),
         ({"TELLIST": "7"}, 1),
         ({"TELLIST": ""}, np.nan),
         ({}, np.nan),
