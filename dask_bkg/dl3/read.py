@@ -41,6 +41,15 @@ INSTRUMENT = ("TELESCOP", "INSTRUME", "ARRAY", "SUBARRAY")
 ESSENTIAL = ("RA_PNT", "DEC_PNT", "MJDREFI", "MJDREFF", "MJDREF", "TSTART", "TSTOP")
 """Cards that must be numbers where they are there."""
 
+OPTIONAL = (
+    *("ALT_PNT", "ZEN_PNT", "AZ_PNT", "ONTIME", "LIVETIME", "DEADC", "NSBLEVEL", "N_TELS", "MUONEFF"),
+    *("GEOLON", "GEOLAT", "ALTITUDE", "OBSGEO-L", "OBSGEO-B", "OBSGEO-H"),
+)
+"""Cards that are left unknown, with a remark, if they are no numbers."""
+
+NOTHING = ("", "N/A", "NA", "NAN", "NONE", "NULL", "UNKNOWN", "UNDEFINED")
+"""Texts by which files say that a number is not known."""
+
 
 class RunFile(NamedTuple):
     """Where the events and good time intervals of a run are; paths and names travel to workers, no open files.
@@ -171,6 +180,11 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
     numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
     if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
+    notes += [
+        f"{card} = {header[card]!r} is no number and left unknown"
+        for card in OPTIONAL
+        if text(header, card).upper() not in NOTHING and not np.isfinite(number(header, card))
+    ]
     notes.append(_left_out(good.size, int((~whole).sum()), late.size))
     labels = text(header, "OBJECT"), "; ".join(filter(None, notes)), text(header, "TELLIST")
     instrument = " ".join(filter(None, (text(header, card) for card in INSTRUMENT)))

@@ -219,6 +219,13 @@ def test_a_file_larger_than_the_limit_is_not_unpacked(run):
         read_run(run._replace(limit=1000))
 
 
+def test_a_condition_that_is_no_number_is_unknown_with_a_remark(run, edit_run):
+    edit_run(run.path, cards("EVENTS", NSBLEVEL="bright", MUONEFF="N/A"))
+    read = read_run(run)
+    assert np.isnan(read.numbers["nsb"])
+    assert read.note == "NSBLEVEL = 'bright' is no number and left unknown"
+
+
 # -- intervals -------------------------------------------------------------------------------------------------
 
 
