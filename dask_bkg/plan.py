@@ -101,7 +101,8 @@ def plan_job(config: Config) -> Plan:
         raise ArchiveError(f"{store.directory} holds none of the runs of run_selection.runlist: nothing to do")
     archive, runs, unusable = (None, [], {}) if config.io.from_run else _find_candidates(config)
     present = {run.obs_id for run in runs}
-    more = [run_file(store, target.obs_id) for target in targets if target.obs_id not in present]
+    limit = config.run_store.file_limit
+    more = [run_file(store, target.obs_id, limit) for target in targets if target.obs_id not in present]
     plan = Plan(
         **_settings(config),
         store=store,
@@ -213,7 +214,7 @@ def _find_candidates(config: Config) -> tuple[Datastore, list[RunFile], dict[int
     runs, unusable = list[RunFile](), dict[int, str]()
     for obs_id in archive.obs_ids.tolist():
         try:
-            runs.append(run_file(archive, obs_id))
+            runs.append(run_file(archive, obs_id, config.run_store.file_limit))
         except RunError as error:
             unusable[obs_id] = str(error)
     if not runs:

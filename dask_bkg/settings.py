@@ -93,7 +93,7 @@ def _without_horizon(config: Config, store: Datastore) -> str:
     reason = "none of its first runs can be read"
     for obs_id in store.obs_ids[:TRIED].tolist():
         try:
-            events = run_file(store, obs_id)
+            events = run_file(store, obs_id, config.run_store.file_limit)
             if config.io.attach == "index" and reads_reversed(events.path):
                 return f"gammapy mirrors 3D backgrounds of files such as {events.path} (take io.attach: copy)"
             read = read_run(events)

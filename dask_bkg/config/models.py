@@ -207,6 +207,11 @@ class RunStoreSettings(Section):
     block: Whole = option(25, "runs that one task reads and writes", ge=1)
     max_file_size: Whole = option(500, "largest file of a run, unpacked [MB]; a larger one is not read", ge=1)
 
+    @property
+    def file_limit(self) -> int:
+        """``max_file_size`` [bytes]."""
+        return self.max_file_size * 1_000_000
+
 
 class Exclusion(Section):
     """What is cut out of the field of view."""

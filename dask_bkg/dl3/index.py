@@ -32,6 +32,7 @@ from dask_bkg.dl3.index_table import (
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, RunError
 from dask_bkg.files import atomic_path, write_pieces
+from dask_bkg.files.read import LARGEST
 
 log = logging.getLogger(__name__)
 
@@ -326,8 +327,8 @@ def _dir_card(number: int) -> str:
     return f"{'DATADIR'[: 8 - len(str(number))]}{number}"
 
 
-def run_file(store: Datastore, obs_id: int) -> RunFile:
-    """Where events and good time intervals of a run are.
+def run_file(store: Datastore, obs_id: int, limit: int = LARGEST) -> RunFile:
+    """Where events and good time intervals of a run are; files of more than ``limit`` bytes will not be read.
 
     Raises
     ------
@@ -340,7 +341,7 @@ def run_file(store: Datastore, obs_id: int) -> RunFile:
     gti = store.location(obs_id, "gti") or Location(events.path, "")
     aeff = _effective_area(store, obs_id) or Location(events.path, "")
     gti_path, aeff_path = (place.path if place.path != events.path else "" for place in (gti, aeff))
-    return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu)
+    return RunFile(int(obs_id), events.path, events.hdu, gti_path, gti.hdu, aeff_path, aeff.hdu, limit)
 
 
 def _effective_area(store: Datastore, obs_id: int) -> Location | None:

@@ -156,7 +156,9 @@ def _failed(
     text = str(error) if known else f"run {run.obs_id}: unexpected {type(error).__name__}: {error}"
     # what a disk or network refused once may be granted the next time; a missing file is not reported as the cause
     cause = error.__cause__ or error.__context__
-    lasting = known and not (isinstance(cause, OSError) and cause.errno is not None)
+    refused = isinstance(cause, OSError) and cause.errno is not None
+    # a file too large for one limit may not be for the next
+    lasting = known and not refused and not isinstance(cause, OverflowError)
     if work.fingerprints[i] and not lasting:
         return RunDone(run.obs_id, "absent", text), None
     gone = MISSING in states.values() and bool(out_of_reach(run, states))

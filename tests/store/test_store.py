@@ -349,3 +349,12 @@ def test_files_apart_are_looked_at_too(four_runs, store, edit_run):
     edit_run(Path(shared), lambda hdus: hdus["GTI"].data["STOP"].__isub__(100.0))
     assert update(store, apart) == {FIRST: "read"}
     assert store.table()["ontime"][0] == pytest.approx(reduce_views(apart[0], [FINE]).numbers["ontime"])
+
+
+def test_a_file_that_was_too_large_is_read_when_the_limit_is_raised(four_runs, tmp_path):
+    store = RunStore.open_or_create(tmp_path / "runs.zarr", FINE)
+    runs = run_files(four_runs, 2)
+    small = [runs[0]._replace(limit=1000), runs[1]]
+    assert update(store, small) == {64001: "failed", 64002: "read"}
+    assert "too large" in store.errors([64001])[64001]
+    assert update(RunStore.open(store.path), runs) == {64001: "read"}
