@@ -6,7 +6,6 @@ The tables of its targets and of the runs that may contribute to them, and the l
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from dask_bkg import selection
 from dask_bkg.background.target import Sight, Target
-from dask_bkg.config import Config
 from dask_bkg.dl3.headers import SITE_CARDS
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.errors import ArchiveError
@@ -24,7 +22,7 @@ from dask_bkg.pipeline.runlists import lists_by_hand
 from dask_bkg.pipeline.update import Stored
 from dask_bkg.plan import Plan
 from dask_bkg.reduction.horizon import OTHERWISE
-from dask_bkg.selection.cuts import INSTRUMENT
+from dask_bkg.selection.instruments import set_instruments, unlike_others
 from dask_bkg.selection.lists import own_lists
 from dask_bkg.sky.fov import separation
 from dask_bkg.store.store import RunStore
@@ -41,12 +39,6 @@ INDEX_COLUMNS = {
     "muon_efficiency": "MUONEFF",
 }
 """Columns of an obs-index that may have what the files of the runs lack."""
-
-FEW_RUNS = 5
-"""Runs of an instrument below which their median says nothing."""
-
-MOST_LINES = 50
-"""Runs that are named one by one."""
 
 SIGHT = ("zenith", "ra_pnt", "dec_pnt", "site_lon", "site_lat", "time", "ontime")
 """Per-run numbers of a `dask_bkg.background.target.Sight`."""
@@ -140,9 +132,10 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
     runs = targets if numbers == usable else _table(table, usable)
     runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)
-    _tell_instruments(targets, runs, plan.config)
-    runs["excluded"] |= _unlike_others(runs, plan.config.background_selection.outlier_factor)
-    selection.check_conditions(runs, plan.config.background_selection)
+    settings = plan.config.background_selection
+    set_instruments(targets, runs, settings.instruments or {})
+    runs["excluded"] |= unlike_others(runs, settings.outlier_factor)
+    selection.check_conditions(runs, settings)
     rows, keys, field_rows, field_keys = _rows(store, usable, views)
     about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
     return Tables(**about, runs=runs, given=selection.given(given, runs), absent=absent)
@@ -229,52 +222,6 @@ def _completed_by_index(runs: Table, store: Datastore | None) -> Table:
             there = np.isnan(runs[name]) & (known[place] == runs["obs_id"])
             runs[name] = np.where(there, values, runs[name])
     return runs
-
-
-def _tell_instruments(targets: Table, runs: Table, config: Config) -> None:
-    """Give tables of several instruments a code for each, by which runs contribute to their own only."""
-    groups = config.background_selection.instruments or {}
-    same = {name.casefold(): group for group, names in groups.items() for name in names}
-    names = [[same.get(str(name).casefold(), str(name)) for name in table["instrument"]] for table in (targets, runs)]
-    counts = Counter(names[1])
-    if len(counts | Counter(names[0])) < 2:
-        return
-    codes = {name: code for code, name in enumerate(sorted({*names[0], *names[1]}))}
-    for table, of_table in zip((targets, runs), names, strict=True):
-        table[INSTRUMENT] = np.array([codes[name] for name in of_table], dtype=np.int64)
-    listed = ", ".join(f"{name or '(unknown)'} ({n} runs)" for name, n in sorted(counts.items()))
-    log.warning(
-        "io.search_datastore has runs of several instruments (TELESCOP, INSTRUME, ARRAY): %s; to a background only "
-        "runs of its own contribute (background_selection.instruments says which names are the same)",
-        listed,
-    )
-
-
-def _unlike_others(runs: Table, factor: float) -> NDArray:
-    """Runs whose events per ontime are off from the median of their instrument by more than a factor, logged.
-
-    Among fewer than `FEW_RUNS` runs of an instrument nobody can say which is the odd one.
-    """
-    odd = np.zeros(runs["obs_id"].size, dtype=bool)
-    if not factor:
-        return odd
-    rate = runs["n_events"] / runs["ontime"]
-    codes = runs.get(INSTRUMENT, np.zeros(odd.size))
-    median = np.full(odd.size, np.nan)
-    for code in np.unique(codes):
-        if (same := codes == code).sum() >= FEW_RUNS:
-            median[same] = np.median(rate[same])
-    with np.errstate(invalid="ignore"):
-        odd = (rate > factor * median) | (rate * factor < median)
-    for row in np.flatnonzero(odd)[:MOST_LINES].tolist():
-        log.warning(
-            "run %d does not contribute: %.3g events/s (%.0f in %.0f s of good time), the median of its "
-            "instrument is %.3g events/s (background_selection.outlier_factor: %g)",
-            runs["obs_id"][row], rate[row], runs["n_events"][row], runs["ontime"][row], median[row], factor,
-        )  # fmt: skip
-    if odd.sum() > MOST_LINES:
-        log.warning("... and %d more runs that are unlike the others", odd.sum() - MOST_LINES)
-    return odd
 
 
 def _near(runs: Table, circles: Iterable[tuple[float, float, float]]) -> NDArray:

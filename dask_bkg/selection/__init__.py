@@ -7,8 +7,9 @@ Pure arrays, blocks of targets against blocks of runs, in three steps of a graph
     merge          the same for several blocks of runs; in any order and any tree the result is the same
     finish         the selection of each target, with its weights and hours, or the reason why there is none
 
-The runs of the spectrum, of the shape and of the night are selected separately (`roles`); the formula of the weights
-is in `ranking.kernel_distance`.
+Before that, runs of other instruments and runs with an event rate unlike that of all others are set apart
+(`instruments`).  The runs of the spectrum, of the shape and of the night are selected separately (`roles`); the
+formula of the weights is in `ranking.kernel_distance`.
 
 In: tables of targets and runs, and divergences [nats] where the ranking needs them.  Out: the contributing runs of
 each target with weights (0 to 1), scores and livetimes [h].  A table is a dictionary of columns of the runs

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.selection import cuts
 from dask_bkg.selection.cuts import Table, column
+from dask_bkg.selection.instruments import same_instrument
 from dask_bkg.selection.ranking import hours_wanted, ranking_of, widths_of
 from dask_bkg.selection.settings import SelectionSettings
 
@@ -113,7 +114,7 @@ def choose_block(
         allowed = np.repeat(selectable[rows, None], index.size, axis=1)
         present = np.flatnonzero(own[rows] >= 0)
         allowed[present, own[rows][present]] = False
-        allowed &= cuts.same_instrument(block, passing)
+        allowed &= same_instrument(block, passing)
         parts.append(_choose_rows(block, passing, allowed, left[rows], kl_rows, poor_rows, settings))
     chosen = _concatenate(parts)
     return chosen._replace(run=index[chosen.run] + first)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dask_bkg.errors import ConfigError
+from dask_bkg.selection.instruments import INSTRUMENT, same_instrument
 from dask_bkg.selection.ranking import Table, airmass, column, ranking_of
 from dask_bkg.selection.settings import SelectionSettings
 from dask_bkg.sky import fov
@@ -38,9 +39,6 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of a table of runs: integers (``obs_id``, ``object_code``, -1 if unknown, ``fold``), ``excluded``,
 floats."""
-
-INSTRUMENT = "instrument_code"
-"""Column of tables of several instruments: runs of other ones never contribute, whatever the cuts."""
 
 SAME_TARGET = 1.5
 """Pointings this close [deg] are of the same object, whatever its name: fields of 2.5 deg share most of their sky."""
@@ -199,13 +197,6 @@ def pair_cuts(targets: Table, runs: Table, settings: SelectionSettings) -> Itera
     for key, cut in PAIRS.items():
         if is_set(settings, key):
             yield cut(targets, runs, settings)
-
-
-def same_instrument(targets: Table, runs: Table) -> NDArray | bool:
-    """Which runs are of the instrument of which target, shape ``(targets, runs)``; True: there is just one."""
-    if INSTRUMENT not in targets or INSTRUMENT not in runs:
-        return True
-    return np.equal.outer(np.asarray(targets[INSTRUMENT]), np.asarray(runs[INSTRUMENT]))
 
 
 def passing(targets: Table, runs: Table, settings: SelectionSettings) -> NDArray:
