@@ -45,8 +45,8 @@ def read_fits_bytes(path: str | os.PathLike[str]) -> bytes:
 
     Examples
     --------
-    >>> import gzip, tempfile
-    >>> path = Path(tempfile.mkdtemp(), "a.fits")
+    >>> import gzip, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "a.fits")
     >>> _ = path.write_bytes(gzip.compress(b"SIMPLE"))
     >>> read_fits_bytes(path)
     b'SIMPLE'

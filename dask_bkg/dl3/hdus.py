@@ -89,7 +89,8 @@ class Hdu:
             If it holds no real numbers, or two columns have the same name.
         """
         names = self._hdu.columns.names
-        if twice := sorted({each for each in names if names.count(each) > 1}):
+        if len({*names}) < len(names):
+            twice = sorted({each for each in names if names.count(each) > 1})
             raise ValueError(f"{self.name} has several columns {', '.join(twice)}: remove the wrong ones")
         column, values = self._hdu.columns[self.columns[name]], self.raw_column(name)
         if values.dtype.kind not in "iuf":

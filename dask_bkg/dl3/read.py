@@ -149,7 +149,7 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
         return _read(run, cut_time)
     except RunError:
         raise
-    except Exception as error:  # whatever a damaged header makes numpy or ERFA do, it is about this run alone
+    except Exception as error:  # any error that a damaged header causes in numpy or ERFA is one of this run alone
         raise RunError(
             f"run {run.obs_id}: {run.path} cannot be understood ({type(error).__name__}: {error}): correct it, or "
             "leave the run out"
@@ -193,22 +193,21 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
 
 def _check_header(header: Mapping[str, Any], run: RunFile) -> None:
     """Raise `RunError` for a card that means what the reduction does not do."""
-    wrong = ""
-    for card in ESSENTIAL:
-        if text(header, card) and not np.isfinite(number(header, card)):
-            wrong = f"{card} = {header[card]!r}, which is no number"
-            break
+    words = [card for card in ESSENTIAL if text(header, card) and not np.isfinite(number(header, card))]
     frame = text(header, "RADESYS") or text(header, "RADECSYS")
     equinox = number(header, "EQUINOX", 2000.0)
-    if text(header, "OBS_MODE").upper() not in POINTING_MODES:
+    if words:
+        wrong = f"{words[0]} = {header[words[0]]!r}, which is no number"
+    elif text(header, "OBS_MODE").upper() not in POINTING_MODES:
         accepted = ", ".join(POINTING_MODES[1:])
         wrong = f"OBS_MODE = {header['OBS_MODE']!r}, not a fixed pointing (accepted are {accepted})"
     elif frame.upper() not in FRAMES:
         wrong = f"RADECSYS = {frame!r}: accepted are {', '.join(FRAMES[1:])}"
     elif frame.upper() == "FK5" and equinox != 2000:
         wrong = f"EQUINOX = {header['EQUINOX']!r}: accepted is 2000"
-    if wrong:
-        raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has {wrong}: correct it, or leave the run out")
+    else:
+        return
+    raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has {wrong}: correct it, or leave the run out")
 
 
 def _check_good_time(tables: _Tables, times: Times) -> str:

@@ -42,12 +42,14 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
     config
         A copy with ``run_selection.runlist`` and ``missing_runs`` set, which is also in ``in_dir/config.yaml``.
     """
-    archive = _without_lost_backgrounds(read_datastore(config.directory("search_datastore"), config.io.data_dirs))
+    archive = read_datastore(config.directory("search_datastore"), config.io.data_dirs)
     in_dir = Path(os.path.realpath(config.directory("in_dir")))
     found, missing = _sought(config, archive)
     failed: dict[int, str] = {}
     if in_dir != archive.directory:
-        failed = _place(archive, found, in_dir, config.io.attach == "copy", overwrite)
+        failed = _place(
+            _without_lost_backgrounds(archive, found), found, in_dir, config.io.attach == "copy", overwrite
+        )
     prepared = _with_runs(config, [run for run in found if run not in failed], missing, failed)
     try:
         _save(prepared, in_dir)
@@ -59,11 +61,13 @@ def prepare_runs(config: Config, overwrite: bool = False) -> Config:
     return prepared
 
 
-def _without_lost_backgrounds(archive: Datastore) -> Datastore:
-    """The archive without background rows whose file is gone: the job replaces them, and needs no old background."""
-    rows = np.flatnonzero(np.asarray(archive.hdu["HDU_TYPE"]) == "bkg").tolist()
-    paths = {row: _path_or_none(archive, row) for row in rows}
-    lost = [row for row, path in paths.items() if path is not None and not os.path.exists(path)]
+def _without_lost_backgrounds(archive: Datastore, runs: list[int]) -> Datastore:
+    """The archive without background rows of some runs whose file is gone: the job replaces them."""
+    types = archive.hdu["HDU_TYPE"].tolist()
+    rows = [row for run in runs for row in archive.row_numbers(run) if types[row] == "bkg"]
+    paths = {row: path for row in rows if (path := _path_or_none(archive, row)) is not None}
+    there = {path: os.path.exists(path) for path in {*paths.values()}}
+    lost = [row for row, path in paths.items() if not there[path]]
     if not lost:
         return archive
     log.warning(

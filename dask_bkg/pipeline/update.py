@@ -136,18 +136,11 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     store, config = done.store, plan.config
     files = catalog_files(config.exclusion, config.base_dir)
     hashes = {name: file["sha256"] for name, file in files.items()}
-    limit = config.run_store.max_file_size * 1_000_000
-    work = store.plan_update([run._replace(limit=limit) for run in plan.runs], views, plan.regions, hashes)
+    work = store.plan_update(plan.runs, views, plan.regions, hashes)
     regions = delayed(plan.regions, name=f"exclusion-{uuid.uuid4().hex[:8]}", pure=False)
-    killed: list[BlockWork] = []
     with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
 
-        def record(part: BlockWork, result: Any, alone: bool) -> None:
-            if isinstance(result, ArchiveError):
-                raise result
-            if isinstance(result, BaseException) and not alone:
-                killed.extend(part.singles())
-                return
+        def record(part: BlockWork, result: Any) -> None:
             bar.update(len(part.runs))
             if isinstance(result, BaseException):
                 # the task died with its worker (memory, walltime)
@@ -158,22 +151,31 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
             done.read += sum(run.status == "read" for run in result)
             done.opened += len(result)
 
-        def compute(parts: Sequence[BlockWork], alone: bool = False) -> None:
-            killed.clear()
+        def compute(parts: Sequence[BlockWork], last: bool = False) -> list[BlockWork]:
+            """Read some blocks; returns the runs of those whose task died, or records these too, the last time."""
+            killed: list[BlockWork] = []
+
+            def take(i: int, result: Any) -> None:
+                if isinstance(result, ArchiveError):
+                    raise result
+                if isinstance(result, BaseException) and not last:
+                    killed.extend(parts[i].singles())
+                else:
+                    record(parts[i], result)
+
             tasks = [
                 delayed(update_block, pure=False)(
                     part, regions, views, dask_key_name=("reduce-runs-" + uuid.uuid4().hex[:8], i)
                 )
                 for i, part in enumerate(parts)
             ]
-            compute_each(tasks, client, config.config.n_workers, lambda i, result: record(parts[i], result, alone))
+            compute_each(tasks, client, config.config.n_workers, take)
+            return killed
 
-        compute(work)
         # a run that kills its worker must not take others along: neither those of its block, nor those of tasks that
         # waited on the same worker, which Dask gives up as well
-        compute(list(killed))
-        for single in list(killed):
-            compute([single], alone=True)
+        for single in compute(compute(work)):
+            compute([single], last=True)
 
 
 def died(error: BaseException) -> str:

@@ -155,7 +155,7 @@ def reduce_block(
 
 
 def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None = None) -> Reduced:
-    """Histograms of one run in several views, its numbers and texts (`Reduced`); the file is read once.
+    """Histograms of one run in several views, its numbers and texts; the file is read once.
 
     Parameters
     ----------
@@ -165,6 +165,11 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
         Which histograms are filled, see `dask_bkg.binning.fine_view`.
     regions
         Exclusion regions of the whole sky; None excludes nothing.
+
+    Returns
+    -------
+    reduced
+        Numbers, texts and histograms (shapes in `Reduced`).
 
     Raises
     ------
@@ -192,16 +197,21 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
     events, near, histograms = _read_and_count(run, views, regions)
     pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
     texts = {name: getattr(events, name) for name in ("object", "telescopes", "instrument", "fingerprint")}
-    texts["note"] = "; ".join(filter(None, (events.note, _outside(run, events, views))))
+    texts["note"] = "; ".join(filter(None, (events.note, _outside(run, events, views, histograms))))
     texts["exclusion"] = exclusion_digest(near, *pointing, max(view.radius for view in views))
     return Reduced(events.numbers, texts, histograms)
 
 
-def _outside(run: RunFile, events: RunEvents, views: Sequence[View]) -> str:
+def _outside(run: RunFile, events: RunEvents, views: Sequence[View], found: Sequence[Mapping[str, NDArray]]) -> str:
     """A remark on events outside of all bins, empty if they are few; `RunError` if they are most.
 
     So a wrong unit or pointing is found that no card betrays.
     """
+    # most often enough events were counted, and none of them has to be looked at again
+    by_pixel = (one for view, one in zip(views, found, strict=True) if view.method != "event_ratio")
+    counted = [int(array.sum()) for one in by_pixel for name, array in one.items() if name.endswith("counts")]
+    if max(counted, default=0) >= (1 - OUTSIDE_NOTE) * events.energy.size:
+        return ""
     low, high = (f(view.edges.energy[i] for view in views) for f, i in ((min, 0), (max, -1)))
     radius = max(view.radius for view in views)
     offset = fov.separation(events.ra, events.dec, events.numbers["ra_pnt"], events.numbers["dec_pnt"])

@@ -196,9 +196,8 @@ def open_runs(path: str | os.PathLike[str], view: str = "") -> xr.Dataset:
     order = np.array(list(rows.values()), dtype=np.int64)
     known["exclusion"] = ("obs_id", table.views[view].table["exclusion"][order])
     dataset = xr.open_zarr(layout.place_of(path, view), chunks={"row": CHUNK}, drop_variables=[*DTYPES])
-    first = np.array_equal(
-        order, np.arange(order.size)
-    )  # rows at the beginning, in their order: nothing is rearranged
+    # rows at the beginning, in their order: nothing is rearranged
+    first = np.array_equal(order, np.arange(order.size))
     dataset = dataset.isel(row=slice(order.size) if first else order)
     dataset = dataset.drop_encoding().rename(row="obs_id").assign_attrs(layout.attributes_of(path))
     dataset = dataset.assign_coords(layout.coordinates(views[view])).assign_coords(known)
