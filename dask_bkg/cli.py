@@ -61,7 +61,7 @@ class _Stop:
         self.signal = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        # what is torn down says so in many words, and in tracebacks where nobody takes the exception
+        # libraries that are torn down log errors, and print tracebacks of exceptions that no code catches
         logging.disable(logging.CRITICAL)
         sys.unraisablehook = lambda args: None
         threading.excepthook = lambda args: None

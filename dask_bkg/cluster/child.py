@@ -1,7 +1,7 @@
 """A scheduler or a worker of a local cluster: what `dask_bkg.cluster.local` starts, with its order on stdin.
 
 The order has the keys of the connections: they are in no file and on no command line, where others could read them.
-Stdin stays open as long as the process that has given the order lives, in whatever way it ends.
+Stdin stays open until the process that gave the order ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ async def _serve(order: dict[str, Any]) -> None:
         return
     async with Scheduler(security=security, **order["options"]) as scheduler:
         print(scheduler.address, flush=True)
-        # nobody reads the pipe any more
+        # the address was the last thing that is read from the pipe
         os.dup2(2, 1)
         await scheduler.finished()

@@ -152,7 +152,7 @@ def _new_client(config: Config) -> Client:
         )
         return OwnClient(in_here)
     if config.cluster == "local":
-        with told("the scheduler and workers on this machine to start"):
+        with slow_reported("the scheduler and workers on this machine to start"):
             client = OwnClient(local.start_workers(config.config.n_workers))
             try:
                 client.wait_for_workers(1, timeout=WORKER_SECONDS)
@@ -181,7 +181,7 @@ def _connect(where: str) -> Client:
             "distributed.comm.tls in Dask's configuration, or source the output of `dask-bkg cluster certificate`"
         )
     try:
-        with told(f"the scheduler at {place}"):
+        with slow_reported(f"the scheduler at {place}"):
             return Client(address, timeout=CONNECT_SECONDS)
     except OSError as error:
         raise ConfigError(
@@ -193,7 +193,7 @@ def _connect(where: str) -> Client:
 def _address_in(file: Path) -> str:
     """Address in a scheduler file; waits for the file of a scheduler that is starting."""
     until = time.monotonic() + CONNECT_SECONDS
-    with told(f"a scheduler to write {file}"):
+    with slow_reported(f"a scheduler to write {file}"):
         while True:
             try:
                 return json.loads(file.read_text())["address"]
@@ -207,7 +207,7 @@ def _address_in(file: Path) -> str:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def slow_reported(what: str) -> Iterator[None]:
     """Log what is waited for, where that takes longer than `SAY_AFTER`."""
     timer = threading.Timer(SAY_AFTER, log.info, ("waiting for %s", what))
     timer.daemon = True

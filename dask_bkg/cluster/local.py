@@ -147,7 +147,7 @@ class _Worker(_Process):
 
 
 class _Processes(SpecCluster):
-    """A cluster whose end is not waited for: nothing is left in its workers that somebody needs."""
+    """A cluster whose end is not waited for: its workers hold nothing that is still needed."""
 
     async def _close(self) -> None:
         # a scheduler that is closed is not asked to move the results of each worker to the others first

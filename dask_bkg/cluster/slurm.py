@@ -180,7 +180,7 @@ def _jobqueue() -> type:
             signal.signal(number, handler or signal.SIG_DFL)
 
     class Quoting(SLURMCluster):
-        """Puts the paths of its certificates into the script as words of the shell, whatever is in them."""
+        """Puts the paths of its certificates into the script as words of the shell, special characters included."""
 
         def _get_worker_security(self, security: Any) -> Any:
             made = super()._get_worker_security(security)

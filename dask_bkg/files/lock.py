@@ -239,7 +239,7 @@ def _is_dead(holder: dict[str, Any]) -> bool | None:
 
 
 def _start_of(pid: int) -> str:
-    """When a process has started, on which boot of the machine; empty where the system does not tell (Linux does)."""
+    """When a process has started, on which boot of the machine; empty where the system does not say (Linux does)."""
     try:
         # the name of the program, in brackets, may have blanks and brackets
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

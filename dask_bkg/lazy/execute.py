@@ -93,7 +93,7 @@ def _cancel(client: Client, futures: list[Future]) -> None:
 
 
 def _as_they_come(futures: list[Future], client: Client) -> Iterator[Future]:
-    """Futures as they end; meanwhile it is told when the cluster does not answer, or has no worker."""
+    """Futures as they end; logs when the cluster does not answer, or has no worker."""
     coming, watch = as_completed(futures), _Watch(client)
     while not coming.is_empty():
         if coming.has_ready():

@@ -63,20 +63,12 @@ def contributing(results: Path) -> dict[int, list[int]]:
     return {int(run): sorted(background["contributing_runs"]) for run, background in found.items()}
 
 
-def edit(archive: Path, obs_id: int, change) -> None:
-    path = archive / "data" / f"run_{obs_id:06d}.fits.gz"
-    with fits.open(path, memmap=False) as opened:
-        hdus = fits.HDUList([hdu.copy() for hdu in opened])
-    change(hdus)
-    hdus.writeto(path, overwrite=True)
-
-
 @pytest.mark.parametrize(("column", "value"), [("START", 0.0), ("STOP", 3e38)])
-def test_good_time_of_years(archive, no_catalogs, caplog, column, value):
+def test_good_time_of_years(archive, no_catalogs, edit_run, run_path, caplog, column, value):
     def change(hdus):
         hdus["GTI"].data[column][0] = value
 
-    edit(archive, WRONG, change)
+    edit_run(run_path(archive, WRONG), change)
     results = run_job(archive, no_catalogs)
     made = contributing(results)
     assert WRONG not in made or not made[WRONG]
@@ -86,7 +78,7 @@ def test_good_time_of_years(archive, no_catalogs, caplog, column, value):
     assert any(f"run {WRONG}: " in text and "good time intervals" in text for text in caplog.messages)
 
 
-def test_a_run_with_ten_times_the_rate_of_all_others(archive, no_catalogs, caplog):
+def test_a_run_with_ten_times_the_rate_of_all_others(archive, no_catalogs, edit_run, run_path, caplog):
     def change(hdus):
         events, gti = hdus["EVENTS"], hdus["GTI"]
         begin, length = gti.data["START"][0], (gti.data["STOP"][-1] - gti.data["START"][0]) / 10
@@ -98,7 +90,7 @@ def test_a_run_with_ten_times_the_rate_of_all_others(archive, no_catalogs, caplo
                 if card in header:
                     header[card] = begin + length if card == "TSTOP" else length
 
-    edit(archive, WRONG, change)
+    edit_run(run_path(archive, WRONG), change)
     with caplog.at_level(logging.WARNING, "dask_bkg"):
         made = contributing(run_job(archive, no_catalogs))
     assert len(made) == RUNS
@@ -111,7 +103,7 @@ def test_a_run_with_ten_times_the_rate_of_all_others(archive, no_catalogs, caplo
     assert all(WRONG in runs for run, runs in made.items() if run != WRONG)
 
 
-def test_runs_contribute_to_their_own_instrument(archive, no_catalogs, caplog):
+def test_runs_contribute_to_their_own_instrument(archive, no_catalogs, edit_run, run_path, caplog):
     second = {64002, 64004, 64006}
     for obs_id in second:
 
@@ -119,7 +111,7 @@ def test_runs_contribute_to_their_own_instrument(archive, no_catalogs, caplog):
             for hdu in hdus[1:]:
                 hdu.header["TELESCOP"] = "BETA"
 
-        edit(archive, obs_id, change)
+        edit_run(run_path(archive, obs_id), change)
     with caplog.at_level(logging.WARNING, "dask_bkg"):
         made = contributing(run_job(archive, no_catalogs))
     for run, runs in made.items():
