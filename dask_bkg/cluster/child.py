@@ -1,7 +1,9 @@
-"""A scheduler or a worker of a local cluster: what `dask_bkg.cluster.local` starts, with its order on stdin.
+"""A scheduler or a worker of a local cluster: a script that `dask_bkg.cluster.local` starts, with its order on stdin.
 
 The order has the keys of the connections: they are in no file and on no command line, where others could read them.
 Stdin stays open until the process that gave the order ends, even if it is killed.
+
+Dask is imported in a function: that takes seconds on a busy machine, and a starter that ends meanwhile must be seen.
 """
 
 from __future__ import annotations
@@ -15,18 +17,17 @@ import sys
 import threading
 from typing import Any
 
-from distributed import Nanny, Scheduler
-from distributed.security import Security
-
 
 def main() -> None:
     """Take the order, and serve until the process that gave it ends."""
     line = sys.stdin.buffer.readline()
-    if not line:  # it has ended already
+    if not line.endswith(b"\n"):  # it has ended already
         return
     threading.Thread(target=_end_with_starter, daemon=True).start()
+    order = json.loads(line)
+    sys.path[:] = order["path"]
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    asyncio.run(_serve(json.loads(line)))
+    asyncio.run(_serve(order))
 
 
 def _end_with_starter() -> None:
@@ -37,6 +38,9 @@ def _end_with_starter() -> None:
 
 
 async def _serve(order: dict[str, Any]) -> None:
+    from distributed import Nanny, Scheduler
+    from distributed.security import Security
+
     security = Security(require_encryption=True, **order["keys"])
     if order["scheduler"] is not None:
         async with Nanny(order["scheduler"], security=security, **order["options"]) as nanny:
@@ -47,3 +51,7 @@ async def _serve(order: dict[str, Any]) -> None:
         # the address was the last thing that is read from the pipe
         os.dup2(2, 1)
         await scheduler.finished()
+
+
+if __name__ == "__main__":
+    main()

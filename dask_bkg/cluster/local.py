@@ -11,6 +11,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from distributed import LocalCluster
@@ -29,8 +30,8 @@ DASHBOARD = "127.0.0.1:8787"
 START_SECONDS = 60.0
 """Time in which a scheduler must start: it takes about two seconds, and more where many programs start at once."""
 
-CHILD = ("-c", "from dask_bkg.cluster.child import main; main()")
-"""What Python runs as scheduler and as worker."""
+CHILD = ("-P", str(Path(__file__).with_name("child.py")))
+"""What Python runs as scheduler and as worker: a script, since to import it would import Dask before it runs."""
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 """Memory [bytes] that a worker keeps for its next arrays (glibc).
@@ -97,7 +98,7 @@ class _Process(ProcessInterface):
 
     def __init__(self, scheduler: str | None, keys: dict[str, str], options: dict[str, Any]) -> None:
         super().__init__()
-        self._order = {"scheduler": scheduler, "keys": keys, "options": options}
+        self._order = {"scheduler": scheduler, "keys": keys, "options": options, "path": [*map(str, sys.path)]}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:

@@ -191,8 +191,9 @@ def _compute(graph: Graph, client: Client | None, config: Config, progress: bool
             if isinstance(done, ArchiveError):
                 # the run store is damaged or another job changes it: as on threads, that is the end of all
                 raise done
-            bar.update(len(graph.parts[i]))
             job.take(_failed(done, graph.parts[i]) if isinstance(done, BaseException) else done)
+            # last: what the bar counts is in the index even if the job is stopped right here
+            bar.update(len(graph.parts[i]))
 
         compute_each([*graph.writes, *graph.tables], client, config.config.n_workers, take)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -66,6 +69,19 @@ def test_a_slow_start_is_told_and_one_without_workers_ends(monkeypatch, caplog):
         with open_client(LOCAL):
             pytest.fail("there is no worker")
     assert "waiting for the scheduler and workers on this machine to start" in caplog.text
+
+
+def test_a_child_whose_starter_ends_while_it_imports_dask_ends_at_once(tmp_path):
+    """On a busy machine the import takes longer than people wait."""
+    (tmp_path / "distributed.py").write_text("print('importing', flush=True)\nimport time; time.sleep(60)")
+    order = {"scheduler": None, "keys": {}, "options": {}, "path": [str(tmp_path), *sys.path]}
+    command = [sys.executable, *local.CHILD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as child:
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"importing\n"
+        child.stdin.close()
+        assert child.wait(5) == -signal.SIGKILL
 
 
 def test_who_has_no_keys_cannot_connect():
