@@ -167,10 +167,14 @@ def _reported(settings: Any, report: Path | None) -> Iterator[None]:
 
 
 def _quiet_distributed() -> None:
-    """Dask logs every comm that opens and closes; importing it sets its levels."""
+    """Dask logs every comm that opens and closes, and tracebacks of those that are lost; we say what is lost.
+
+    Importing it sets its levels.
+    """
     import distributed  # noqa: F401
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @main.command()

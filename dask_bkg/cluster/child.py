@@ -26,7 +26,6 @@ def main() -> None:
     threading.Thread(target=_end_with_starter, daemon=True).start()
     order = json.loads(line)
     sys.path[:] = order["path"]
-    logging.getLogger("distributed").setLevel(logging.ERROR)
     asyncio.run(_serve(order))
 
 
@@ -41,6 +40,7 @@ async def _serve(order: dict[str, Any]) -> None:
     from distributed import Nanny, Scheduler
     from distributed.security import Security
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the import has set another one
     security = Security(require_encryption=True, **order["keys"])
     if order["scheduler"] is not None:
         async with Nanny(order["scheduler"], security=security, **order["options"]) as nanny:

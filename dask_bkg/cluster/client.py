@@ -34,7 +34,7 @@ WORKER_SECONDS = 600.0
 """Time in which the first worker of a local cluster must connect."""
 
 POLL = 0.1
-"""Seconds between two attempts to read the file of a scheduler."""
+"""Seconds between two looks whether a scheduler or worker is there."""
 
 
 class OwnClient(Client):
@@ -153,22 +153,34 @@ def _new_client(config: Config) -> Client:
         return OwnClient(in_here)
     if config.cluster == "local":
         with slow_reported("the scheduler and workers on this machine to start"):
-            client = OwnClient(local.start_workers(config.config.n_workers))
-            try:
-                client.wait_for_workers(1, timeout=WORKER_SECONDS)
-            except TimeoutError as error:
-                client.close()
-                raise LostClusterError(
-                    f"cluster: local: no worker has started in {WORKER_SECONDS:g} s; start again when the machine is "
-                    "less busy, or set cluster: threads"
-                ) from error
-        return client
+            return _local_client(local.start_workers(config.config.n_workers))
     if config.cluster == "slurm":
         cluster = slurm.start_jobs(config)
         client = OwnClient(cluster)
         slurm.await_workers(client, cluster, config)
         return client
     return _connect(config.cluster)
+
+
+def _local_client(cluster: Cluster) -> Client:
+    """A client of worker processes, as soon as one of them is there."""
+    until, client = time.monotonic() + WORKER_SECONDS, None
+    try:
+        client = OwnClient(cluster)
+        while not cluster.scheduler_info["workers"]:
+            # asked for its workers, a scheduler that has ended keeps distributed trying for half a minute
+            if not local.is_alive(cluster):
+                raise LostClusterError("the scheduler has ended")
+            if time.monotonic() > until:
+                raise LostClusterError(f"no worker has started in {WORKER_SECONDS:g} s")
+            time.sleep(POLL)
+    except (LostClusterError, OSError) as error:
+        why = f"the scheduler has ended ({error})" if isinstance(error, OSError) else error
+        (client or cluster).close()
+        raise LostClusterError(
+            f"cluster: local: {why}; start again when the machine is less busy, or set cluster: threads"
+        ) from error
+    return client
 
 
 def _connect(where: str) -> Client:

@@ -72,7 +72,8 @@ def start_workers(n_workers: int) -> Cluster:
         name: getattr(security, name) for name in security.__slots__ if name.endswith(("_key", "_cert", "ca_file"))
     }
     memory = parse_memory_limit("auto", 1, n_workers, logger=log)
-    worker = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": memory, "silence_logs": "WARNING"}
+    # what is lost is said by the process that waits for it, once and without a traceback
+    worker = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": memory, "silence_logs": "CRITICAL"}
     listen = {"host": "127.0.0.1", "protocol": "tls://", "dashboard": True, "dashboard_address": DASHBOARD}
     a_worker = {"cls": _Worker, "options": {"keys": keys, "options": worker}}
     try:
@@ -91,6 +92,12 @@ def start_workers(n_workers: int) -> Cluster:
             f"cluster: local: {error.__cause__ or error}; start again when the machine is less busy, or set cluster: "
             "threads"
         ) from error
+
+
+def is_alive(cluster: Cluster) -> bool:
+    """Whether the scheduler of a cluster of `start_workers` runs, as far as this process can see."""
+    scheduler = getattr(cluster, "scheduler", None)
+    return not isinstance(scheduler, _Process) or scheduler.is_alive
 
 
 class _Process(ProcessInterface):
@@ -115,9 +122,13 @@ class _Process(ProcessInterface):
             await self._process.stdin.drain()
         await super().start()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def close(self) -> None:
         """Kill the process, and what it has started."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self.is_alive:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()

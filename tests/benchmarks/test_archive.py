@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import runpy
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from dask._task_spec import Task
 from scipy.stats import entropy
 
@@ -51,6 +54,32 @@ def script(monkeypatch, tmp_path):
 
 
 # -- the programs --------------------------------------------------------------------------------------------
+
+
+def test_bench_kills_disturbs_jobs_and_finds_nothing_wrong(script):
+    with pytest.raises(SystemExit, match="False"):
+        script("bench_kills", "--kills", 3, "--interrupts", 1, "--runs", 4, "--events", 300, "--clusters", "threads")
+
+
+def test_bench_kills_finds_what_is_lost_and_left(bench, tmp_path):
+    kills = bench("bench_kills")
+    out_dir = tmp_path / "out_dir"
+    (out_dir / "data").mkdir(parents=True)
+    for name, content in {"a.fits.gz": gzip.compress(b"whole"), "b.fits.gz": gzip.compress(b"half")[:-9]}.items():
+        (out_dir / "data" / name).write_bytes(content)
+    names = ["a.fits.gz", "b.fits.gz", "c.fits.gz"]
+    columns = {"HDU_TYPE": ["bkg"] * 3, "FILE_DIR": ["data"] * 3, "FILE_NAME": names}
+    Table(columns).write(out_dir / "hdu-index.fits.gz")
+    found = {name: crc for name, (crc, _) in kills.outputs(tmp_path).items()}
+    assert found == {"a.fits.gz": zlib.crc32(b"whole"), "b.fits.gz": -1, "c.fits.gz": -1}
+
+
+def test_bench_memory_watches_each_process(script, bench):
+    rows = script("bench_memory", "--runs", 30, "--workers", 1)["rows"]
+    assert [row["command"] for row in rows].count("reduce") >= 3
+    assert {row["process"] for row in rows} == {"job", "child"}
+    looks = [(i / 10, 100.0 + max(i - 100, 0), 7) for i in range(200)]
+    assert bench("bench_memory").growth(looks)["memory"] == pytest.approx(1.91, abs=0.01)
 
 
 def test_bench_stores_writes_what_a_job_left_once_a_row(script, capsys):

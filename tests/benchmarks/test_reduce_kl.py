@@ -44,7 +44,9 @@ def test_every_benchmark_has_its_test():
     of_archives = {
         "bench_archive",
         "bench_field",
+        "bench_kills",
         "bench_kl",
+        "bench_memory",
         "bench_roles",
         "bench_scaling",
         "bench_stores",

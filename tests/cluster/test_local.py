@@ -17,8 +17,8 @@ from dask.delayed import Delayed, delayed
 from distributed import Client
 from distributed.security import Security
 
+from dask_bkg.cluster import active_client, local, open_client
 from dask_bkg.cluster import client as clients
-from dask_bkg.cluster import local, open_client
 from dask_bkg.config import parse_config
 from dask_bkg.errors import BackgroundError, LostClusterError
 from dask_bkg.lazy import execute
@@ -56,19 +56,46 @@ def test_a_scheduler_that_does_not_start(monkeypatch, program, words):
     assert len(children()) == before
 
 
-def test_a_slow_start_is_told_and_one_without_workers_ends(monkeypatch, caplog):
-    """The worker is a program that sleeps."""
-    sleeping = "import sys, json; order = sys.stdin.buffer.readline(); import time\n" \
-        "if json.loads(order)['scheduler']: time.sleep(60)\n" \
-        "import io; from types import SimpleNamespace; from dask_bkg.cluster import child\n" \
-        "sys.stdin = SimpleNamespace(buffer=io.BytesIO(order)); child.main()"  # fmt: skip
-    monkeypatch.setattr(local, "CHILD", ("-c", sleeping))
+SLEEPING_WORKER = """
+import io, json, sys, time
+from types import SimpleNamespace
+from dask_bkg.cluster import child
+order = sys.stdin.buffer.readline()
+if json.loads(order)["scheduler"]:
+    time.sleep(60)
+sys.stdin = SimpleNamespace(buffer=io.BytesIO(order))
+child.main()
+"""
+
+
+def test_a_slow_start_is_said_and_one_without_workers_ends(monkeypatch, caplog):
+    monkeypatch.setattr(local, "CHILD", ("-c", SLEEPING_WORKER))
     monkeypatch.setattr(clients, "SAY_AFTER", 0.5)
     monkeypatch.setattr(clients, "WORKER_SECONDS", 1.0)
     with caplog.at_level("INFO"), pytest.raises(LostClusterError, match="no worker has started in 1 s"):  # noqa: SIM117
         with open_client(LOCAL):
             pytest.fail("there is no worker")
     assert "waiting for the scheduler and workers on this machine to start" in caplog.text
+    assert active_client() is None
+
+
+def test_a_scheduler_that_is_killed_before_its_workers_are_there(monkeypatch):
+    """To ask it for its workers, as distributed does, takes half a minute and ends in a traceback."""
+    monkeypatch.setattr(local, "CHILD", ("-c", SLEEPING_WORKER))
+    before, killed = children(), []
+
+    def kill():
+        while len(there := [p for p in children() if p not in before]) < 2:
+            time.sleep(0.05)
+        min(there, key=psutil.Process.create_time).kill()
+        killed.append(time.monotonic())
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(BackgroundError, match=r"^cluster: local: .*(has ended|closed).*; start again"):  # noqa: SIM117
+        with open_client(LOCAL):
+            pytest.fail("there is no worker")
+    assert time.monotonic() - killed[0] < 10
+    assert not [p for p in children() if p not in before]
 
 
 def test_a_child_whose_starter_ends_while_it_imports_dask_ends_at_once(tmp_path):
