@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.background.target import Target
 from dask_bkg.binning import Edges, FieldEdges, fine_view
+from dask_bkg.cluster import job_workers
 from dask_bkg.config import Config, parse_config
 from dask_bkg.dl3.index import Datastore
 from dask_bkg.pipeline.graph import build
@@ -133,9 +134,9 @@ def measure(path: Path, n: int, mode: str, options: argparse.Namespace, scratch:
         reset_peak(client)
         start = time.perf_counter()
         _, job = prepare(path, n, mode, options.hours)
-        counts = scored.counts_of(job, client, False, ("altaz",))
-        with client.as_current():
-            done = held_out.trial(mode, job, counts, client, False)
+        with client.as_current(), job_workers(job.plan.config, progress=False) as workers:
+            counts = scored.counts_of(job, workers, False, ("altaz",))
+            done = held_out.trial(mode, job, counts, workers, False)
         seconds, memory = time.perf_counter() - start, peak_memory(client)
     start = time.perf_counter()
     write_validation(done, scratch / f"{mode}-{n}")

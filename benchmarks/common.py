@@ -23,7 +23,7 @@ from distributed.deploy import SubprocessCluster
 from numpy.typing import NDArray
 
 from dask_bkg.binning import View
-from dask_bkg.cluster import workers_environment
+from dask_bkg.cluster.local import workers_environment
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.store.store import RunStore
 from dask_bkg.store.update import Found, RunDone, write_runs

@@ -16,7 +16,7 @@ _HOMES = {
     "prepare_dataset": "compat",
     "run_make_background": "compat",
     "make_background": "compat",
-    "make_client": "cluster",
+    "make_client": "cluster.client",
     "BackgroundModelEstimator": "compat",
     "ExclusionFinder": "compat",
     "reduce_run": "reduction.reduce",

@@ -167,14 +167,11 @@ def _reported(settings: Any, report: Path | None) -> Iterator[None]:
 
 
 def _quiet_distributed() -> None:
-    """Dask logs every comm that opens and closes, and tracebacks of those that are lost; we say what is lost.
+    """Dask logs every comm that opens and closes, and tracebacks of those that are lost; we say what is lost."""
+    # distributed sets these levels when it is imported, which takes a second: where there are workers only
+    from dask import config
 
-    Importing it sets its levels.
-    """
-    import distributed  # noqa: F401
-
-    for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    config.set({"logging": {"distributed": "critical", "distributed.client": "critical"}})
 
 
 @main.command()
@@ -216,7 +213,6 @@ def run(
     from dask_bkg.pipeline.prepare import prepare_runs
     from dask_bkg.pipeline.run import run_job
     from dask_bkg.plan import check_job
-    from dask_bkg.report.picture import draw_backgrounds
 
     settings = _settings(config_file, cluster)
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
@@ -232,8 +228,13 @@ def run(
     if missing:
         click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
-    if (picture := draw_backgrounds(done, done.config or settings)) is not None:
-        click.echo(f"picture: {picture}")
+    if written or not done.picture.exists():
+        # not imported, and not drawn again, where it would come out as it is
+        from dask_bkg.report.picture import draw_backgrounds
+
+        draw_backgrounds(done, done.config or settings)
+    if done.picture.exists():
+        click.echo(f"picture: {done.picture}")
     _end({**prepared.run_selection.failed_runs, **done.failed}, missing)
 
 

@@ -1,4 +1,4 @@
-"""The client of a job or of a notebook."""
+"""The client of a cluster, and for a notebook."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, LocalCluster, default_client
+from distributed import Client, LocalCluster
 from distributed.deploy.cluster import Cluster
 from distributed.security import Security
-from tqdm import tqdm
 
 from dask_bkg.cluster import local, slurm
-from dask_bkg.cluster.dashboard import dashboard_lines
-from dask_bkg.cluster.usage import log_usage
+from dask_bkg.cluster.job import active_client
 from dask_bkg.config import Config, load_config, parse_config
-from dask_bkg.errors import ConfigError, LostClusterError, Stopped
+from dask_bkg.errors import ConfigError, LostClusterError
 
 log = logging.getLogger(__name__)
 
@@ -80,61 +78,7 @@ def make_client(config: Mapping[str, Any] | Config | str | os.PathLike | None = 
     3
     """
     active = active_client()
-    return active if active is not None else _new_client(_parsed(config))
-
-
-@contextmanager
-def open_client(config: Config) -> Iterator[Client | None]:
-    """A client for the time of a job, or None for threads.
-
-    A client that is already active is used, and not closed.
-
-    Raises
-    ------
-    ConfigError
-        If no scheduler answers, or no batch job can be submitted or starts.
-    """
-    active = active_client()
-    if active is not None:
-        yield active
-    elif config.cluster == "threads":
-        yield None
-    else:
-        with ExitStack() as stack:
-            client = stack.enter_context(_new_client(config))
-            try:
-                yield client
-            except Stopped:
-                # this process ends now, and what it has started with it; batch jobs have to be cancelled
-                if config.cluster != "slurm":
-                    stack.pop_all()
-                raise
-
-
-@contextmanager
-def job_client(config: Config, *, progress: bool = True) -> Iterator[Client | None]:
-    """`open_client` for a job, with the address of its dashboard at the start, and a log of its usage at the end.
-
-    Parameters
-    ----------
-    config
-        The configuration.
-    progress
-        Whether bars are shown; the address is then printed above them, otherwise logged.
-    """
-    with open_client(config) as client:
-        for line in dashboard_lines(client) if client is not None else ():
-            tqdm.write(line) if progress else log.info("%s", line)
-        with log_usage(client):
-            yield client
-
-
-def active_client() -> Client | None:
-    """The active client of this process, None if there is none."""
-    try:
-        return default_client()
-    except ValueError:
-        return None
+    return active if active is not None else new_client(_parsed(config))
 
 
 def _parsed(config: Mapping[str, Any] | Config | str | os.PathLike | None) -> Config:
@@ -143,7 +87,7 @@ def _parsed(config: Mapping[str, Any] | Config | str | os.PathLike | None) -> Co
     return load_config(Path(config)) if isinstance(config, (str, os.PathLike)) else parse_config(config or {})
 
 
-def _new_client(config: Config) -> Client:
+def new_client(config: Config) -> Client:
     """A client, with a new cluster unless the configuration names a scheduler."""
     if config.cluster == "threads":
         threads = config.config.n_workers
@@ -151,7 +95,7 @@ def _new_client(config: Config) -> Client:
             n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=local.DASHBOARD
         )
         return OwnClient(in_here)
-    if config.cluster == "local":
+    if config.cluster in (None, "local"):
         with slow_reported("the scheduler and workers on this machine to start"):
             return _local_client(local.start_workers(config.config.n_workers))
     if config.cluster == "slurm":

@@ -431,8 +431,10 @@ class Config(Section):
     """A whole configuration, effective values; made by `dask_bkg.config.parse_config` or ``load_config``."""
 
     preset: Literal["veritas", "gammapy-tools"] | None = option(None, "a set of defaults")
-    cluster: Annotated[str, BeforeValidator(values.to_cluster)] = option(
-        "local", "threads, local (worker processes), slurm, or a scheduler (tcp://host:port, or its file *.json)"
+    cluster: Annotated[str, BeforeValidator(values.to_cluster)] | None = option(
+        None,
+        "threads, local (worker processes), slurm, or a scheduler (tcp://host:port, or its file *.json); null: local "
+        "where there is enough to do, else threads",
     )
     io: IO = Field(default_factory=IO)
     binning: Binning = Field(default_factory=Binning)

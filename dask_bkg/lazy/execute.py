@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
+from dask import threaded
 from dask.callbacks import Callback
 from dask.delayed import Delayed
-from distributed import Client, Future, as_completed
 from threadpoolctl import threadpool_limits
 
 from dask_bkg.errors import LostClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,8 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
         each = _Each({task.key: i for i, task in enumerate(tasks)}, handle)
         # handed over, not entered as a context: that is global, and another thread that computes would take it away
         callbacks = {*Callback.active, each._callback}
-        dask.compute(*tasks, scheduler="threads", num_workers=n_threads, callbacks=callbacks)
+        # the function and not its name: Dask would import distributed to look for a client
+        dask.compute(*tasks, scheduler=threaded.get, num_workers=n_threads, callbacks=callbacks)
         return
     futures = client.compute(list(tasks))
     number = {future.key: i for i, future in enumerate(futures)}
@@ -94,6 +98,8 @@ def _cancel(client: Client, futures: list[Future]) -> None:
 
 def _as_they_come(futures: list[Future], client: Client) -> Iterator[Future]:
     """Futures as they end; logs when the cluster does not answer, or has no worker."""
+    from distributed import as_completed
+
     coming, watch = as_completed(futures), _Watch(client)
     while not coming.is_empty():
         if coming.has_ready():

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
-from distributed import Client
 
 from dask_bkg import selection, similarity
-from dask_bkg.cluster import job_client
+from dask_bkg.cluster import job_workers
 from dask_bkg.config import BackgroundSelection, Config
 from dask_bkg.dl3.kl_table import write_kl_table
 from dask_bkg.errors import ArchiveError
@@ -29,6 +29,9 @@ from dask_bkg.plan import plan_archive
 from dask_bkg.settings import shape_settings
 from dask_bkg.similarity import ShapeSettings
 from dask_bkg.store.rows import consolidate
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
     """
     # a worker may have another working directory
     target = Path(os.path.abspath(config.directory("results_dir") / "kl.zarr"))
-    with job_client(config, progress=progress) as client:
-        plan = replace(plan_archive(config), field_plan=None)  # runs are compared by their rings
-        check_writable(config)
-        stored = update_store(plan, client, config.store_path, progress=progress)
+    plan = replace(plan_archive(config), field_plan=None)  # runs are compared by their rings
+    check_writable(config)
+    with job_workers(config, progress=progress) as workers:
+        stored = update_store(plan, workers, config.store_path, progress=progress)
         tables = make_tables(plan, stored)
         if tables.run_rows.size < 2:
             raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
@@ -69,7 +72,7 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
         )
         kl = kl_matrix(runs, settings=shape_settings(config))
         kl = kl.assign_coords(zenith=("obs_id", tables.runs["zenith"]))
-        _write(kl.to_dataset(), target, client, config.config.n_workers)
+        _write(kl.to_dataset(), target, workers.for_runs(tables.run_rows.size), config.config.n_workers)
     return Matrix(target, stored.failed)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 from dask.utils import format_bytes
-from distributed import Client
 
 from dask_bkg.config import BackgroundSelection
 from dask_bkg.plan import Plan
 from dask_bkg.selection import settings_of_roles
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from distributed import Client
+from typing import TYPE_CHECKING, Any
 
 from dask_bkg.background.target import Target
-from dask_bkg.cluster import job_client
+from dask_bkg.cluster import job_workers
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, BackgroundError
 from dask_bkg.lazy.execute import compute_each
@@ -29,7 +28,13 @@ from dask_bkg.pipeline.tables import Tables, make_tables
 from dask_bkg.pipeline.update import Stored, died, progress_bar, update_store
 from dask_bkg.plan import Plan, plan_job
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 log = logging.getLogger(__name__)
+
+UNCHANGED = 20
+"""So many backgrounds that were made before are, for the choice of workers, one that has to be made."""
 
 SAVE_EVERY = 5.0
 """Seconds after which the files that were written are recorded in the run store."""
@@ -65,6 +70,11 @@ class Summary:
     config: Config | None = None
 
     @property
+    def picture(self) -> Path:
+        """Where the picture of the backgrounds is, or will be."""
+        return self.results_dir / "backgrounds.png"
+
+    @property
     def failed(self) -> dict[int, str]:
         """Targets and contributing runs that could not be used, with their reasons."""
         reasons = dict(self.unusable)
@@ -92,11 +102,10 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     BackgroundError
         If nothing could be done; `Summary.failed` otherwise has the runs that could not.
     """
-    with job_client(config, progress=progress) as client:
-        plan = plan_job(config)
-        check_writable(config)
-        tell_memory(plan, client)
-        stored = update_store(plan, client, config.store_path, progress=progress)
+    plan = plan_job(config)
+    check_writable(config)
+    with job_workers(config, progress=progress, opened=partial(tell_memory, plan)) as workers:
+        stored = update_store(plan, workers, config.store_path, progress=progress)
         tables = make_tables(plan, stored)
         results = [Result(obs_id, "failed", reason) for obs_id, reason in tables.failed.items()]
         try:
@@ -106,6 +115,8 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
             marks = {} if refresh else backgrounds.marks(tables.ready)
             job = _Job(plan, stored, tables, backgrounds, results)
             if tables.ready:
+                # to see that a background is unchanged takes a small part of what it takes to make it
+                client = workers.for_runs(len(tables.ready) - len(marks) + len(marks) // UNCHANGED)
                 _compute(build(plan, tables, stored, marks, backgrounds.place), client, config, progress, job)
         except BaseException as error:
             _put_on_record(plan, results, error)

@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dask import delayed
-from distributed import Client, KilledWorker
 from tqdm import tqdm
 
 from dask_bkg.binning import FieldEdges, View, fine_view
-from dask_bkg.cluster import job_client
+from dask_bkg.cluster import Workers, job_workers
 from dask_bkg.config import Config
 from dask_bkg.errors import ArchiveError, ConfigError
 from dask_bkg.lazy.execute import compute_each
@@ -26,6 +25,9 @@ from dask_bkg.sky.catalogs import catalog_files
 from dask_bkg.store.layout import same_axes
 from dask_bkg.store.store import RunStore
 from dask_bkg.store.update import BlockWork, update_block
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Stored:
 
 
 def update_store(
-    plan: Plan, client: Client | None, path: Path, *, progress: bool = True, frames: Sequence[str] = ()
+    plan: Plan, workers: Workers | None, path: Path, *, progress: bool = True, frames: Sequence[str] = ()
 ) -> Stored:
     """Read the runs of a plan that the run store does not have, or has as they were.
 
@@ -71,7 +73,7 @@ def update_store(
     ----------
     plan
         The job.
-    client
+    workers
         Where the runs are read; None: on threads.
     path
         The store; made if it is not there.
@@ -100,6 +102,7 @@ def update_store(
     if missing:
         _tell_of_odd_bins(store, views, config, len(missing))
         with store.writing():
+            client = None if workers is None else workers.for_runs(len(missing))
             _read_runs(done, plan, views, client, progress)
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
@@ -141,15 +144,15 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
     with progress_bar("runs read", sum(len(part.runs) for part in work), progress) as bar:
 
         def record(part: BlockWork, result: Any) -> None:
-            bar.update(len(part.runs))
             if isinstance(result, BaseException):
                 # the task died with its worker (memory, walltime)
                 why = f"the task that reads it failed ({died(result)}"
                 done.failed |= {run.obs_id: f"run {run.obs_id}: {why}" for run in part.runs}
-                return
-            store.record(result)
-            done.read += sum(run.status == "read" for run in result)
-            done.opened += len(result)
+            else:
+                store.record(result)
+                done.read += sum(run.status == "read" for run in result)
+                done.opened += len(result)
+            bar.update(len(part.runs))
 
         def compute(parts: Sequence[BlockWork], last: bool = False) -> list[BlockWork]:
             """Read some blocks; returns the runs of those whose task died, or records these too, the last time."""
@@ -180,7 +183,7 @@ def _read_runs(done: Stored, plan: Plan, views: list[View], client: Client | Non
 
 def died(error: BaseException) -> str:
     """What happened to a task that died, and what to do."""
-    if isinstance(error, KilledWorker):
+    if type(error).__name__ == "KilledWorker":  # distributed is imported where there are workers
         # Dask's own text is a paragraph
         return (
             "KilledWorker: all workers that tried it were killed (memory, walltime)): run it again, with more memory"
@@ -190,10 +193,10 @@ def died(error: BaseException) -> str:
 
 def reduce_archive(config: Config, *, progress: bool = True) -> Stored:
     """Bring the run store of a configuration up to date, and no more: what ``dask-bkg reduce`` does."""
-    with job_client(config, progress=progress) as client:
-        plan = plan_archive(config)
-        check_writable(config)
-        return update_store(plan, client, config.store_path, progress=progress)
+    plan = plan_archive(config)
+    check_writable(config)
+    with job_workers(config, progress=progress) as workers:
+        return update_store(plan, workers, config.store_path, progress=progress)
 
 
 @contextmanager

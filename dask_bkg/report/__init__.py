@@ -4,41 +4,32 @@
 job made).  Everything is drawn from plain arrays, without a display.
 """
 
-from __future__ import annotations
+from importlib import import_module
+from typing import Any
 
-from dask_bkg.report.backgrounds import FieldBackground, RingBackgrounds, plot_backgrounds
-from dask_bkg.report.curves import (
-    OWN,
-    STACKED,
-    TRUTH,
-    Curve,
-    Field,
-    plot_curves,
-    plot_demo,
-    plot_field,
-    relative_error,
-)
-from dask_bkg.report.matrix import MATRIX_RUNS, ORDERED_RUNS, order_of_likeness, plot_kl_matrix
-from dask_bkg.report.tables import SUMMARY_HEADER, format_table, summary_rows
+_HOMES = {
+    "backgrounds": ("FieldBackground", "RingBackgrounds", "plot_backgrounds"),
+    "curves": (
+        "OWN",
+        "STACKED",
+        "TRUTH",
+        "Curve",
+        "Field",
+        "plot_curves",
+        "plot_demo",
+        "plot_field",
+        "relative_error",
+    ),
+    "matrix": ("MATRIX_RUNS", "ORDERED_RUNS", "order_of_likeness", "plot_kl_matrix"),
+    "tables": ("SUMMARY_HEADER", "format_table", "summary_rows"),
+}
 
-__all__ = [
-    "MATRIX_RUNS",
-    "ORDERED_RUNS",
-    "OWN",
-    "STACKED",
-    "SUMMARY_HEADER",
-    "TRUTH",
-    "Curve",
-    "Field",
-    "FieldBackground",
-    "RingBackgrounds",
-    "format_table",
-    "order_of_likeness",
-    "plot_backgrounds",
-    "plot_curves",
-    "plot_demo",
-    "plot_field",
-    "plot_kl_matrix",
-    "relative_error",
-    "summary_rows",
-]
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    """Names on first use: a table needs no matplotlib, which takes a second to import."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"dask_bkg.report.{home}"), name)
+    raise AttributeError(f"module 'dask_bkg.report' has no attribute {name!r}; names are {', '.join(__all__)}")

@@ -16,7 +16,6 @@ from dask_bkg.report.averages import evenly
 
 log = logging.getLogger(__name__)
 
-NAME = "backgrounds.png"
 MOST = 200
 """Most files that are read for a picture: four seconds."""
 
@@ -34,7 +33,7 @@ def draw_backgrounds(summary: Summary, config: Config) -> Path | None:
     done = [result for result in summary.results if result.done]
     if not done:
         return None
-    path = summary.results_dir / NAME
+    path = summary.picture
     about = [np.array([getattr(r, name) for r in done]) for name in ("obs_id", "hours", "n_events")]
     shown = max(done, key=lambda result: result.n_events)
     binning, energy = config.binning, config.binning.energy_edges

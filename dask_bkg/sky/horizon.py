@@ -9,6 +9,8 @@ day stay what they were then.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,9 @@ SECONDS_PER_DAY = 86400.0
 TAI_FROM = {"TT": 32.184, "TDB": 32.184, "TDT": 32.184, "ET": 32.184, "TAI": 0.0, "IAT": 0.0, "GPS": -19.0}
 """What a time system is ahead of TAI [s]; those that are not here are UTC."""
 
+
+IERS_LINE = 188
+"""Bytes of a line of the table of the orientation of the Earth."""
 
 EARTH_RATE = 2 * np.pi * 1.00273781191135448 / SECONDS_PER_DAY
 """Rotation of the Earth [rad s-1]."""
@@ -248,11 +253,37 @@ def _utc(times: Times, seconds: NDArray) -> tuple[NDArray, NDArray]:
 
 def _earth_orientation(utc1: float, utc2: float) -> tuple[float, float, float]:
     """UT1 - UTC [s] and the place of the pole [rad] at a date; those of the first or last day beyond the table."""
-    # this table, unlike astropy's automatic one, is never refreshed from the network
-    table = iers.IERS_A.open()
-    ut1_utc, _ = table.ut1_utc(utc1, utc2, return_status=True)
-    x, y, _ = table.pm_xy(utc1, utc2, return_status=True)
-    return float(ut1_utc.to_value("s")), float(x.to_value("rad")), float(y.to_value("rad"))
+    mjd, ut1_utc, x, y = _orientation_table()
+    day = (utc1 - DJM0) + utc2
+    i = np.clip(np.searchsorted(mjd, day, side="right"), 1, mjd.size - 1)
+    part = np.clip((day - mjd[i - 1]) / (mjd[i] - mjd[i - 1]), 0, 1)
+    step = ut1_utc[i] - ut1_utc[i - 1]
+    # a leap second at the end of the day is not spread over it
+    ut1 = ut1_utc[i - 1] + part * (step - np.round(step))
+    pole_x, pole_y = (float(np.deg2rad((c[i - 1] + part * (c[i] - c[i - 1])) / 3600)) for c in (x, y))
+    return float(ut1), pole_x, pole_y
+
+
+@cache
+def _orientation_table() -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Days [MJD], UT1 - UTC [s], place of the pole [arcsec]: the table that came with astropy (IERS Bulletins A, B).
+
+    Astropy's reader of the same file takes half a second, as long as the rest of a small job's plan; and its
+    automatic table may be refreshed from the network.
+    """
+    lines = np.frombuffer(Path(iers.IERS_A_FILE).read_bytes(), dtype="S1")
+    lines = lines.reshape(-1, IERS_LINE)
+
+    def column(first: int, last: int) -> NDArray:
+        text = np.ascontiguousarray(lines[:, first:last]).view(f"S{last - first}")[:, 0]
+        return np.where(np.strings.strip(text) == b"", b"nan", text).astype(float)
+
+    mjd, bulletin_a = column(7, 15), [column(58, 68), column(18, 27), column(37, 46)]
+    # the final values of Bulletin B where they are there
+    final = [column(154, 165), column(134, 144), column(144, 154)]
+    values = [np.where(np.isnan(b), a, b) for a, b in zip(bulletin_a, final, strict=True)]
+    mjd, ut1_utc, x, y = np.stack([mjd, *values])[:, ~np.isnan(values).any(axis=0)]
+    return mjd, ut1_utc, x, y
 
 
 def _zenith(sky: NDArray) -> NDArray:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
 from dask_bkg.background.target import Sight
+from dask_bkg.cluster import Workers
 from dask_bkg.config import Config
 from dask_bkg.dl3.given import read_given
 from dask_bkg.dl3.index import Datastore
@@ -64,12 +64,12 @@ def _is_aligned_with_north(archive: Datastore) -> bool:
     raise ArchiveError(f"{archive.directory}: no run has a background that can be read: nothing to compare with")
 
 
-def prepare(config: Config, client: Client | None, progress: bool, frames: Sequence[str]) -> Prepared:
+def prepare(config: Config, workers: Workers, progress: bool, frames: Sequence[str]) -> Prepared:
     """The job of a configuration up to its graph."""
     plan = plan_job(config)
     thresholds = {target.obs_id: target.threshold for target in plan.targets}
     own_counts = config.validation.exclusion is None
-    stored = update_store(plan, client, config.store_path, progress=progress, frames=frames if own_counts else ())
+    stored = update_store(plan, workers, config.store_path, progress=progress, frames=frames if own_counts else ())
     tables = make_tables(plan, stored)
     folds = getattr(config.background_selection, "folds", None)
     if folds is not None:
@@ -80,10 +80,10 @@ def prepare(config: Config, client: Client | None, progress: bool, frames: Seque
     return Prepared(plan, stored, tables, thresholds)
 
 
-def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequence[str]) -> Counts:
+def counts_of(job: Prepared, workers: Workers, progress: bool, frames: Sequence[str]) -> Counts:
     """The counts of the targets, in a separate run store if they have another exclusion."""
     config = job.plan.config
-    stored = job.stored if config.validation.exclusion is None else _own_counts(job.plan, client, progress, frames)
+    stored = job.stored if config.validation.exclusion is None else _own_counts(job.plan, workers, progress, frames)
     store, options = stored.store, config.validation
     targets = job.tables.targets
     # altaz only if the horizon is known for all targets
@@ -101,7 +101,7 @@ def counts_of(job: Prepared, client: Client | None, progress: bool, frames: Sequ
     return scored, _subjects(job, stored, view)
 
 
-def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Sequence[str]) -> Stored:
+def _own_counts(plan: Plan, workers: Workers, progress: bool, frames: Sequence[str]) -> Stored:
     """The run store of the compared counts, with the exclusion of the validation."""
     config = plan.config
     assert config.validation.exclusion is not None
@@ -111,7 +111,7 @@ def _own_counts(plan: Plan, client: Client | None, progress: bool, frames: Seque
     runs = [run for run in plan.runs if run.obs_id in targets]
     regions = catalogs.sky_regions(own.exclusion, own.base_dir)
     of_targets = replace(plan, config=own, regions=regions, runs=runs, field_plan=None)
-    return update_store(of_targets, client, path, progress=progress, frames=frames)
+    return update_store(of_targets, workers, path, progress=progress, frames=frames)
 
 
 def _subjects(job: Prepared, stored: Stored, view: str) -> dict[int, Subject]:

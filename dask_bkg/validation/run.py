@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from dask.delayed import Delayed
-from distributed import Client
 
 from dask_bkg.background.target import Target
-from dask_bkg.cluster import job_client
+from dask_bkg.cluster import Workers, job_workers
 from dask_bkg.config import BackgroundSelection, Config, parse_config
 from dask_bkg.dl3.index import Datastore, existing_store, read_datastore
 from dask_bkg.errors import ArchiveError, BackgroundError, ConfigError
@@ -132,18 +131,18 @@ def validate_models(
         for name, model in models.items()
     }
     frames, done = frames_of(chosen.values()), dict[str, Validation]()
-    with job_client(first, progress=progress) as client:
+    with job_workers(first, progress=progress) as workers:
         job, counts = None, None
         for name, model in chosen.items():
             if isinstance(model, Config):
-                prepared = prepare(model, client, progress, () if job else frames)
-                counts = counts or counts_of(prepared, client, progress, frames)
+                prepared = prepare(model, workers, progress, () if job else frames)
+                counts = counts or counts_of(prepared, workers, progress, frames)
                 job = job or prepared
-                done[name] = trial(name, prepared, counts, client, progress)
+                done[name] = trial(name, prepared, counts, workers, progress)
             else:
                 assert job is not None
                 assert counts is not None  # the first model is a configuration
-                done[name] = _trial_of_given(name, model, job, counts, client, progress)
+                done[name] = _trial_of_given(name, model, job, counts, workers, progress)
     return done
 
 
@@ -176,7 +175,7 @@ def _for_trial(config: Config, folds: int | None, same_target_out: bool) -> Conf
     return config.model_copy(update={"io": io, "background_selection": folded})
 
 
-def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progress: bool) -> Validation:
+def trial(name: str, job: Prepared, counts: Counts, workers: Workers, progress: bool) -> Validation:
     """Validation of the backgrounds that a job would write."""
     plan, config = job.plan, job.plan.config
     last = partial(final_layer, job=job, counts=counts)
@@ -188,7 +187,7 @@ def trial(name: str, job: Prepared, counts: Counts, client: Client | None, progr
             "io.from_run or model.own: the counts of each run contribute to its background: this is no validation"
         )
     numbers = [[target.obs_id for target in part] for part in parts]
-    done = _compute(tasks, numbers, client, config, progress)
+    done = _compute(tasks, numbers, workers, config, progress)
     return _validation(name, done, dict(job.tables.failed), job.tables, counts[0], left_out)
 
 
@@ -204,7 +203,7 @@ def final_layer(graph: Graph, job: Prepared, counts: Counts) -> tuple[list[Delay
 
 
 def _trial_of_given(
-    name: str, archive: Datastore, job: Prepared, counts: Counts, client: Client | None, progress: bool
+    name: str, archive: Datastore, job: Prepared, counts: Counts, workers: Workers, progress: bool
 ) -> Validation:
     """Validation of existing backgrounds of the runs."""
     scored, subjects = counts
@@ -212,7 +211,7 @@ def _trial_of_given(
     common = {"archive": layers.share("archive", archive), "scored": layers.share("counts", scored)}
     tasks = layers.delayed(layers.map("validate-given", score_given, subjects=Each(parts), **common))
     numbers = [[subject.target.obs_id for subject in part] for part in parts]
-    done = _compute(tasks if subjects else [], numbers, client, job.plan.config, progress)
+    done = _compute(tasks if subjects else [], numbers, workers, job.plan.config, progress)
     return _validation(name, done, {}, job.tables, scored, "unknown")
 
 
@@ -234,7 +233,7 @@ def _name(config: Config) -> str:
 
 
 def _compute(
-    tasks: list[Delayed], numbers: list[list[int]], client: Client | None, config: Config, progress: bool
+    tasks: list[Delayed], numbers: list[list[int]], workers: Workers, config: Config, progress: bool
 ) -> tuple[list[Verdict], FieldSums | None]:
     """The verdicts of all runs, and the sums over them in the order of the tasks."""
     verdicts: list[Verdict] = []
@@ -252,7 +251,7 @@ def _compute(
             if done.field is not None:
                 fields[i] = done.field
 
-        compute_each(tasks, client, config.config.n_workers, take)
+        compute_each(tasks, workers.for_runs(sum(map(len, numbers))), config.config.n_workers, take)
     total: FieldSums | None = None
     for i in sorted(fields):
         total = fields[i] if total is None else total + fields[i]

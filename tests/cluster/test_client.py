@@ -10,9 +10,9 @@ import pytest
 from distributed import Client, Event, LocalCluster
 
 import dask_bkg
-from dask_bkg import cluster
-from dask_bkg.cluster import active_client, make_client, open_client
+from dask_bkg.cluster import active_client, local, open_client
 from dask_bkg.cluster import client as clients
+from dask_bkg.cluster.client import make_client
 from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 
@@ -51,9 +51,9 @@ def look_and_fail(before: set, seen: list) -> None:
     with open_client(at("local", 2)) as client:
         client.wait_for_workers(2, timeout=60)
         assert client.submit(sum, [1, 2]).result() == 3
-        kept = client.run(lambda: {name: os.environ.get(name) for name in cluster.MALLOC})
-        assert all(found == cluster.MALLOC for found in kept.values())
-        assert not cluster.MALLOC.keys() & os.environ.keys()
+        kept = client.run(lambda: {name: os.environ.get(name) for name in local.MALLOC})
+        assert all(found == local.MALLOC for found in kept.values())
+        assert not local.MALLOC.keys() & os.environ.keys()
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         seen += set(psutil.Process().children(recursive=True)) - before
         ports = [c.laddr for p in seen for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]

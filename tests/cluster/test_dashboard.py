@@ -13,7 +13,8 @@ from distributed import Client, LocalCluster
 from distributed.deploy import SubprocessCluster
 
 from dask_bkg.cli import main
-from dask_bkg.cluster import dashboard, make_client
+from dask_bkg.cluster import dashboard
+from dask_bkg.cluster.client import make_client
 from dask_bkg.cluster.dashboard import dashboard_lines, tunnel
 from dask_bkg.cluster.usage import _totals, log_usage, usage_since
 from dask_bkg.config.yaml import dump_yaml

@@ -13,8 +13,9 @@ from distributed import Client
 from distributed.security import Security
 from helpers.slurm_fixtures import JOB, PATIENCE, outputs
 
-from dask_bkg.cluster import active_client, make_client
+from dask_bkg.cluster import active_client
 from dask_bkg.cluster import slurm as batch
+from dask_bkg.cluster.client import make_client
 from dask_bkg.config import parse_config
 from dask_bkg.errors import ConfigError
 from dask_bkg.pipeline import run as pipeline

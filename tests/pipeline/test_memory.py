@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dask_bkg.cluster import make_client
+from dask_bkg.cluster.client import make_client
 from dask_bkg.cluster.usage import _peak
 from dask_bkg.config import parse_config
 from dask_bkg.pipeline import run as pipeline
