@@ -102,7 +102,7 @@ def test_null_is_not_set():
     }
     config = parse_config(with_null)
     assert config.background_selection.nsb_diff == 0.7
-    assert config.cluster == "local"
+    assert config.cluster is None
     assert config.io.attach == "copy"
 
 

@@ -263,7 +263,7 @@ def test_template_uncommented_is_every_option_at_its_default():
         r"    # block: null +# runs a task where runs meet runs; null goes by the archive",
         r"    # store_KL: false +# write the divergences of each target's candidates to io\.results_dir/kl",
         r"    # divergence: shape +# shape \| document; ",
-        r"# cluster: local +# threads, local \(worker processes\), slurm, or a scheduler",
+        r"# cluster: null +# threads, local \(worker processes\), slurm, or a scheduler",
         r"    # lifetime: null +# \[min\] a worker's",
     ],
 )
