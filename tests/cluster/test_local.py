@@ -82,19 +82,19 @@ def test_a_slow_start_is_said_and_one_without_workers_ends(monkeypatch, caplog):
 def test_a_scheduler_that_is_killed_before_its_workers_are_there(monkeypatch):
     """To ask it for its workers, as distributed does, takes half a minute and ends in a traceback."""
     monkeypatch.setattr(local, "CHILD", ("-c", SLEEPING_WORKER))
-    before, killed = children(), []
+    before, start_workers = children(), local.start_workers
 
-    def kill():
-        while len(there := [p for p in children() if p not in before]) < 2:
-            time.sleep(0.05)
-        min(there, key=psutil.Process.create_time).kill()
-        killed.append(time.monotonic())
+    def start_and_kill(n_workers):
+        cluster = start_workers(n_workers)
+        threading.Timer(1.0, cluster.scheduler._process.kill).start()
+        return cluster
 
-    threading.Thread(target=kill).start()
-    with pytest.raises(BackgroundError, match=r"^cluster: local: .*(has ended|closed).*; start again"):  # noqa: SIM117
+    monkeypatch.setattr(local, "start_workers", start_and_kill)
+    start = time.monotonic()
+    with pytest.raises(LostClusterError, match=r"^cluster: local: the scheduler has ended.*; start again"):  # noqa: SIM117
         with open_client(LOCAL):
             pytest.fail("there is no worker")
-    assert time.monotonic() - killed[0] < 10
+    assert time.monotonic() - start < 15
     assert not [p for p in children() if p not in before]
 
 
