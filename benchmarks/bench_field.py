@@ -36,7 +36,7 @@ from dask_bkg.dl3.background import background_table
 from dask_bkg.lazy.layers import block_size
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import select_runs
-from dask_bkg.lazy.stack import stack_runs
+from dask_bkg.lazy.stack import stack_fields, stack_runs
 from dask_bkg.pipeline.graph import FIELD_BLOCK
 from dask_bkg.report import format_table
 from dask_bkg.sky import fov
@@ -104,7 +104,7 @@ def build(store: RunStore, hours: float, field: bool) -> tuple[list, HighLevelGr
     selected = select_runs(runs, runs, settings)
     stacks = [stack_runs(runs, selected)]
     if field:
-        stacks.append(stack_runs(load_runs(*place, rows, table, FIELD, block=block), selected))
+        stacks.append(stack_fields(load_runs(*place, rows, table, FIELD, block=block), selected))
     graph = HighLevelGraph.merge(*(block.dask for blocks in stacks for block in blocks))
     return [delayed(_sums)(*blocks) for blocks in zip(*stacks, strict=True)], graph
 

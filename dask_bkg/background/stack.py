@@ -74,6 +74,30 @@ def stack_block(selected: Selections, first: int, livetime: NDArray, counts: NDA
     )
 
 
+def stack_blocks(
+    selected: Selections, livetime: NDArray, counts: Sequence[NDArray], exposure: Sequence[NDArray]
+) -> Stack:
+    """Weighted sums over all runs, for some targets.
+
+    Parameters
+    ----------
+    selected
+        Which runs contribute to which target, and their weights.
+    livetime
+        Livetime of all runs [s], shape ``(runs,)``.
+    counts, exposure
+        Histograms of the runs in consecutive blocks, as for `stack_block`.
+    """
+    first, total = 0, None
+    for some_counts, some_exposure in zip(counts, exposure, strict=True):
+        here = livetime[first : first + len(some_counts)]
+        part = stack_block(selected, first, here, some_counts, some_exposure)
+        total = part if total is None else _add_to(total, part)
+        first += len(some_counts)
+    assert total is not None
+    return total
+
+
 def stack_of_itself(counts: NDArray, exposure: NDArray, livetime: NDArray) -> Stack:
     """Histograms of runs as their own stacks: each contributes to itself alone, with weight 1."""
     return Stack(counts, exposure, livetime, counts.sum(axis=tuple(range(2, counts.ndim))))
@@ -84,8 +108,14 @@ def add_stacks(stacks: Sequence[Stack]) -> Stack:
     first, *others = stacks
     total = Stack(*(np.array(part) for part in first))
     for other in others:
-        for mine, theirs in zip(total, other, strict=True):
-            mine += theirs
+        _add_to(total, other)
+    return total
+
+
+def _add_to(total: Stack, other: Stack) -> Stack:
+    """Add a stack to another one, in place."""
+    for mine, theirs in zip(total, other, strict=True):
+        mine += theirs
     return total
 
 

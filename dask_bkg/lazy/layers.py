@@ -69,9 +69,9 @@ class Shared(NamedTuple):
 
 
 class All(NamedTuple):
-    """All tasks of some layers, as a list."""
+    """All tasks of some layers, or all chunks of dask arrays along their first axis, as a list."""
 
-    layers: Sequence[Blocks]
+    layers: Sequence[Blocks | da.Array]
 
 
 class Each(NamedTuple):
@@ -204,7 +204,7 @@ class Layers:
         if isinstance(value, Shared):
             return TaskRef(value.name)
         if isinstance(value, All):
-            return List(*(TaskRef((layer.name, j)) for layer in value.layers for j in range(layer.n)))
+            return List(*(self._at(layer, j) for layer in value.layers for j in range(_length(layer))))
         if isinstance(value, Named):
             return Dict(self._all_at(value.inputs, i))
         if isinstance(value, da.Array):
@@ -244,15 +244,17 @@ def _n_blocks(what: str, inputs: dict[str, Any]) -> int:
     """Number of blocks of the inputs of a layer; what is the same for all blocks has none."""
     numbers: dict[str, int] = {}
     for name, value in inputs.items():
-        if isinstance(value, Blocks):
-            numbers[name] = value.n
-        elif isinstance(value, da.Array):
-            numbers[name] = value.numblocks[0]
+        if isinstance(value, (Blocks, da.Array)):
+            numbers[name] = _length(value)
         elif isinstance(value, Each):
             numbers[name] = len(value.values)
     if len(set(numbers.values())) > 1:
         raise ValueError(f"{what}: inputs must have the same number of blocks, got {numbers}")
     return next(iter(numbers.values()), 0)
+
+
+def _length(layer: Blocks | da.Array) -> int:
+    return layer.n if isinstance(layer, Blocks) else layer.numblocks[0]
 
 
 def _take(block: Any, name: str) -> NDArray:

@@ -105,7 +105,9 @@ class _Histograms(NamedTuple):
 def _load(path: str, view: str, rows: NDArray, edges: Edges | FieldEdges, keys: NDArray | None) -> _Histograms:
     if isinstance(edges, Edges):
         return _Histograms(*load_histograms(path, view, rows, edges, keys))
-    return _Histograms(*load_field(path, view, rows, edges, keys))
+    counts, exposure = load_field(path, view, rows, edges, keys)
+    # few events a pixel: an eighth of the memory, for as long as stacks are made of them
+    return _Histograms(counts.astype(np.min_scalar_type(int(counts.max(initial=0)))), exposure)
 
 
 def _dataset(
@@ -115,5 +117,6 @@ def _dataset(
     length, histograms = dict(zip(edges.dims, edges.shape, strict=True)), {}
     for name, dims in dims_of(edges).items():
         chunks = (sizes, *((length[dim],) for dim in dims))
-        histograms[name] = ("obs_id", *dims), layers.variable(work, name, chunks, float)
+        dtype = np.uint32 if name == "counts" and isinstance(edges, FieldEdges) else float
+        histograms[name] = ("obs_id", *dims), layers.variable(work, name, chunks, dtype)
     return schema.with_units(xr.Dataset(histograms, coords={**coords, **schema.axis_coords(edges)}))

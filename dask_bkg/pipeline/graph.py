@@ -22,7 +22,7 @@ from dask_bkg.lazy.kl import bounds
 from dask_bkg.lazy.layers import Each, Layers, Named, block_size
 from dask_bkg.lazy.runs import load_runs
 from dask_bkg.lazy.select import conditions_of, select_runs
-from dask_bkg.lazy.stack import own_stacks, stack_runs
+from dask_bkg.lazy.stack import own_stacks, stack_fields, stack_runs
 from dask_bkg.output.provenance import common_cards, config_hash
 from dask_bkg.output.write import Block, Mark, Place, Result, write_block
 from dask_bkg.pipeline.kl import kl_tables
@@ -151,7 +151,7 @@ def _stacked(plan: Plan, tables: Tables, stored: Stored) -> Graph:
     stacks = {role: stack_runs(runs, chosen, split_every=split_every) for role, chosen in selected.items()}
     if (pixels := field_histograms(plan, tables, stored)) is not None:
         chosen = selected.get("shape", selected["spectrum"])
-        stacks["field"] = stack_runs(pixels, chosen, split_every=split_every)
+        stacks["field"] = stack_fields(pixels, chosen)
     if plan.rate.own != "off":
         stacks["own"] = own_stacks(targets)
     return Graph(targets, runs, selected, stacks)

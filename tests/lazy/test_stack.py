@@ -27,7 +27,7 @@ from dask_bkg.background.irf import rate_to_background
 from dask_bkg.background.stack import Stack
 from dask_bkg.lazy.layers import Layers
 from dask_bkg.lazy.select import select_runs
-from dask_bkg.lazy.stack import own_stacks, stack_runs
+from dask_bkg.lazy.stack import own_stacks, stack_fields, stack_runs
 
 N = 60
 LISTS = {
@@ -105,6 +105,18 @@ def test_weights_are_in_counts_and_exposure_and_not_in_the_livetime(runs, block,
             expected = np.einsum("r,reo->eo", weights[mine], runs[name].values[mine])
             assert_allclose(getattr(stacks, name)[i], expected, rtol=1e-12)
         assert_allclose(stacks.livetime[i], runs.livetime.values[mine].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("block", "size"), [(1, 1), (7, 2), (25, 3), (60, 5)])
+def test_the_stacks_of_one_task_are_those_of_a_tree(runs, block, size):
+    """Counts are few enough for small numbers: they do not overflow when they are added up."""
+    weights = np.random.default_rng(1).uniform(0.01, 1, N)
+    small = runs.assign(counts=runs.counts.astype(np.uint16))
+    assert (small.counts == runs.counts).all()
+    fields = computed(stack_fields(blocked(small, block), selections(runs, size=size, weights=weights)))
+    tree = computed(stacked(runs, block, size, weights=weights))
+    for mine, theirs in zip(fields, tree, strict=True):
+        assert_allclose(mine, theirs, rtol=1e-12)
 
 
 def test_counts_are_conserved(runs):
