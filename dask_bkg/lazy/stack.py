@@ -39,8 +39,8 @@ def stack_runs(runs: xr.Dataset, selected: Sequence[Delayed], *, split_every: in
 def stack_fields(pixels: xr.Dataset, selected: Sequence[Delayed]) -> list[Delayed]:
     """Stacks in pixels of the field, lazily: one task a block of targets, which takes the histograms of all runs.
 
-    A tree would hold partial sums of all targets at once, 270 kB of each in 30 x 25 x 25 bins; the counts of a run are
-    20 kB, as there are few events a pixel.
+    A tree would hold partial sums of all targets at once, 270 kB of each in 30 x 25 x 25 bins; the counts of a run
+    are 20 kB, as there are few events a pixel.
 
     Parameters
     ----------
