@@ -21,8 +21,8 @@ from astropy.io import fits
 from dask_bkg.dl3.blocks import BLOCK, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
 from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
-from dask_bkg.files import atomic_path, write_pieces
-from dask_bkg.files.read import GZIP
+from dask_bkg.files import atomic_write, write_pieces
+from dask_bkg.files.read import GZIP, now, patiently
 
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
@@ -151,10 +151,7 @@ def reads_reversed(path: str | os.PathLike[str]) -> bool:
     True
     """
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == GZIP
-            file.seek(0)
-            events = _find_events(gzip.GzipFile(fileobj=file) if packed else file)
+        events = patiently(lambda: _events_of(path))
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"is damaged or truncated ({error})"
         raise RunError(f"The file {os.fspath(path)} {reason}. Get it again, or leave the run out.") from error
@@ -189,6 +186,13 @@ def digests(pieces: list[Piece]) -> list[tuple[str, str]]:
     """EXTNAME and SHA-256 of those HDUs that are not backgrounds, see `other_hdus_digest`."""
     others = (piece for piece in pieces if not _is_background(piece))
     return [(piece.name, hashlib.sha256(lasting_bytes(piece)).hexdigest()) for piece in others]
+
+
+def _events_of(path: str | os.PathLike[str]) -> Piece | None:
+    with open(path, "rb") as file:
+        packed = file.read(2) == GZIP
+        file.seek(0)
+        return _find_events(gzip.GzipFile(fileobj=file) if packed else file)
 
 
 def _find_events(stream: IO[bytes] | gzip.GzipFile) -> Piece | None:
@@ -258,8 +262,7 @@ def _to_bytes(*hdus: fits.PrimaryHDU | fits.BinTableHDU) -> bytes:
 
 
 def _write(target: str | os.PathLike[str], pieces: list[memoryview | bytes]) -> None:
-    with atomic_path(target) as temporary:
-        write_pieces(temporary, pieces, compress=os.fspath(target).endswith(".gz"))
+    atomic_write(target, lambda path: write_pieces(path, pieces, compress=os.fspath(target).endswith(".gz")))
 
 
 def _read_run(path: str | os.PathLike[str]) -> list[Piece]:
@@ -273,7 +276,6 @@ def _read_run(path: str | os.PathLike[str]) -> list[Piece]:
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> RunError:
     """The error of a run whose file cannot be opened."""
-    return RunError(
-        f"The file {os.fspath(path)} cannot be read ({error.strerror}). "
-        "Correct the index that names it, bring the file back, or leave the run out."
-    )
+    remedy = "Correct the index that names it, bring the file back, or leave the run out"
+    remedy = "Run the job again" if now(error) else remedy
+    return RunError(f"The file {os.fspath(path)} cannot be read{now(error)} ({error.strerror}). {remedy}.")

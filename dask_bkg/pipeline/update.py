@@ -101,6 +101,8 @@ def update_store(
         _tell_of_odd_bins(store, views, config, len(missing))
         with store.writing():
             _read_runs(done, plan, views, client, progress)
+    else:
+        store.mend()
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
 
