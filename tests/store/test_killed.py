@@ -84,7 +84,7 @@ def test_a_job_killed_at_any_moment_leaves_no_wrong_row_and_is_continued(archive
         assert set(finished.tolist()).isdisjoint(read), "a finished run was opened again"
         assert right_rows(store, expected) == 12
         assert sorted(store.table()["obs_id"]) == list(range(FIRST, FIRST + 12))
-        assert not [*path.rglob("*.partial"), *path.rglob(".dask_bkg-*"), *path.parent.glob(f".*{path.name}*")]
+        assert not [*path.rglob("*.partial"), *path.rglob(".dask_bkg-*"), *path.parent.glob(f".*-{path.name}*")]
     assert min(usable) == 7, "a run that was there is lost"
     assert usable[-1] == 12
     assert len(set(usable)) == 3
