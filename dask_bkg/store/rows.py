@@ -41,6 +41,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
@@ -67,7 +68,12 @@ TABLE_CHUNK = 16384
 """Rows of a file of the table: the table of 16,000 runs is three files."""
 
 GROWTH = 512
-"""Step in which the last axis of an array grows, if it does; 8 steps are one file."""
+"""Step in which the last axis of an array grows, if it does; `WIDTHS` steps are one file."""
+
+WIDTHS = 8
+
+ABSENT = 2**64 - 1
+"""Place of a chunk that was never written, in the index of a shard."""
 
 FILL: dict[str, Any] = {"integers": -1, "numbers": np.nan, "texts": ""}
 """What the arrays of the table say of rows that are not there."""
@@ -373,44 +379,38 @@ class Rows:
         file = self.path / name / f"c.{shard}.*"
         return ArchiveError(f"{file} is damaged ({error}): remove it, and start again; what was in it is made again.")
 
-    def find_damage(self) -> dict[Path, NDArray]:
-        """Files of the large arrays that are damaged or lost, with those of the rows that count that were in them.
+    def find_damage(self, rows: NDArray | None = None, names: Iterable[str] = ()) -> dict[Path, NDArray]:
+        """Files of the large arrays that are damaged or lost, with the rows concerned.
 
-        All rows that count are read, a shard of an array at a time.
+        The files are read, and the checksums of their chunks compared; nothing is unpacked.
+
+        Parameters
+        ----------
+        rows
+            Rows to look at; None: all that count, also those of files that are lost.
+        names
+            Arrays to look at, by default all.
         """
         found: dict[Path, NDArray] = {}
-        last = self._last()
-        for shard in np.unique(last // SHARD).tolist():
-            rows = last[last // SHARD == shard]
-            for name in self.layout.arrays:
+        rows = self._last() if rows is None else rows
+        for shard in np.unique(rows // SHARD).tolist():
+            here = rows[rows // SHARD == shard]
+            for name in names or self.layout.arrays:
                 files = sorted((self.path / name).glob(f"c.{shard}.*"))
-                file = files[0] if len(files) == 1 else self.path / name / f"c.{shard}.*"
-                bad = self._damaged_rows(name, rows) if files else rows
-                if bad.size:
-                    found[file] = bad
+                if not files:
+                    found[self.path / name / f"c.{shard}.*"] = here
+                widths = WIDTHS if self.layout.arrays[name].grows else 1
+                for file in files:
+                    with _disk_errors(self.path, "read"):
+                        chunks = shard * PER_SHARD + patiently(_bad_chunks, file, widths)
+                    if (bad := here[np.isin(here // CHUNK, chunks)]).size:
+                        found[file] = bad
         return found
 
-    def _damaged_rows(self, name: str, rows: NDArray) -> NDArray:
-        """Rows of one shard whose values of an array cannot be unpacked."""
-        array, chunks = self._array(name), rows // CHUNK
-        try:
-            for some in np.array_split(np.unique(chunks), PER_SHARD // 4):  # some hundred megabytes at once
-                self.values(name, rows[np.isin(chunks, some)])
-        except ArchiveError as error:
-            if not isinstance(error.__cause__, DAMAGED):
-                raise
-        else:
-            return rows[:0]
-        bad = []
-        for chunk in np.unique(chunks).tolist():
-            try:
-                patiently(operator.getitem, array, slice(chunk * CHUNK, (chunk + 1) * CHUNK))
-            except DAMAGED:
-                bad.append(chunk)
-        return rows[np.isin(chunks, bad)]
-
-    def drop_damaged(self, directory: str | os.PathLike[str]) -> dict[Path, NDArray]:
-        """Take shards that are damaged or lost out of the store; their items that are whole are kept.
+    def drop_damaged(
+        self, directory: str | os.PathLike[str], rows: NDArray, names: Sequence[str] = ()
+    ) -> dict[Path, NDArray]:
+        """Take shards in which something is damaged or lost out of the store; their items that are whole are kept.
 
         The caller holds the lock.
 
@@ -418,19 +418,25 @@ class Rows:
         ----------
         directory
             Where the parts are.
+        rows
+            Rows that are looked at.
+        names
+            Arrays that are looked at of all other rows that count.
 
         Returns
         -------
         lost
             Numbers of the items that were lost, by the file.
         """
-        damage = self.find_damage()
+        last = self._last()
+        damage = self.find_damage(rows) | (self.find_damage(last, names) if names else {})
         if not damage:
             return {}
-        lost = {file: np.unique(self.table["obs_id"][rows]) for file, rows in damage.items()}
-        bad, last = np.unique(np.concatenate([*damage.values()])), self._last()
-        shards = np.unique(bad // SHARD)
-        whole = last[np.isin(last // SHARD, shards) & ~np.isin(last, bad)]
+        shards = np.unique(np.concatenate([*damage.values()]) // SHARD)
+        here = last[np.isin(last // SHARD, shards)]
+        damage = self.find_damage(here)
+        lost = {file: np.unique(self.table["obs_id"][bad]) for file, bad in damage.items()}
+        whole = np.setdiff1d(here, np.concatenate([*damage.values()]))
         if whole.size:
             part = {name: column[whole] for name, column in self.table.items()}
             part |= {name: part[name].astype(str) for name in self.layout.texts}
@@ -636,6 +642,29 @@ def _groups(paths: list[Path]) -> Iterator[list[Path]]:
         yield group
 
 
+def _bad_chunks(path: Path, widths: int) -> NDArray:
+    """Chunks of a shard, numbered along its rows, whose bytes are not those that were written.
+
+    A shard ends with an index, offset and size of each chunk; the index, and each chunk, end with their CRC32C.
+    ``widths`` is the number of chunks along the last axis.
+    """
+    data, n = memoryview(path.read_bytes()), PER_SHARD * widths
+    if not _has_right_sum(data[-16 * n - 4 :], 16 * n + 4):
+        return np.arange(PER_SHARD)
+    places = np.frombuffer(data[-16 * n - 4 : -4], "<u8").reshape(n, 2).tolist()
+    wrong = [
+        i // widths
+        for i, (first, size) in enumerate(places)
+        if first != ABSENT and not _has_right_sum(data[first : first + size], size)
+    ]
+    return np.unique(np.array(wrong, dtype=np.int64))
+
+
+def _has_right_sum(data: memoryview, size: int) -> bool:
+    """Whether there are so many bytes, the last four of which are the CRC32C of the others."""
+    return len(data) == size > 4 and google_crc32c.value(bytes(data[:-4])) == int.from_bytes(data[-4:], "little")
+
+
 def _size_of(path: Path) -> int:
     """Number of items in a part that is whole."""
     with zipfile.ZipFile(path) as file, np.load(path) as part:
@@ -675,7 +704,7 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
     shuffle: Any = "bitshuffle" if np.dtype(column.dtype).kind == "u" else "shuffle"
     if column.grows:
         shape, chunks = ((*column.shape[:-1], GROWTH),) * 2
-        shards = (*column.shape[:-1], 8 * GROWTH)
+        shards = (*column.shape[:-1], WIDTHS * GROWTH)
     group.create_array(
         name,
         shape=(0, *shape),

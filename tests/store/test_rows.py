@@ -354,7 +354,8 @@ def test_items_of_a_damaged_file_are_named_and_only_these_are_lost(forty, name, 
     # those before them were replaced
     assert bad.tolist() == ([22, 23] if damage == "flipped" else [18, 19, 20, 21, 22, 23])
     assert [path.name for path in found] == [file.name if damage != "lost" else "c.2.*"]
-    lost = store.drop_damaged(parts_of(store))
+    assert store.drop_damaged(parts_of(store), np.array([0, 30]), ["counts"]) == {}
+    lost = store.drop_damaged(parts_of(store), np.array([*bad[-1:]]))
     assert [numbers.tolist() for numbers in lost.values()] == [sorted(set(bad.tolist()))]
     left = {obs_id: version for obs_id, version in FORTY.items() if obs_id not in bad}
     assert versions(store) == versions(Rows(store.path)) == left
