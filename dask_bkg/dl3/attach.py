@@ -27,6 +27,12 @@ from dask_bkg.files.read import GZIP, now, patiently
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
 
+WHEN = "when it was written"
+"""What the comments of DATASUM and CHECKSUM say; a date would make equal files differ."""
+
+MARGIN = 4 * BLOCK
+"""Bytes of the header of a background, and of what packing may add."""
+
 
 def attach_background(
     source: str | os.PathLike[str],
@@ -50,7 +56,7 @@ def attach_background(
         The file to read and the file to write.
     background_hdu
         A one-row table with ENERG_LO/HI, THETA_LO/HI or DETX_LO/HI and DETY_LO/HI, and BKG. It is not changed.
-        The GADF cards are set, FOVALIGN is 'RADEC' unless given.
+        The GADF cards, DATASUM and CHECKSUM are set, FOVALIGN is 'RADEC' unless given.
     cards
         Further header cards of the background: keyword -> value or (value, comment).
 
@@ -106,9 +112,41 @@ def write_background(
     >>> write_background(path, fits.BinTableHDU.from_columns([column]))
     'BACKGROUND'
     """
-    primary = split_hdus(_to_bytes(fits.PrimaryHDU()))[0]
+    first = fits.PrimaryHDU()
+    first.add_checksum(when=WHEN)
+    primary = split_hdus(_to_bytes(first))[0]
     _write(target, [primary.raw, _background_bytes(background_hdu, HDU_NAME, cards)])
     return HDU_NAME
+
+
+def tail_size(background_hdu: fits.BinTableHDU) -> int:
+    """Bytes at the end of a file, packed or not, in which this background is when it was attached."""
+    return round_up(background_hdu.size) + MARGIN
+
+
+def tail_digest(path: str | os.PathLike[str], size: int) -> int:
+    """Digest of the last bytes of a file, or of all if there are fewer; 64 bits.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/background.fits"
+    >>> _ = write_background(path, fits.BinTableHDU.from_columns([fits.Column("THETA_LO", "2E", array=[[0, 1]])]))
+    >>> tail_digest(path, 1000) == tail_digest(path, 1000) != tail_digest(path, 10_000)
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(patiently(_tail, path, size), digest_size=8).digest(), signed=True)
+
+
+def _tail(path: str | os.PathLike[str], size: int) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
+        return stream.read()
 
 
 def has_background(path: str | os.PathLike[str], name: str, hdu_class: str) -> bool:
@@ -252,6 +290,7 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     for key, card in (cards or {}).items():
         header[key] = card
     hdu.name = name
+    hdu.add_checksum(when=WHEN)
     return split_hdus(_to_bytes(fits.PrimaryHDU(), hdu))[1].raw
 
 

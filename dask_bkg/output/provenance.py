@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dask_bkg.config import Config
 from dask_bkg.config.yaml import dump_yaml, with_absolute_paths
 from dask_bkg.files import atomic_write, locked
-from dask_bkg.output.backgrounds import FILES, Backgrounds, Entry, arrays_of
+from dask_bkg.output.backgrounds import EXPORTED, FILES, Backgrounds, Entry, arrays_of
 from dask_bkg.output.write import Result, summarize_flags
 from dask_bkg.plan import Plan
 from dask_bkg.selection.lists import own_lists
@@ -118,7 +118,7 @@ def provenance(
     """
     name, job = job_of(plan)
     backgrounds, used = {}, {name}
-    for entry, arrays in arrays_of(entries.values(), ("contributing", "weight", "score", "flag")):
+    for entry, arrays in arrays_of(entries.values(), EXPORTED):
         described = _describe(entry, arrays)
         described["config_hash"] = jobs[described["job"]]["config_hash"]
         used |= {described["job"], described.get("failed_since", described)["job"]}

@@ -331,10 +331,10 @@ class Rows:
 
     def latest(self) -> NDArray:
         """Rows that count: of each item the last one, in the order of ``obs_id``; without those that are lost."""
-        rows = self._last()
+        rows = self.last()
         return rows[np.isin(rows // SHARD, self._lost_shards(), invert=True)]
 
-    def _last(self) -> NDArray:
+    def last(self) -> NDArray:
         """As `latest`, with those that are lost."""
         obs_id = self.table["obs_id"]
         rows = np.flatnonzero(obs_id >= 0)
@@ -392,7 +392,7 @@ class Rows:
             Arrays to look at, by default all.
         """
         found: dict[Path, NDArray] = {}
-        rows = self._last() if rows is None else rows
+        rows = self.last() if rows is None else rows
         for shard in np.unique(rows // SHARD).tolist():
             here = rows[rows // SHARD == shard]
             for name in names or self.layout.arrays:
@@ -428,7 +428,7 @@ class Rows:
         lost
             Numbers of the items that were lost, by the file.
         """
-        last = self._last()
+        last = self.last()
         damage = self.find_damage(rows) | (self.find_damage(last, names) if names else {})
         if not damage:
             return {}
