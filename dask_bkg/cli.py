@@ -112,7 +112,7 @@ def main(verbose: bool) -> None:
     dask-bkg config > config.yaml       every option, to fill in
     dask-bkg run config.yaml            the job
     dask-bkg reduce config.yaml         its first step alone: the run store
-    dask-bkg info runs.zarr             what is in a run store
+    dask-bkg info runs.zarr             what is in a run store; --check: whether all of it can be read
     dask-bkg kl config.yaml             which runs resemble which: matrix and picture
     dask-bkg cluster check config.yaml  whether a worker of its cluster can do the job
     dask-bkg validate config.yaml       how well backgrounds predict runs that they have not seen
@@ -285,11 +285,24 @@ def reduce(config_file: Path, cluster: str | None, report: Path | None, progress
 
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
-def info(store: Path) -> None:
-    """Tell what is in the run store STORE."""
-    from dask_bkg.store.info import describe
+@click.option("--check", is_flag=True, help="Read all of it; status 3 if something is damaged.")
+def info(store: Path, check: bool) -> None:
+    """Say what is in the run store STORE.
 
-    click.echo(describe(store))
+    With --check: which runs of it are damaged, in which file, and what to do. STORE may then also be the store of
+    results, backgrounds.zarr.
+    """
+    if not check:
+        from dask_bkg.store.info import describe
+
+        click.echo(describe(store))
+        return
+    from dask_bkg.store.check import check_store
+
+    checked = check_store(store)
+    click.echo(str(checked))
+    if not checked.is_whole:
+        sys.exit(SOME_FAILED)
 
 
 @main.command()

@@ -21,11 +21,17 @@ from astropy.io import fits
 from dask_bkg.dl3.blocks import BLOCK, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
 from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
-from dask_bkg.files import atomic_path, write_pieces
-from dask_bkg.files.read import GZIP
+from dask_bkg.files import atomic_write, write_pieces
+from dask_bkg.files.read import GZIP, now, patiently
 
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
+
+WHEN = "when it was written"
+"""What the comments of DATASUM and CHECKSUM say; a date would make equal files differ."""
+
+MARGIN = 4 * BLOCK
+"""Bytes of the header of a background, and of what packing may add."""
 
 
 def attach_background(
@@ -50,7 +56,7 @@ def attach_background(
         The file to read and the file to write.
     background_hdu
         A one-row table with ENERG_LO/HI, THETA_LO/HI or DETX_LO/HI and DETY_LO/HI, and BKG. It is not changed.
-        The GADF cards are set, FOVALIGN is 'RADEC' unless given.
+        The GADF cards, DATASUM and CHECKSUM are set, FOVALIGN is 'RADEC' unless given.
     cards
         Further header cards of the background: keyword -> value or (value, comment).
 
@@ -106,9 +112,41 @@ def write_background(
     >>> write_background(path, fits.BinTableHDU.from_columns([column]))
     'BACKGROUND'
     """
-    primary = split_hdus(_to_bytes(fits.PrimaryHDU()))[0]
+    first = fits.PrimaryHDU()
+    first.add_checksum(when=WHEN)
+    primary = split_hdus(_to_bytes(first))[0]
     _write(target, [primary.raw, _background_bytes(background_hdu, HDU_NAME, cards)])
     return HDU_NAME
+
+
+def tail_size(background_hdu: fits.BinTableHDU) -> int:
+    """Bytes at the end of a file, packed or not, in which this background is when it was attached."""
+    return round_up(background_hdu.size) + MARGIN
+
+
+def tail_digest(path: str | os.PathLike[str], size: int) -> int:
+    """Digest of the last bytes of a file, or of all if there are fewer; 64 bits.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/background.fits"
+    >>> _ = write_background(path, fits.BinTableHDU.from_columns([fits.Column("THETA_LO", "2E", array=[[0, 1]])]))
+    >>> tail_digest(path, 1000) == tail_digest(path, 1000) != tail_digest(path, 10_000)
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(patiently(_tail, path, size), digest_size=8).digest(), signed=True)
+
+
+def _tail(path: str | os.PathLike[str], size: int) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
+        return stream.read()
 
 
 def has_background(path: str | os.PathLike[str], name: str, hdu_class: str) -> bool:
@@ -151,10 +189,7 @@ def reads_reversed(path: str | os.PathLike[str]) -> bool:
     True
     """
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == GZIP
-            file.seek(0)
-            events = _find_events(gzip.GzipFile(fileobj=file) if packed else file)
+        events = patiently(lambda: _events_of(path))
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"is damaged or truncated ({error})"
         raise RunError(f"The file {os.fspath(path)} {reason}. Get it again, or leave the run out.") from error
@@ -189,6 +224,13 @@ def digests(pieces: list[Piece]) -> list[tuple[str, str]]:
     """EXTNAME and SHA-256 of those HDUs that are not backgrounds, see `other_hdus_digest`."""
     others = (piece for piece in pieces if not _is_background(piece))
     return [(piece.name, hashlib.sha256(lasting_bytes(piece)).hexdigest()) for piece in others]
+
+
+def _events_of(path: str | os.PathLike[str]) -> Piece | None:
+    with open(path, "rb") as file:
+        packed = file.read(2) == GZIP
+        file.seek(0)
+        return _find_events(gzip.GzipFile(fileobj=file) if packed else file)
 
 
 def _find_events(stream: IO[bytes] | gzip.GzipFile) -> Piece | None:
@@ -248,6 +290,7 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     for key, card in (cards or {}).items():
         header[key] = card
     hdu.name = name
+    hdu.add_checksum(when=WHEN)
     return split_hdus(_to_bytes(fits.PrimaryHDU(), hdu))[1].raw
 
 
@@ -258,8 +301,7 @@ def _to_bytes(*hdus: fits.PrimaryHDU | fits.BinTableHDU) -> bytes:
 
 
 def _write(target: str | os.PathLike[str], pieces: list[memoryview | bytes]) -> None:
-    with atomic_path(target) as temporary:
-        write_pieces(temporary, pieces, compress=os.fspath(target).endswith(".gz"))
+    atomic_write(target, lambda path: write_pieces(path, pieces, compress=os.fspath(target).endswith(".gz")))
 
 
 def _read_run(path: str | os.PathLike[str]) -> list[Piece]:
@@ -273,7 +315,6 @@ def _read_run(path: str | os.PathLike[str]) -> list[Piece]:
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> RunError:
     """The error of a run whose file cannot be opened."""
-    return RunError(
-        f"The file {os.fspath(path)} cannot be read ({error.strerror}). "
-        "Correct the index that names it, bring the file back, or leave the run out."
-    )
+    remedy = "Correct the index that names it, bring the file back, or leave the run out"
+    remedy = "Run the job again" if now(error) else remedy
+    return RunError(f"The file {os.fspath(path)} cannot be read{now(error)} ({error.strerror}). {remedy}.")

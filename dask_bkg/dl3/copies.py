@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from dask_bkg.dl3.attach import digests, other_hdus_digest, unreadable
 from dask_bkg.dl3.blocks import BLOCK, read_fits_bytes, split_hdus
-from dask_bkg.files import atomic_path, state_of
+from dask_bkg.files import atomic_write, state_of
+from dask_bkg.files.read import now, patiently
 
 COPIES = ".dask_bkg-copies.json"
 """Name of the `dask_bkg.files.StatCache` of copies, in their directory."""
@@ -44,8 +44,11 @@ def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str], fo
         if not force or target.samefile(source):
             return False
         other_hdus_digest(source)  # a damaged source must not replace a whole copy
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+    try:
+        data = patiently(source.read_bytes)
+    except OSError as error:
+        raise unreadable(source, error) from error
+    atomic_write(target, lambda path: path.write_bytes(data))
     return True
 
 
@@ -73,33 +76,30 @@ def is_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> b
     source, target = Path(source), Path(target)
     try:
         wanted = source.stat()
-        with open(source, "rb"):  # an unreadable source is the run's fault, not that of the target directory
-            pass
+        # an unreadable source is the run's fault, not that of the target directory
+        patiently(lambda: open(source, "rb").close())
     except OSError as error:
         raise unreadable(source, error) from error
     if not target.exists():
         return False
     if target.samefile(source):
         return True
-    there = target.stat()
-    if there.st_size == wanted.st_size and there.st_mtime_ns >= wanted.st_mtime_ns and _is_whole(target):
-        return True
-    wanted_digests = other_hdus_digest(source)
+    there, data, pieces = target.stat(), b"", []
     try:
         data = read_fits_bytes(target)
-        # what we write ends with a whole block: where it is cut short, the copy was
-        return len(data) % BLOCK == 0 and digests(split_hdus(data)) == wanted_digests
-    except (OSError, ValueError):
-        return False
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file can be read to its end, with HDUs up to there: zeros may be room set aside for a copy."""
-    try:
-        data = read_fits_bytes(path)
-        return sum(len(piece.raw) for piece in split_hdus(data)) >= len(data)
-    except (OSError, ValueError):
-        return False
+        pieces = split_hdus(data)
+    except OSError as error:
+        if now(error):
+            raise unreadable(target, error) from error
+    except ValueError:
+        pass
+    alike = there.st_size == wanted.st_size and there.st_mtime_ns >= wanted.st_mtime_ns
+    # with HDUs up to its end: zeros may be room set aside for a copy
+    if pieces and alike and sum(len(piece.raw) for piece in pieces) >= len(data):
+        return True
+    wanted_digests = other_hdus_digest(source)
+    # what we write ends with a whole block: where it is cut short, the copy was
+    return len(data) % BLOCK == 0 and digests(pieces) == wanted_digests
 
 
 # -- what a `dask_bkg.files.StatCache` remembers of copies, so that they need not be read again -----------------

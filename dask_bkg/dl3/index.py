@@ -31,7 +31,7 @@ from dask_bkg.dl3.index_table import (
 )
 from dask_bkg.dl3.read import RunFile
 from dask_bkg.errors import ArchiveError, RunError
-from dask_bkg.files import atomic_path, write_pieces
+from dask_bkg.files import atomic_write, write_pieces
 from dask_bkg.files.read import LARGEST
 
 log = logging.getLogger(__name__)
@@ -274,9 +274,12 @@ def write_index(
     hdu_bytes = to_bytes(one_background(hdu_rows), "HDU", cards)
     obs_bytes = to_bytes(with_double_times(obs), "OBS", {"CREATOR": CREATOR})
     # The inner file takes its place first: a run in the observation index alone does no harm.
-    with atomic_path(root / "hdu-index.fits.gz") as hdu_path, atomic_path(root / "obs-index.fits.gz") as obs_path:
-        write_pieces(hdu_path, [hdu_bytes], compress=True)
-        write_pieces(obs_path, [obs_bytes], compress=True)
+
+    def write(path: Path) -> None:
+        write_pieces(path, [hdu_bytes], compress=True)
+        atomic_write(root / "obs-index.fits.gz", lambda path: write_pieces(path, [obs_bytes], compress=True))
+
+    atomic_write(root / "hdu-index.fits.gz", write)
 
 
 def _existing(directory: str | os.PathLike[str], remedy: str) -> Path:

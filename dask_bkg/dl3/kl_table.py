@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_write
 
 REQUIRED = ("OBS_ID", "KL_DIV", "LIVETIME", "SELECTED")
 
@@ -66,8 +66,8 @@ def write_kl_table(directory: str | os.PathLike[str], obs_id: int, columns: Mapp
         )
     order = np.lexsort((arrays["OBS_ID"], np.round(arrays["KL_DIV"], 10), arrays["OBS_ID"] != obs_id))
     path = Path(directory, f"{obs_id}.kl.fits")
-    with atomic_path(path) as temporary:
-        fits.HDUList([fits.PrimaryHDU(), _as_hdu(arrays, order, obs_id)]).writeto(temporary)
+    hdus = fits.HDUList([fits.PrimaryHDU(), _as_hdu(arrays, order, obs_id)])
+    atomic_write(path, lambda temporary: hdus.writeto(temporary, overwrite=True))
     return path
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dask_bkg.errors import ArchiveError, StoreBusyError
-from dask_bkg.files.write import write_error
+from dask_bkg.files.owner import ENDED, place, runs, start_of
+from dask_bkg.files.read import now, patiently
+from dask_bkg.files.write import temporary_path, write_error
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ STALE = 300.0
 """Seconds without a sign of life after which a lock of another machine is that of a killed job."""
 SAY_AFTER = 5.0
 """Seconds of waiting after which is said what for."""
-ENDED = "ended"
-"""Start of a process that was killed, but that its parent has not yet asked after."""
 BEAT_EVERY = 20.0
 """Seconds between signs of life of a job that keeps its lock for long."""
 
@@ -107,7 +106,7 @@ class Lock:
             If the disk refuses.
         """
         start, said = time.monotonic(), False
-        while not self._create():
+        while not patiently(self._create):
             try:
                 text = _read_text(self.path)
                 holder = _parse(text)
@@ -128,7 +127,7 @@ class Lock:
 
     def _age(self) -> float:
         """Seconds since the last sign of life, by the clock of the disk: that of this machine may be another one."""
-        probe = self.path.with_name(f"{self.path.name}-{secrets.token_hex(8)}")
+        probe = temporary_path(self.path)
         probe.touch(exist_ok=False)
         try:
             return probe.stat().st_mtime - self.path.stat().st_mtime
@@ -141,7 +140,7 @@ class Lock:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        me = {"host": _place(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+        me = {"host": place(), "pid": os.getpid(), "start": start_of(os.getpid())}
         try:
             with os.fdopen(handle, "w") as stream:
                 json.dump({**me, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": self.token}, stream)
@@ -156,7 +155,7 @@ class Lock:
         if _read_text(self.path) != text:
             return
         # of several jobs that find it, one only can move it away; what it moved may be the new lock of another
-        aside = self.path.with_name(f"{self.path.name}-{secrets.token_hex(8)}")
+        aside = temporary_path(self.path)
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
@@ -178,7 +177,13 @@ class Lock:
 
     def check(self) -> None:
         """Raise `ArchiveError` if this job does not hold the lock any more."""
-        if _parse(_read_text(self.path)).get("token") != self.token:
+        try:
+            token = _parse(_read_text(self.path)).get("token")
+        except OSError as error:
+            raise ArchiveError(
+                f"The lock {self.path} cannot be read{now(error)} ({error.strerror}): start again"
+            ) from error
+        if token != self.token:
             raise ArchiveError(
                 f"The lock {self.path} was taken over by another job, or removed: this one stood still for too long, "
                 "or was ended. Nothing more is written by it; start it again when the other one has ended."
@@ -211,49 +216,28 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back; one that another job has taken over is left to it."""
-        if _parse(_read_text(self.path)).get("token") == self.token:
-            self.path.unlink(missing_ok=True)
-
-
-def _place() -> str:
-    """Name of the machine; and of the container, in which process numbers are its own."""
-    with suppress(OSError):
-        return f"{socket.gethostname()} ({os.readlink('/proc/self/ns/pid')})"
-    return socket.gethostname()
+        with suppress(OSError):  # this process ends, and so does its lock
+            if _parse(_read_text(self.path)).get("token") == self.token:
+                self.path.unlink(missing_ok=True)
 
 
 def _is_dead(holder: dict[str, Any]) -> bool | None:
     """Whether the process that holds a lock runs no more; None where it cannot be seen from here."""
     pid = holder.get("pid")
-    if holder.get("host") != _place() or not isinstance(pid, int):
+    if holder.get("host") != place() or not isinstance(pid, int):
         return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not runs(pid):
         return True
-    except PermissionError:
-        pass
     # the number may be that of another process by now
-    start = _start_of(pid)
+    start = start_of(pid)
     return start == ENDED or bool(start and holder.get("start") and start != holder["start"])
-
-
-def _start_of(pid: int) -> str:
-    """When a process has started, on which boot of the machine; empty where the system does not say (Linux does)."""
-    try:
-        # the name of the program, in brackets, may have blanks and brackets
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (OSError, ValueError):
-        return ""
-    return ENDED if state in ("Z", "X") else f"{boot} {fields[18]}"
 
 
 def _read_text(path: Path) -> str:
     """What a lock says; empty where there is none, or in the moment in which it is written."""
     try:
-        return path.read_text()
-    except (OSError, ValueError):
+        return patiently(path.read_text)
+    except (FileNotFoundError, ValueError):
         return ""
 
 

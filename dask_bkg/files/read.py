@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -35,16 +35,21 @@ PAUSES = (0.1, 0.5, 2.0)
 """Seconds before an operation that failed in passing is tried again."""
 
 
-def patiently(work: Callable[[], T]) -> T:
+def patiently(work: Callable[..., T], *arguments: Any) -> T:
     """What a function returns; tried again where it fails with one of the errors that pass."""
     for pause in PAUSES:
         try:
-            return work()
+            return work(*arguments)
         except OSError as error:
             if error.errno not in PASSING:
                 raise
         time.sleep(pause)
-    return work()
+    return work(*arguments)
+
+
+def now(error: OSError) -> str:
+    """What goes between "cannot be read" and the reason of an error: " now" if it may pass."""
+    return " now" if error.errno in PASSING else ""
 
 
 def read_unpacked(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dask_bkg.files.write import atomic_path
+from dask_bkg.files.read import patiently
+from dask_bkg.files.write import atomic_write
 
 State = tuple[int, int]
 """Size [bytes] and time of the last change [ns] of a file."""
@@ -60,7 +61,7 @@ class StatCache:
     def _read(self) -> dict[str, list]:
         self._read_at = state_of(self.path)
         try:
-            entries = dict(json.loads(self.path.read_text()))
+            entries = dict(json.loads(patiently(self.path.read_text)))
         except (OSError, ValueError, TypeError):
             return {}
         return {path: entry for path, entry in entries.items() if _is_entry(entry)}
@@ -97,8 +98,8 @@ class StatCache:
         if not self._new:
             return
         self.refresh()
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(json.dumps(self._entries, separators=(",", ":")))
+        text = json.dumps(self._entries, separators=(",", ":"))
+        atomic_write(self.path, lambda temporary: temporary.write_text(text))
         self._read_at, self._new = state_of(self.path), {}
 
 

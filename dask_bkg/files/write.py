@@ -1,7 +1,7 @@
 """Write to a temporary path next to the target, then rename: a reader sees the old or the new, never a part.
 
-What this package writes goes through `atomic_path` or `atomic_directory`. A killed job leaves at most temporary
-files, which `remove_leftovers` clears away when they are so old that no running job can need them.
+What this package writes goes through `atomic_write` or `atomic_directory`. A killed job leaves at most temporary
+files, whose names say which process has made them: `remove_leftovers` clears them away when it has ended.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dask_bkg.errors import ArchiveError
+from dask_bkg.files.owner import is_dead, mark_of
+from dask_bkg.files.read import PASSING, patiently
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +30,23 @@ COMPRESS_LEVEL = 4
 DAY = 86400.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LEFTOVER = re.compile(r"\.dask_bkg-\d+-[0-9a-f]{16}-")
+_LEFTOVER = re.compile(r"\.dask_bkg-(?P<pid>\d+)-(?P<mark>[0-9a-f]{10})[0-9a-f]{6}-")
 
 
-@contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path next to ``target`` that takes its place when the block ends without an error.
+def atomic_write(target: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Have a file written to a temporary path next to ``target``, which then takes its place.
 
     The temporary file is hidden, lies in the same directory (a rename does not cross file systems) and ends
     like ``target``, so that writers which look at the suffix do the right thing. Missing directories are made.
     A ``target`` that is a symbolic link is replaced, not followed.
+
+    Parameters
+    ----------
+    target
+        The file.
+    write
+        Writes the whole file to the path that it is given. It is called again after an error that may pass: what a
+        disk has refused to flush is lost, whatever a second flush says.
 
     Raises
     ------
@@ -48,19 +57,22 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     --------
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
-    >>> with atomic_path(f"{directory}/note.txt") as path:
-    ...     _ = path.write_text("whole or not at all")
+    >>> atomic_write(f"{directory}/note.txt", lambda path: path.write_text("whole or not at all"))
     >>> [entry.name for entry in Path(directory).iterdir()]
     ['note.txt']
     """
     target = Path(target)
-    temporary = _temporary(target, target.parent)
-    try:
+    temporary = temporary_path(target)
+
+    def once() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
+
+    try:
+        patiently(once)
         _flush_directory(target.parent)
     except OSError as error:
         if not _concerns(error, target, temporary):
@@ -105,20 +117,20 @@ def atomic_directory(
     """
     target = Path(target)
     parent = target.parent if parent is None else Path(parent)
-    temporary, old = _temporary(target, parent), _temporary(target, parent)
+    temporary, old = temporary_path(target, parent), temporary_path(target, parent)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: parent.mkdir(parents=True, exist_ok=True))
         yield temporary
         if replace:
             with suppress(FileNotFoundError):
-                os.rename(target, old)
+                patiently(lambda: os.rename(target, old))
         try:
-            os.rename(temporary, target)
+            patiently(lambda: os.rename(temporary, target))
         except OSError as error:
             # a directory with something in it is never replaced by a rename: another job was faster
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 with suppress(OSError):
-                    os.rename(old, target)
+                    patiently(lambda: os.rename(old, target))
                 raise
     finally:
         for path in (temporary, old):
@@ -147,14 +159,15 @@ def remove_leftovers(
 ) -> list[Path]:
     """Remove the temporary files and directories that killed jobs left in a directory; return what was removed.
 
-    Only what `atomic_path` and `atomic_directory` have named is removed. Symbolic links are not followed.
+    Only what `temporary_path` has named is removed: at once where its process has run on this machine and runs no
+    more. Symbolic links are not followed.
 
     Parameters
     ----------
     directory
         Where to look.
     older_than
-        Seconds since the last change: younger ones may belong to a job that is still running.
+        Seconds since the last change after which also those of other machines, and of living processes, are removed.
     names
         How the names of the targets begin; by default of any name.
     below
@@ -164,17 +177,25 @@ def remove_leftovers(
     latest, names = time.time() - older_than, tuple(names)
     for folder, folders, files in os.walk(directory):
         for name in (*folders, *files):
-            ours = _LEFTOVER.match(name)
-            if ours and name.startswith(names, ours.end()) and _remove_old(Path(folder, name), latest):
-                removed.append(Path(folder, name))
+            ours, path = _LEFTOVER.match(name), Path(folder, name)
+            if ours and name.startswith(names, ours.end()) and _is_left(path, ours, latest) and _removed(path):
+                removed.append(path)
         folders[:] = [name for name in folders if below and not _LEFTOVER.match(name)]
     return sorted(removed)
 
 
-def _remove_old(path: Path, latest: float) -> bool:
+def _is_left(path: Path, name: re.Match[str], latest: float) -> bool:
+    """Whether no running process can need a temporary file."""
+    if is_dead(int(name["pid"]), name["mark"]):
+        return True
     try:
-        if path.lstat().st_mtime > latest:
-            return False
+        return path.lstat().st_mtime <= latest
+    except OSError:
+        return False
+
+
+def _removed(path: Path) -> bool:
+    try:
         _remove(path)
     except FileNotFoundError:  # another job was faster
         return False
@@ -191,9 +212,11 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _temporary(target: Path, parent: Path) -> Path:
-    # the process id alone is not unique where several machines write to one network disk
-    return parent / f".dask_bkg-{os.getpid()}-{secrets.token_hex(8)}-{target.name[-40:]}"
+def temporary_path(target: Path, parent: Path | None = None) -> Path:
+    """A path for what becomes ``target``, next to it or in a directory, which says whose it is."""
+    # the process alone is not unique: it has threads
+    who = f"{os.getpid()}-{mark_of(os.getpid())}{secrets.token_hex(3)}"
+    return (parent or target.parent) / f".dask_bkg-{who}-{target.name[-40:]}"
 
 
 def inside(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -247,7 +270,10 @@ def _concerns(error: OSError, target: Path, temporary: Path) -> bool:
 
 def write_error(error: OSError, target: Path) -> ArchiveError:
     """The error of a file that the disk refuses to write: why, and what to do."""
-    if error.errno in _FULL:
+    if error.errno in PASSING:
+        problem = f"The directory {target.parent} cannot be written now"
+        remedy = "Start again; if it stays so, have the disk or network looked at: finished runs are kept"
+    elif error.errno in _FULL:
         problem = f"The disk or quota of {target.parent} is full"
         remedy = "Make room, or write to another disk, and start again: finished runs are kept"
     else:

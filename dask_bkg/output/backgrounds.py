@@ -27,7 +27,8 @@ from dask_bkg.errors import ArchiveError
 from dask_bkg.files import locked
 from dask_bkg.output.write import ROLES, Mark, Place, Result
 from dask_bkg.schema import axis_coords
-from dask_bkg.store.rows import Column, Layout, Rows, attributes_of, change_attributes
+from dask_bkg.store.layout import clear_leftovers
+from dask_bkg.store.rows import SHARD, Column, Layout, Rows, attributes_of, change_attributes
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ SCALARS = {
 """Units and meaning of variables that are not arrays of bins."""
 
 INTEGERS = (
-    "obs_id", "written", "n_events", *(f"n_runs.{role}" for role in ROLES),
+    "obs_id", "written", "n_events", "tail_size", "tail_digest", *(f"n_runs.{role}" for role in ROLES),
     *(f"{what}.{file}" for what in ("file_size", "file_time") for file in FILES),
 )  # fmt: skip
 NUMBERS = (
@@ -84,6 +85,9 @@ NUMBERS = (
 )  # fmt: skip
 TIMES = ("file_time", "written")
 """Those of the integers that are times [ns since 1970]."""
+
+EXPORTED = ("contributing", "weight", "score", "flag")
+"""Arrays that the provenance of all backgrounds is made of."""
 
 TEXTS = ("status", "reason", "output", "hdu", "digest", "job", "failed_since", "notes", "failed_runs")
 
@@ -240,13 +244,25 @@ class Backgrounds:
         Bins of the job.
     job
         Name of the job, and what is recorded of it.
+    obs_ids
+        Its targets, of which all that is there is looked at: what is damaged is made again.
     """
 
-    def __init__(self, directory: Path, edges: Edges, field: FieldEdges | None, job: tuple[str, dict]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        edges: Edges,
+        field: FieldEdges | None,
+        job: tuple[str, dict],
+        obs_ids: Iterable[int] = (),
+    ) -> None:
         self.directory, self._layout, self._job = Path(os.path.abspath(directory)), layout_of(edges, field), job
         self._unfolded = 0
         with locked(self.directory):
             self._store = self._fold()
+            targets = np.fromiter(obs_ids, dtype=np.int64)
+            for store in self._stores():
+                self._drop_damaged(store, targets)
         self._earlier = self._rows()
 
     @property
@@ -261,7 +277,8 @@ class Backgrounds:
             row = self._earlier.get(target.obs_id)
             if row is not None and table["digest"][row] and table["output"][row] == target.output:
                 sizes, times = ([int(table[f"{what}.{file}"][row]) for file in FILES] for what in _STATE)
-                found[target.obs_id] = (str(table["digest"][row]), tuple(zip(sizes, times, strict=True)))
+                tail = int(table["tail_size"][row]), int(table["tail_digest"][row])
+                found[target.obs_id] = (str(table["digest"][row]), tuple(zip(sizes, times, strict=True)), tail)
         return found
 
     def result(self, obs_id: int) -> Result:
@@ -303,6 +320,25 @@ class Backgrounds:
         name, about = self._job
         change_attributes(store.path, jobs={**attributes_of(store.path).get("jobs", {}), name: about})
         return store
+
+    def _drop_damaged(self, store: Rows, obs_ids: NDArray) -> None:
+        """Forget backgrounds of which something is damaged or lost: they are not unchanged, but written again.
+
+        Looked at is what this job will read or write to: all of its targets, and of the others what goes into the
+        provenance.
+        """
+        clear_leftovers(store.path)
+        last = store.last()
+        rows = last[np.isin(store.table["obs_id"][last], obs_ids) | (last // SHARD == last.max(initial=0) // SHARD)]
+        for file, lost in store.drop_damaged(self.directory / PARTS, rows, EXPORTED).items():
+            log.warning(
+                "%s is damaged or lost: what it had of the backgrounds of %d runs (%s%s) is made again by the jobs "
+                "that ask for them",
+                file,
+                lost.size,
+                ", ".join(map(str, lost[:10])),
+                ", ..." * (lost.size > 10),
+            )
 
     def record(self, results: Sequence[Result]) -> None:
         """Record what became of all targets of the job; the caller holds the lock of the directory.
@@ -415,6 +451,8 @@ def _store_at(directory: Path, layout: Layout) -> Rows:
         try:
             store = Rows(path)
         except (ArchiveError, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error.__cause__ or error, OSError) and not isinstance(error, FileNotFoundError):
+                raise  # nothing is damaged: it cannot be read now
             aside = directory / f"unreadable-{NAME}"
             shutil.rmtree(aside, ignore_errors=True)
             log.warning("%s cannot be read (%s): it is %s now", path, error, aside.name)

@@ -16,7 +16,7 @@ from dask_bkg.dl3.copies import copy_file
 from dask_bkg.dl3.index import existing_store, write_index
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
-from dask_bkg.files import atomic_path, inside, locked, remove_leftovers
+from dask_bkg.files import atomic_write, inside, locked, remove_leftovers
 from dask_bkg.output.write import Result
 from dask_bkg.plan import Plan
 
@@ -31,8 +31,7 @@ def check_writable(config: Config) -> None:
             continue
         directory = config.directory(name)
         probe = directory / ".dask_bkg-probe"
-        with atomic_path(probe) as path:
-            path.write_bytes(b"")
+        atomic_write(probe, lambda path: path.write_bytes(b""))
         probe.unlink(missing_ok=True)
         remove_leftovers(directory)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dask_bkg.config import Config
 from dask_bkg.config.yaml import dump_yaml, with_absolute_paths
-from dask_bkg.files import atomic_path, locked
-from dask_bkg.output.backgrounds import FILES, Backgrounds, Entry, arrays_of
+from dask_bkg.files import atomic_write, locked
+from dask_bkg.output.backgrounds import EXPORTED, FILES, Backgrounds, Entry, arrays_of
 from dask_bkg.output.write import Result, summarize_flags
 from dask_bkg.plan import Plan
 from dask_bkg.selection.lists import own_lists
@@ -88,8 +88,8 @@ def write_results(
         indent = 1 if len(entries) < INDENTED else None
         _write_text(directory / "provenance.json", json.dumps(document, indent=indent, sort_keys=True))
         _write_text(directory / "effective-config.yaml", dump_yaml(_saved(plan.config)))
-        with atomic_path(directory / "summary.ecsv") as path:
-            summary_table(entries).write(path, format="ascii.ecsv", overwrite=True)
+        table = summary_table(entries)
+        atomic_write(directory / "summary.ecsv", lambda path: table.write(path, format="ascii.ecsv", overwrite=True))
     return directory
 
 
@@ -105,8 +105,7 @@ def _saved(config: Config) -> dict:
 
 
 def _write_text(target: Path, text: str) -> None:
-    with atomic_path(target) as path:
-        path.write_text(text + "\n")
+    atomic_write(target, lambda path: path.write_text(text + "\n"))
 
 
 def provenance(
@@ -119,7 +118,7 @@ def provenance(
     """
     name, job = job_of(plan)
     backgrounds, used = {}, {name}
-    for entry, arrays in arrays_of(entries.values(), ("contributing", "weight", "score", "flag")):
+    for entry, arrays in arrays_of(entries.values(), EXPORTED):
         described = _describe(entry, arrays)
         described["config_hash"] = jobs[described["job"]]["config_hash"]
         used |= {described["job"], described.get("failed_since", described)["job"]}

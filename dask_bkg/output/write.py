@@ -22,7 +22,7 @@ from dask_bkg.background.model import Estimate, Model, RunMetadata, stacked_rate
 from dask_bkg.background.stack import Stack
 from dask_bkg.background.target import Target
 from dask_bkg.background.variance import effective_counts, mean_weight
-from dask_bkg.dl3.attach import attach_background, reads_reversed, write_background
+from dask_bkg.dl3.attach import attach_background, reads_reversed, tail_digest, tail_size, write_background
 from dask_bkg.dl3.background import background_table
 from dask_bkg.errors import BackgroundError, RunError
 from dask_bkg.files import MISSING, State, state_of
@@ -120,9 +120,10 @@ class Block(NamedTuple):
     absent: Mapping[int, dict[int, str]] = {}
 
 
-Mark = tuple[str, tuple]
-"""Digest of all that a background was made of (`digest_of`), and size and time of last change [ns] of its source and
-its output, as they were left: equal marks, equal backgrounds."""
+Mark = tuple[str, tuple, tuple[int, int]]
+"""Digest of all that a background was made of (`digest_of`), size and time of last change [ns] of its source and its
+output, and number and digest of the bytes at the end of the output, where the background is, as they were left: equal
+marks, equal backgrounds."""
 
 
 def write_block(
@@ -164,10 +165,13 @@ def write_block(
             stacked = {role: stack.of(row) for role, stack in stacks.items()}
             made_by = f"{block.made_by}/{target.threshold!r}/{target.sight!r}{_own_mark(stacked)}"
             digest = digest_of(made_by, chosen, runs.key)
-            if mark == (digest, _stat(target)):
-                results.append(Result(target.obs_id, "unchanged"))
-                continue
-            result, record = _write_one(target, chosen, stacked, runs, block)
+            remark = ""
+            if mark is not None and mark[:2] == (digest, _stat(target)):
+                if _is_as_written(target.output, *mark[2]):
+                    results.append(Result(target.obs_id, "unchanged"))
+                    continue
+                remark = "its background was damaged in the file, and is written again"
+            result, record = _write_one(target, chosen, stacked, runs, block, remark)
             records.append(record | {"digest": digest})
         except BackgroundError as error:
             result = Result(target.obs_id, "failed", str(error), failed_runs=failed_runs)
@@ -228,12 +232,21 @@ def _stat(target: Target) -> tuple[State, ...]:
     return tuple(state_of(path) or MISSING for path in (target.source, target.output))
 
 
+def _is_as_written(path: str, size: int, digest: int) -> bool:
+    """Whether the background at the end of a file has the bytes that it had when it was written."""
+    try:
+        return tail_digest(path, size) == digest
+    except OSError:
+        return False
+
+
 def _write_one(
     target: Target,
     contributors: Mapping[str, Selection],
     stacks: Mapping[str, Stack],
     metadata: RunMetadata,
     block: Block,
+    remark: str = "",
 ) -> tuple[Result, dict[str, Any]]:
     """Write the background of a target; what became of it, and what is kept."""
     made, chosen = stacked_rate(target, contributors, stacks, metadata, block.model), contributors["spectrum"]
@@ -255,10 +268,10 @@ def _write_one(
         cards["OWN_N"] = (round(made.own.counts), "own counts above the threshold")
     if np.isfinite(target.threshold):
         cards["E_THRES"] = (round(target.threshold, 6), "[TeV] energy threshold of this run")
-    name = _write_rate(target, rate.value, block, cards)
+    name, size = _write_rate(target, rate.value, block, cards)
     notes = {run: block.notes[run] for run in chosen.obs_id.tolist() if run in block.notes}
     failed_runs = block.absent.get(target.obs_id, {})
-    reason = _remarks(target, contributors, notes, failed_runs)
+    reason = "; ".join(filter(None, (remark, _remarks(target, contributors, notes, failed_runs))))
     runs, hours = int(chosen.run.size), livetime / 3600
     result = Result(
         target.obs_id, "done", reason, runs, hours, n_events, target.output, name, target.threshold, failed_runs
@@ -273,8 +286,9 @@ def _write_one(
         "failed_runs": json.dumps(failed_runs),
         **diagnostics(contributors, stacks, made),
     }
-    for file, (size, changed) in zip(("source", "output"), _stat(target), strict=True):
-        record |= {f"file_size.{file}": size, f"file_time.{file}": changed}
+    for file, (file_size, changed) in zip(("source", "output"), _stat(target), strict=True):
+        record |= {f"file_size.{file}": file_size, f"file_time.{file}": changed}
+    record |= {"tail_size": size, "tail_digest": tail_digest(target.output, size)}
     return result, record
 
 
@@ -323,8 +337,8 @@ def _by_role(arrays: Sequence[NDArray], fill: float = np.nan) -> NDArray:
     return values
 
 
-def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str:
-    """Write the background of a target, and return the name of its HDU."""
+def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> tuple[str, int]:
+    """Write the background of a target; the name of its HDU, and the bytes at the end of the file in which it is."""
     field = block.model.field
     if field is None:
         hdu = background_table(rate, block.model.edges, cards)
@@ -338,8 +352,8 @@ def _write_rate(target: Target, rate: NDArray, block: Block, cards: dict) -> str
             )
         hdu = background_table(rate, field.edges, cards, alignment=field.written.upper(), mirror=mirror)
     if block.copy:
-        return attach_background(target.source, target.output, hdu)
-    return write_background(target.output, hdu)
+        return attach_background(target.source, target.output, hdu), tail_size(hdu)
+    return write_background(target.output, hdu), tail_size(hdu)
 
 
 def _remarks(

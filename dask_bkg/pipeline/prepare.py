@@ -24,7 +24,7 @@ from dask_bkg.dl3.index import Datastore, existing_store, read_datastore, write_
 from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, place_below, placed_rows
 from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.errors import ArchiveError, RunError
-from dask_bkg.files import StatCache, atomic_path, inside, locked, remove_leftovers, state_of
+from dask_bkg.files import StatCache, atomic_write, inside, locked, remove_leftovers, state_of
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,9 @@ def _save(prepared: Config, in_dir: Path) -> None:
         log.warning("%s is not a file of dask_bkg and stays as it is", target)
         target = in_dir / "config.dask_bkg.yaml"
         log.warning("the configuration of this job is in %s", target)
-    text = dump_yaml(with_absolute_paths(prepared.explicit, prepared.base_dir))
-    with atomic_path(target) as path:
-        path.write_text(f"{OWN_MARK}: the runs that were prepared. It will be written again; edit a copy.\n{text}")
+    values = dump_yaml(with_absolute_paths(prepared.explicit, prepared.base_dir))
+    text = f"{OWN_MARK}: the runs that were prepared. It will be written again; edit a copy.\n{values}"
+    atomic_write(target, lambda path: path.write_text(text))
 
 
 def _is_ours(path: Path) -> bool:

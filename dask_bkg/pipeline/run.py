@@ -111,7 +111,8 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
         try:
             retired = retire_backgrounds(plan, tables.ready)
             field_edges = None if plan.field_plan is None else plan.field_plan.edges
-            backgrounds = Backgrounds(plan.config.directory("results_dir"), plan.edges, field_edges, job_of(plan))
+            results_dir, obs_ids = plan.config.directory("results_dir"), [t.obs_id for t in tables.ready]
+            backgrounds = Backgrounds(results_dir, plan.edges, field_edges, job_of(plan), obs_ids)
             marks = {} if refresh else backgrounds.marks(tables.ready)
             job = _Job(plan, stored, tables, backgrounds, results)
             if tables.ready:

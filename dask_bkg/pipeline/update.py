@@ -104,6 +104,8 @@ def update_store(
         with store.writing():
             client = None if workers is None else workers.for_runs(len(missing))
             _read_runs(done, plan, views, client, progress)
+    else:
+        store.mend()
     done.failed |= {**plan.unusable, **store.errors([run.obs_id for run in plan.runs])}
     return done
 

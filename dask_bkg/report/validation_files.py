@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_write
 from dask_bkg.report.tables import format_table
 from dask_bkg.report.validation_page import make_page
 from dask_bkg.validation.flags import WRONG, flag_words, run_columns, worst_first
@@ -50,12 +50,11 @@ def write_validation(validation: Validation, directory: Path) -> str:
     }
     flagged = {int(n): flag_words(int(f)) for n, f in zip(columns["obs_id"], columns["flag"], strict=True) if f}
     content = {**numbers, "flagged": flagged, "failed": validation.failed}
-    with atomic_path(directory / "validation.json") as path:
-        path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    with atomic_path(directory / "validation.ecsv") as path:
-        _table(columns).write(path, format="ascii.ecsv", overwrite=True)
-    with atomic_path(directory / "validation.html") as path:
-        path.write_text(make_page(validation, summaries, columns, rows), encoding="utf-8")
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    table, page = _table(columns), make_page(validation, summaries, columns, rows)
+    atomic_write(directory / "validation.json", lambda path: path.write_text(text))
+    atomic_write(directory / "validation.ecsv", lambda path: table.write(path, format="ascii.ecsv", overwrite=True))
+    atomic_write(directory / "validation.html", lambda path: path.write_text(page, encoding="utf-8"))
     return describe(validation, summaries, columns, rows)
 
 

@@ -6,5 +6,6 @@ In: runs of the user's archive and the views that a job needs.  Out: counts (uin
 ``rows`` how a zarr group grows by rows, written ahead in parts by tasks and folded by one process; ``layout`` which
 of them a run store has; ``store`` what the driver of a job does with it; ``changes`` which runs are new or have
 changed; ``update`` the task that reads them; ``table`` per-run numbers and keys; ``load`` histograms for tasks and
-for people (`dask_bkg.open_runs`); ``info`` the text of ``dask-bkg info``.
+for people (`dask_bkg.open_runs`); ``info`` the text of ``dask-bkg info``; ``check`` whether all of a store
+can be read.
 """

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dask_bkg.binning import FIELD, Edges, View
 from dask_bkg.errors import ArchiveError
 from dask_bkg.files import atomic_directory, remove_leftovers
+from dask_bkg.files.read import now, patiently
 from dask_bkg.reduction.reduce import solid_angles
 from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, axis_coords
 from dask_bkg.store import rows
@@ -53,7 +54,7 @@ RUNS_LAYOUT = Layout({}, ("obs_id",), RUN_NUMBERS, (*TEXTS, "files", "tried"), {
 exclusion and for which views it failed."""
 
 LEFT_BEHIND = 3600.0
-"""Seconds after which what is being made, a matter of seconds, belongs to a job that was killed."""
+"""Seconds after which what a process of another machine is making, a matter of seconds, was left by a killed job."""
 
 
 def arrays_of(view: View) -> dict[str, Column]:
@@ -123,9 +124,9 @@ def create(path: Path, view: View, block: int) -> None:
         "written": now,
     }
     with disk_errors(path):
-        remove_leftovers(path.parent, LEFT_BEHIND, (path.name[-40:],), below=False)
+        _clear_next_to(path)
         with atomic_directory(path) as temporary:
-            zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+            patiently(lambda: zarr.open_group(temporary, mode="w", zarr_format=3, attributes=attributes))
             Rows.create(temporary / RUNS, RUNS_LAYOUT, "Runs of a gamma-ray archive")
             create_view(temporary, view)
 
@@ -137,9 +138,15 @@ def create_view(path: Path, view: View) -> None:
 
 def clear_leftovers(path: Path) -> None:
     """Remove what killed jobs left half-written; only for the one who holds the lock."""
+    _clear_next_to(path)
     remove_leftovers(path, 0.0)
     for partial in path.rglob("*.partial"):  # as zarr names them
         partial.unlink(missing_ok=True)
+
+
+def _clear_next_to(path: Path) -> None:
+    """Remove half-made stores and files of this name."""
+    remove_leftovers(path.parent, LEFT_BEHIND, (path.name[-40:],), below=False)
 
 
 def is_store(path: Path) -> bool:
@@ -246,9 +253,10 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise removed(path) from error
     except OSError as error:
+        room = "" if now(error) else "make room, or give a place that you may write to, and "
         raise ArchiveError(
-            f"the store of run histograms {path} cannot be written ({error.strerror or error}): make room, or give a "
-            "place that you may write to, and start again; what is in the store is kept."
+            f"the store of run histograms {path} cannot be written{now(error)} ({error.strerror or error}): {room}"
+            "start again; what is in the store is kept."
         ) from error
 
 

@@ -11,6 +11,11 @@ whole.  What is in a part is safe, whoever is killed.
 first the large arrays, then numbers and texts, last the integers, whose ``obs_id`` makes the rows valid; then it
 removes the parts.  Killed in between it leaves rows without a number, which the next one writes over, and the parts.
 
+*The table is there twice.*  A copy of it in one file is written after numbers and texts and before the integers: what
+it says of a row that is valid is right, whenever the process is killed.  An array of the table that is damaged or
+lost is taken from the copy, and written again by the next process that holds the lock; where there is none, the items
+concerned are lost, and no others.
+
 *Rows are only added.*  Of the rows of one item the last one counts; an older one stays as it was, so that readers see
 what they have opened, until a shard has few rows that count: these are then appended again, and the shard is removed
 (`Rows.tidy`).  Row numbers are never used twice: who still reads a shard that is gone finds fill values.
@@ -19,27 +24,32 @@ what they have opened, until a shard has few rows that count: these are then app
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import operator
 import os
 import secrets
 import threading
 import time
 import warnings
 import zipfile
+import zlib
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dask_bkg.errors import ArchiveError
-from dask_bkg.files import atomic_directory, atomic_path
+from dask_bkg.files import atomic_directory, atomic_write
+from dask_bkg.files.read import now, patiently
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +68,23 @@ TABLE_CHUNK = 16384
 """Rows of a file of the table: the table of 16,000 runs is three files."""
 
 GROWTH = 512
-"""Step in which the last axis of an array grows, if it does; 8 steps are one file."""
+"""Step in which the last axis of an array grows, if it does; `WIDTHS` steps are one file."""
+
+WIDTHS = 8
+
+ABSENT = 2**64 - 1
+"""Place of a chunk that was never written, in the index of a shard."""
 
 FILL: dict[str, Any] = {"integers": -1, "numbers": np.nan, "texts": ""}
 """What the arrays of the table say of rows that are not there."""
 
 DTYPES: dict[str, Any] = {"integers": "int64", "numbers": "float64", "texts": str}
+
+COPY = "table.npz"
+"""The copy of the table; zlib, of an NPZ of ``integers``, ``numbers``, and ``texts`` as the bytes of their JSON."""
+
+DAMAGED = (RuntimeError, ValueError, KeyError, IndexError, TypeError, zlib.error, zipfile.BadZipFile)
+"""What zarr, its codecs and NumPy raise for damaged files; never an `OSError`."""
 
 _one_at_a_time = threading.Lock()
 
@@ -168,8 +189,7 @@ def write_part(directory: str | os.PathLike[str], layout: Layout, columns: Mappi
         for kind, names in layout.table.items()
     }
     members |= {name: np.asarray(columns[name]) for name in layout.arrays if name in columns}
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **members)
+    atomic_write(path, lambda temporary: np.savez(temporary, allow_pickle=False, **members))
     return path
 
 
@@ -184,6 +204,8 @@ class Rows:
         What its items have.
     table
         Scalars by name, arrays of shape ``(rows,)``; rows without an item have ``obs_id`` -1.
+    damaged
+        Arrays of the table that are damaged or lost, at least in part: why.  `mend` writes them again.
 
     Parameters
     ----------
@@ -203,42 +225,122 @@ class Rows:
             )
         self.layout = Layout.from_json(found["layout"])
         self.table: dict[str, NDArray] = {}
+        self.damaged: dict[str, str] = {}
         self.read()
 
     @classmethod
     def create(cls, path: Path, layout: Layout, title: str) -> Rows:
         """An empty store, made under another name and then renamed; the caller holds the lock."""
         attributes: dict[str, Any] = {"title": title, "dask_bkg_rows": FORMAT, "layout": layout.as_json()}
-        with _disk_errors(path), atomic_directory(path) as temporary:
-            group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+
+        def fill(directory: Path) -> None:
+            group = zarr.open_group(directory, mode="w", zarr_format=3, attributes=attributes)
             for name, scalars in layout.table.items():
                 _create_table_array(group, name, len(scalars))
             for name, column in layout.arrays.items():
                 _create_array(group, name, column)
-            consolidate(temporary)
+            consolidate(directory)
+
+        with _disk_errors(path), atomic_directory(path) as temporary:
+            patiently(fill, temporary)
         return cls(path)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     def read(self) -> None:
         """Read the table as it is on disk by now."""
-        table: dict[str, NDArray] = {}
-        for kind in self._kinds:
-            names, values = self.layout.table[kind], np.asarray(self._array(kind)[:])
-            values = values.astype(object) if kind == "texts" else values
-            table |= {name: values[:, i].copy() for i, name in enumerate(names)}
+        self.damaged, arrays, bad = {}, {}, {}
+        with _disk_errors(self.path, "read"):
+            for kind in self._kinds:
+                arrays[kind], bad[kind] = patiently(self._read_kind, kind)
+            if any(bad.values()):
+                self._take_from_copy(arrays, bad)
         # the store may grow between the reading of two arrays; rows that one of them does not have are not valid yet
-        n = min(column.size for column in table.values())
-        self.table = {name: column[:n] for name, column in table.items()}
+        n = min(len(values) for values in arrays.values())
+        self.table = {
+            name: values[:n, i].copy()
+            for kind, values in arrays.items()
+            for i, name in enumerate(self.layout.table[kind])
+        }
+
+    def _read_kind(self, kind: str) -> tuple[NDArray, dict[int, str]]:
+        """An array of the table, and why chunks of it cannot be used, which then have fill values."""
+        array, bad = self._array(kind), {}
+        chunks = {i: slice(i * TABLE_CHUNK, (i + 1) * TABLE_CHUNK) for i in range(-(-array.shape[0] // TABLE_CHUNK))}
+        # one that was never written is there before the first rows of it are
+        bad = {i: "is lost" for i in chunks if not (self.path / kind / f"c.{i}.0").exists()}
+        try:
+            values = np.asarray(array[:])
+        except DAMAGED:
+            values = np.full(array.shape, FILL[kind], array.dtype)
+            for i, rows in chunks.items():
+                try:
+                    values[rows] = array[rows]
+                except DAMAGED as error:
+                    bad[i] = f"is damaged ({error})"
+        return values.astype(object) if kind == "texts" else values, bad
+
+    def _take_from_copy(self, arrays: dict[str, NDArray], bad: Mapping[str, dict[int, str]]) -> None:
+        """Chunks of the table that are damaged or lost, as the copy of the table has them."""
+        copy = self._read_copy()
+        n = max(len(values) for values in (*arrays.values(), copy["integers"]))
+        for kind, chunks in bad.items():
+            more = np.full((n - len(arrays[kind]), arrays[kind].shape[1]), FILL[kind], arrays[kind].dtype)
+            for i, why in chunks.items():
+                rows = slice(i * TABLE_CHUNK, (i + 1) * TABLE_CHUNK)
+                if not why.startswith("is damaged") and not (copy["integers"][rows, 0] >= 0).any():
+                    continue
+                arrays[kind] = np.append(arrays[kind], more, axis=0) if len(arrays[kind]) < n else arrays[kind]
+                there = copy[kind][rows]
+                arrays[kind][rows][: len(there)] = there
+                rest = "is taken from its copy" if len(there) else "has no copy: what it had is made again"
+                self.damaged[kind] = f"{self.path / kind / f'c.{i}.0'} {why}, and {rest}"
+                log.warning("%s", self.damaged[kind])
+
+    def _read_copy(self) -> dict[str, NDArray]:
+        """The arrays of the table as the copy has them; without rows where there is none."""
+        try:
+            data = patiently((self.path / COPY).read_bytes)
+            with np.load(io.BytesIO(zlib.decompress(data))) as file:
+                found = {kind: file[kind] for kind in FILL}
+            found["texts"] = np.array(json.loads(found["texts"].tobytes()), dtype=object)
+        except (FileNotFoundError, *DAMAGED):
+            found = {}
+        shapes = {kind: (len(found.get("integers", ())), len(names)) for kind, names in self.layout.table.items()}
+        if any(kind not in found or found[kind].shape != shape for kind, shape in shapes.items()):
+            return {kind: np.empty((0, len(names)), object) for kind, names in self.layout.table.items()}
+        return found
+
+    def _write_copy(self) -> None:
+        integers, numbers, texts = (
+            np.stack([self.table[name] for name in names], axis=1) for names in self.layout.table.values()
+        )
+        texts = np.frombuffer(json.dumps(texts.tolist()).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, integers=integers, numbers=numbers, texts=texts)
+        data = zlib.compress(buffer.getvalue(), 1)
+        atomic_write(self.path / COPY, lambda path: path.write_bytes(data))
+
+    def mend(self) -> None:
+        """Write arrays of the table that were damaged again, as they are in memory; the caller holds the lock."""
+        with _disk_errors(self.path):
+            for kind in ("numbers", "texts", "integers"):
+                if kind in self.damaged:
+                    self._write_table(kind, 0, self.table["obs_id"].size)
+        self.damaged = {}
 
     def latest(self) -> NDArray:
         """Rows that count: of each item the last one, in the order of ``obs_id``; without those that are lost."""
+        rows = self.last()
+        return rows[np.isin(rows // SHARD, self._lost_shards(), invert=True)]
+
+    def last(self) -> NDArray:
+        """As `latest`, with those that are lost."""
         obs_id = self.table["obs_id"]
         rows = np.flatnonzero(obs_id >= 0)
         rows = rows[np.argsort(obs_id[rows], kind="stable")]
         last = np.append(obs_id[rows][1:] != obs_id[rows][:-1], True)[: rows.size]
-        rows = rows[last]
-        return rows[np.isin(rows // SHARD, self._lost_shards(), invert=True)]
+        return rows[last]
 
     def _lost_shards(self) -> list[int]:
         """Shards with rows of which the file of an array is missing."""
@@ -254,7 +356,7 @@ class Rows:
         Raises
         ------
         ArchiveError
-            If a file of it is damaged.
+            If a file of it is damaged, or cannot be read now.
         """
         array, rows = self._array(name), np.asarray(rows, dtype=np.int64)
         found = np.empty((rows.size, *array.shape[1:]), array.dtype)
@@ -268,12 +370,82 @@ class Rows:
 
     def _slice(self, array: zarr.Array, name: str, first: int, stop: int) -> NDArray:
         try:
-            return np.asarray(array[first:stop])
-        except (RuntimeError, ValueError) as error:
-            file = self.path / name / f"c.{first // SHARD}.*"
-            raise ArchiveError(
-                f"{file} is damaged ({error}): remove it, and start again; what was in it is made again."
-            ) from error
+            with _disk_errors(self.path, "read"):
+                return np.asarray(patiently(operator.getitem, array, slice(first, stop)))
+        except DAMAGED as error:
+            raise self._damaged(name, first // SHARD, error) from error
+
+    def _damaged(self, name: str, shard: int, error: Exception) -> ArchiveError:
+        file = self.path / name / f"c.{shard}.*"
+        return ArchiveError(f"{file} is damaged ({error}): remove it, and start again; what was in it is made again.")
+
+    def find_damage(self, rows: NDArray | None = None, names: Iterable[str] = ()) -> dict[Path, NDArray]:
+        """Files of the large arrays that are damaged or lost, with the rows concerned.
+
+        The files are read, and the checksums of their chunks compared; nothing is unpacked.
+
+        Parameters
+        ----------
+        rows
+            Rows to look at; None: all that count, also those of files that are lost.
+        names
+            Arrays to look at, by default all.
+        """
+        found: dict[Path, NDArray] = {}
+        rows = self.last() if rows is None else rows
+        for shard in np.unique(rows // SHARD).tolist():
+            here = rows[rows // SHARD == shard]
+            for name in names or self.layout.arrays:
+                files = sorted((self.path / name).glob(f"c.{shard}.*"))
+                if not files:
+                    found[self.path / name / f"c.{shard}.*"] = here
+                widths = WIDTHS if self.layout.arrays[name].grows else 1
+                for file in files:
+                    with _disk_errors(self.path, "read"):
+                        chunks = shard * PER_SHARD + patiently(_bad_chunks, file, widths)
+                    if (bad := here[np.isin(here // CHUNK, chunks)]).size:
+                        found[file] = bad
+        return found
+
+    def drop_damaged(
+        self, directory: str | os.PathLike[str], rows: NDArray, names: Sequence[str] = ()
+    ) -> dict[Path, NDArray]:
+        """Take shards in which something is damaged or lost out of the store; their items that are whole are kept.
+
+        The caller holds the lock.
+
+        Parameters
+        ----------
+        directory
+            Where the parts are.
+        rows
+            Rows that are looked at.
+        names
+            Arrays that are looked at of all other rows that count.
+
+        Returns
+        -------
+        lost
+            Numbers of the items that were lost, by the file.
+        """
+        last = self.last()
+        damage = self.find_damage(rows) | (self.find_damage(last, names) if names else {})
+        if not damage:
+            return {}
+        shards = np.unique(np.concatenate([*damage.values()]) // SHARD)
+        here = last[np.isin(last // SHARD, shards)]
+        damage = self.find_damage(here)
+        lost = {file: np.unique(self.table["obs_id"][bad]) for file, bad in damage.items()}
+        whole = np.setdiff1d(here, np.concatenate([*damage.values()]))
+        if whole.size:
+            part = {name: column[whole] for name, column in self.table.items()}
+            part |= {name: part[name].astype(str) for name in self.layout.texts}
+            write_part(directory, self.layout, part | {name: self.values(name, whole) for name in self.layout.arrays})
+        for shard in shards.tolist():
+            self.update(np.arange(shard * SHARD, (shard + 1) * SHARD), dict.fromkeys(self.layout.integers, -1))
+            self._remove_shard(shard)
+        self.fold(directory)
+        return lost
 
     def _array(self, name: str, mode: Any = "r") -> zarr.Array:
         # chunks of fill values are written too: a file that is missing is one that is lost
@@ -303,9 +475,10 @@ class Rows:
             If the store cannot be written; the parts that are not in it are kept.
         """
         self.read()
+        self.mend()
         total = 0
         for paths in _groups(sorted(Path(directory).glob(f"{self.layout.digest}-*.npz"))):
-            with ExitStack() as stack:
+            with ExitStack() as stack, _disk_errors(self.path, "read"):
                 files = [stack.enter_context(np.load(path)) for path in paths]
                 total += self.append([ChainMap(self._table_of(file), file) for file in files]).size
             for path in paths:
@@ -339,8 +512,11 @@ class Rows:
             for name, column in self.layout.arrays.items():
                 array = self._array(name, "r+")
                 shape = (*column.shape[:-1], array.shape[-1]) if column.grows else column.shape
-                array[first : first + obs_id.size] = _joined(name, parts, shape, column)[order]
-                _sync(self.path / name, first // SHARD, (first + obs_id.size - 1) // SHARD)
+                values = _joined(name, parts, shape, column)[order]
+                try:
+                    self._put(array, name, first, values, SHARD)
+                except DAMAGED as error:  # rows that are there already are read, and packed with them
+                    raise self._damaged(name, first // SHARD, error) from error
             columns = {name: self._scalars(name, parts)[order] for name in self.table}
             self.update(rows, columns)
         return rows
@@ -360,15 +536,33 @@ class Rows:
         for name, column in columns.items():
             self.table[name][rows] = column
         first, stop = int(np.min(rows)), int(np.max(rows)) + 1
+        changed = [kind for kind, names in self.layout.table.items() if columns.keys() & set(names)]
         with _disk_errors(self.path):
-            for kind in ("numbers", "texts", "integers"):
-                names = self.layout.table[kind]
-                if columns.keys() & set(names):
-                    block = np.stack([self.table[name][first:stop] for name in names], axis=1)
-                    # texts of fixed width would be as wide as the longest one
-                    block = block.astype(np.dtypes.StringDType()) if kind == "texts" else block
-                    self._array(kind, "r+")[first:stop] = block
-                    _sync(self.path / kind, first // TABLE_CHUNK, (stop - 1) // TABLE_CHUNK)
+            for kind in ("numbers", "texts"):
+                if kind in changed:
+                    self._write_table(kind, first, stop)
+            self._write_copy()
+            if "integers" in changed:
+                self._write_table("integers", first, stop)
+
+    def _write_table(self, kind: str, first: int, stop: int) -> None:
+        """Write some rows of an array of the table as they are in memory."""
+        block = np.stack([self.table[name][first:stop] for name in self.layout.table[kind]], axis=1)
+        # texts of fixed width would be as wide as the longest one
+        block = block.astype(np.dtypes.StringDType()) if kind == "texts" else block
+        self._put(self._array(kind, "r+"), kind, first, block, TABLE_CHUNK)
+
+    def _put(self, array: zarr.Array, name: str, first: int, values: NDArray, per_file: int) -> None:
+        """Write some rows of an array, and have its files on the disk before what makes them valid is written."""
+
+        def put() -> None:
+            array[first : first + len(values)] = values
+            for chunk in range(first // per_file, (first + len(values) - 1) // per_file + 1):
+                for path in (self.path / name).glob(f"c.{chunk}.*"):
+                    with open(path, "rb+") as stream:
+                        os.fsync(stream.fileno())
+
+        patiently(put)
 
     def _make_room(self, n_rows: int, parts: Sequence[Mapping[str, NDArray]]) -> None:
         """Make the arrays long enough, in whole shards, and wide enough."""
@@ -380,7 +574,7 @@ class Rows:
                 width = max([part[name].shape[-1] for part in parts if name in part], default=0)
                 shape = (*shape[:-1], max(shape[-1], -(-width // GROWTH) * GROWTH))
             if shape != array.shape:
-                array.resize(shape)
+                patiently(array.resize, shape)
                 grown = True
         if grown:
             consolidate(self.path)
@@ -418,8 +612,12 @@ class Rows:
             for name in self.layout.arrays:
                 for shard in {*_shards_on_disk(self.path / name)} - {*shards.tolist()}:
                     if shard < shards.max(initial=0):
-                        for file in (self.path / name).glob(f"c.{shard}.*"):
-                            file.unlink(missing_ok=True)
+                        self._remove_shard(shard, [name])
+
+    def _remove_shard(self, shard: int, names: Iterable[str] | None = None) -> None:
+        for name in names or self.layout.arrays:
+            for file in (self.path / name).glob(f"c.{shard}.*"):
+                file.unlink(missing_ok=True)
 
 
 def _groups(paths: list[Path]) -> Iterator[list[Path]]:
@@ -428,13 +626,10 @@ def _groups(paths: list[Path]) -> Iterator[list[Path]]:
     n = 0
     for path in paths:
         try:
-            with zipfile.ZipFile(path) as file, np.load(path) as part:
-                if (member := file.testzip()) is not None:
-                    raise zipfile.BadZipFile(member)
-                size = len(part["integers"])
+            size = patiently(_size_of, path)
         except FileNotFoundError:
             continue
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        except (EOFError, *DAMAGED) as error:
             log.warning("%s cannot be read (%s) and is removed: what it had is made again", path, error)
             path.unlink(missing_ok=True)
             continue
@@ -445,6 +640,37 @@ def _groups(paths: list[Path]) -> Iterator[list[Path]]:
         n += size
     if group:
         yield group
+
+
+def _bad_chunks(path: Path, widths: int) -> NDArray:
+    """Chunks of a shard, numbered along its rows, whose bytes are not those that were written.
+
+    A shard ends with an index, offset and size of each chunk; the index, and each chunk, end with their CRC32C.
+    ``widths`` is the number of chunks along the last axis.
+    """
+    data, n = memoryview(path.read_bytes()), PER_SHARD * widths
+    if not _has_right_sum(data[-16 * n - 4 :], 16 * n + 4):
+        return np.arange(PER_SHARD)
+    places = np.frombuffer(data[-16 * n - 4 : -4], "<u8").reshape(n, 2).tolist()
+    wrong = [
+        i // widths
+        for i, (first, size) in enumerate(places)
+        if first != ABSENT and not _has_right_sum(data[first : first + size], size)
+    ]
+    return np.unique(np.array(wrong, dtype=np.int64))
+
+
+def _has_right_sum(data: memoryview, size: int) -> bool:
+    """Whether there are so many bytes, the last four of which are the CRC32C of the others."""
+    return len(data) == size > 4 and google_crc32c.value(bytes(data[:-4])) == int.from_bytes(data[-4:], "little")
+
+
+def _size_of(path: Path) -> int:
+    """Number of items in a part that is whole."""
+    with zipfile.ZipFile(path) as file, np.load(path) as part:
+        if (member := file.testzip()) is not None:
+            raise zipfile.BadZipFile(member)
+        return len(part["integers"])
 
 
 def _joined(name: str, parts: Sequence[Mapping[str, NDArray]], shape: tuple[int, ...], column: Column) -> NDArray:
@@ -478,7 +704,7 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
     shuffle: Any = "bitshuffle" if np.dtype(column.dtype).kind == "u" else "shuffle"
     if column.grows:
         shape, chunks = ((*column.shape[:-1], GROWTH),) * 2
-        shards = (*column.shape[:-1], 8 * GROWTH)
+        shards = (*column.shape[:-1], WIDTHS * GROWTH)
     group.create_array(
         name,
         shape=(0, *shape),
@@ -498,19 +724,19 @@ def _create_array(group: zarr.Group, name: str, column: Column) -> None:
 def attributes_of(path: Path) -> dict[str, Any]:
     """Attributes of a group, as they are on disk; none where there is no group."""
     try:
-        return json.loads((path / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with _disk_errors(path, "read"):
+            return json.loads(patiently((path / "zarr.json").read_text))["attributes"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return {}
 
 
 def change_attributes(path: Path, **changes: Any) -> None:
     """Set attributes of a group; what else its metadata say stays."""
-    metadata = json.loads((path / "zarr.json").read_text())
+    metadata = json.loads(patiently((path / "zarr.json").read_text))
     if changes.items() <= metadata["attributes"].items():
         return
     metadata["attributes"].update(changes)
-    with atomic_path(path / "zarr.json") as temporary:
-        temporary.write_text(json.dumps(metadata, indent=2))
+    atomic_write(path / "zarr.json", lambda temporary: temporary.write_text(json.dumps(metadata, indent=2)))
 
 
 def consolidate(path: Path) -> None:
@@ -519,7 +745,7 @@ def consolidate(path: Path) -> None:
     with _one_at_a_time, warnings.catch_warnings():
         # zarr says that the specification does not have it yet; xarray warns of groups without it
         warnings.simplefilter("ignore", UserWarning)
-        zarr.consolidate_metadata(str(path))
+        patiently(zarr.consolidate_metadata, str(path))
 
 
 def _shards_on_disk(directory: Path) -> Iterator[int]:
@@ -530,21 +756,16 @@ def _shards_on_disk(directory: Path) -> Iterator[int]:
                 yield int(rest.partition(".")[0])
 
 
-def _sync(directory: Path, first: int, last: int) -> None:
-    """Have the files of some chunks on the disk before what makes them valid is written."""
-    for chunk in range(first, last + 1):
-        for path in directory.glob(f"c.{chunk}.*"):
-            with open(path, "rb+") as stream:
-                os.fsync(stream.fileno())
-
-
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """`ArchiveError` for what the disk refuses."""
+def _disk_errors(path: Path, what: str = "written") -> Iterator[None]:
+    """`ArchiveError` for what the disk refuses to have ``written``, or ``read`` if it is there."""
     try:
         yield
     except OSError as error:
+        if what == "read" and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise
+        room = "" if what == "read" or now(error) else "make room, or give a place that you may write to, and "
         raise ArchiveError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or give a place that you may write "
-            "to, and start again; what is finished is kept."
+            f"{path} cannot be {what}{now(error)} ({error.strerror or error}): {room}start again; what is "
+            "finished is kept."
         ) from error

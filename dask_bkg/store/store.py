@@ -160,6 +160,15 @@ class RunStore:
                 self._table = Table(self.path, self.views)
         return self.views[view.name]
 
+    def mend(self) -> None:
+        """Write what is damaged of its tables again; a store that cannot be written now is used as it is."""
+        if any(rows.damaged for rows in (*self._table.views.values(), self._table.runs)):
+            try:
+                with self.writing():
+                    pass
+            except ArchiveError as error:
+                log.info("%s", error)
+
     # -- writing -----------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -199,6 +208,8 @@ class RunStore:
             layout.create_view(self.path, wanted[name])
         self.views = layout.views_of(self.path)
         self._table = Table(self.path, self.views)
+        for rows in (*self._table.views.values(), self._table.runs):
+            rows.mend()
         for directory in sorted(self.path.glob(f"{layout.PARTS}/*")):
             self._fold(directory)
         # parts of views that were removed

@@ -163,7 +163,10 @@ def test_cards_of_the_background(run):
     assert header["HDUDOC"].startswith("https://")
     assert header.comments["BKGRUNS"] == "contributing runs"
     assert header["BKGLIST"].strip() == donors.strip()
-    assert not {"DATE", "CHECKSUM"} & set(header)
+    assert "DATE" not in header
+    assert {header.comments[key] for key in ("DATASUM", "CHECKSUM")} == {"when it was written"}
+    with fits.open(run, checksum=True) as hdus:
+        assert hdus["BACKGROUND"].verify_checksum() == hdus["BACKGROUND"].verify_datasum() == 1
     assert hdu.header.tostring() == before  # the caller's HDU is not touched
 
 

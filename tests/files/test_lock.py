@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dask_bkg.errors import ArchiveError, StoreBusyError
-from dask_bkg.files import Lock, locked
+from dask_bkg.files import Lock, locked, owner
 from dask_bkg.files import lock as lock_module
 from dask_bkg.files.lock import LOCK_NAME
 
@@ -214,8 +214,8 @@ def living():
 
 
 def held_by(process, lock, age=0.0, **holder):
-    owner = {"host": lock_module._place(), "pid": process.pid, "start": lock_module._start_of(process.pid)}
-    leave_lock(lock.path, age, **{**owner, **holder})
+    held = {"host": owner.place(), "pid": process.pid, "start": owner.start_of(process.pid)}
+    leave_lock(lock.path, age, **{**held, **holder})
 
 
 @pytest.mark.parametrize("age", [1e6, -1e6])
@@ -265,5 +265,5 @@ def test_waiting_is_said(lock, living, caplog, monkeypatch):
     with caplog.at_level("INFO"), pytest.raises(StoreBusyError):
         lock.acquire(0.6)
     assert [r.message for r in caplog.records] == [
-        f"waiting for process {living.pid} on {lock_module._place()}, which writes into runs.zarr"
+        f"waiting for process {living.pid} on {owner.place()}, which writes into runs.zarr"
     ]

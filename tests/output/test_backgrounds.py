@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import logging
 import os
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
+from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 import dask_bkg
@@ -19,10 +22,12 @@ from dask_bkg.background.target import Target
 from dask_bkg.binning import Edges, FieldEdges
 from dask_bkg.compat import run_make_background
 from dask_bkg.errors import ArchiveError, ConfigError
+from dask_bkg.files import read
 from dask_bkg.output import backgrounds as module
 from dask_bkg.output.backgrounds import Backgrounds, contributing_runs, layout_of
 from dask_bkg.output.write import Result, pack
 from dask_bkg.schema import edges_of, field_edges_of
+from dask_bkg.store.check import check_store
 from dask_bkg.store.rows import Rows, write_part
 
 pytestmark = pytest.mark.slow  # whole jobs, or simulations of many skies
@@ -181,7 +186,7 @@ def test_parts_of_a_job_that_was_killed_are_what_the_next_one_finds(results):
     target = Target(4, "source", str(results.parent / "out" / "bkg_4.fits"))
     assert first.backgrounds.marks([target]) == {}
     second = Job(results, "j2")
-    assert second.backgrounds.marks([target]) == {4: ("d", ((10, 10**18), (20, 2 * 10**18)))}
+    assert second.backgrounds.marks([target]) == {4: ("d", ((10, 10**18), (20, 2 * 10**18)), (0, 0))}
     assert second.backgrounds.marks([target._replace(output="elsewhere")]) == {}
     result = second.backgrounds.result(4)
     assert (result.status, result.n_runs, result.hours, result.n_events) == ("unchanged", 3, 1.0, 17)
@@ -312,6 +317,107 @@ def test_what_is_lost_is_made_again_and_what_a_lost_background_had_goes(done):
     assert set(written(results)) == set(before) - {64002}
 
 
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "lost":
+        path.unlink()
+    elif how == "flipped":  # in the first chunk
+        path.write_bytes(data[:30] + bytes([data[30] ^ 8]) + data[31:])
+    else:
+        path.write_bytes(data[:-9])
+
+
+@pytest.mark.parametrize("how", ["lost", "flipped", "cut short"])
+@pytest.mark.parametrize("name", ["error", "contributing"])
+def test_what_is_damaged_in_the_store_is_written_again_with_a_line(done, caplog, name, how):
+    config, results = done
+    before = {name: dask_bkg.open_backgrounds(results)[name].values for name in ("rate", "error", "contributing")}
+    times = written(results)
+    damage(next((results / "backgrounds.zarr" / name).glob("c.0.*")), how)
+    assert check_store(results / "backgrounds.zarr").runs == [64001, 64002, 64003, 64004]
+    run_make_background(config)
+    assert "of the backgrounds of 4 runs (64001, 64002, 64003, 64004) is made again" in caplog.text
+    assert all(after > times[run] for run, after in written(results).items())
+    after = dask_bkg.open_backgrounds(results)
+    for name, values in before.items():
+        assert_array_equal(after[name].values, values)
+    assert check_store(results / "backgrounds.zarr").is_whole
+    times = written(results)
+    run_make_background(config)
+    assert written(results) == times
+
+
+@pytest.mark.parametrize("kind", ["integers", "numbers", "texts"])
+def test_a_table_that_is_damaged_is_mended_and_nothing_is_written_again(done, caplog, kind):
+    config, results = done
+    before, provenance = written(results), (results / "provenance.json").read_text()
+    file = results / "backgrounds.zarr" / kind / "c.0.0"
+    damage(file, "flipped")
+    run_make_background(config)
+    assert f"{file} is damaged" in caplog.text
+    assert "is taken from its copy" in caplog.text
+    assert written(results) == before
+    assert (results / "provenance.json").read_text() == provenance
+    assert check_store(results / "backgrounds.zarr").is_whole
+
+
+def test_a_disk_that_cannot_be_read_now_is_no_damage(results, monkeypatch):
+    """The store is not moved away, as one is that is none."""
+    job = Job(results)
+    job.backgrounds.record(job.write(1, 2))
+    monkeypatch.setattr(read, "PAUSES", (0.0, 0.0, 0.0))
+    read_text = Path.read_text
+
+    def stale(path, *args, **kwargs):
+        if path.name == "zarr.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read_text(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", stale)
+        with pytest.raises(ArchiveError, match=r"backgrounds.zarr cannot be read now \(Stale"):
+            Job(results, "j2")
+    assert sorted(path.name for path in results.iterdir()) == ["backgrounds.zarr"]
+    assert dask_bkg.open_backgrounds(results).obs_id.values.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("attach", "suffix"), [("copy", ""), ("copy", ".gz"), ("index", ".gz")])
+def test_a_background_that_was_damaged_in_its_file_is_written_again(done, attach, suffix):
+    """By one byte, and the file looks as it did."""
+    config, results = done
+    config["io"]["attach"] = attach
+    out = Path(config["io"]["out_dir"])
+    if not suffix:
+        data = Path(config["io"]["search_datastore"])
+        for path in data.rglob("run_*.fits.gz"):
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+        for index in data.glob("hdu-index.fits.gz"):
+            table = Table.read(index)
+            table["FILE_NAME"] = [name.removesuffix(".gz") for name in table["FILE_NAME"]]
+            table.meta["HDUCLAS1"] = "INDEX"
+            table.write(index, overwrite=True)
+    run_make_background(config)
+    before = written(results)
+    output = Path(str(dask_bkg.open_backgrounds(results).output.sel(obs_id=64002).values))
+    whole, stat = output.read_bytes(), output.stat()
+    with fits.open(output, checksum=True) as hdus:  # astropy warns of wrong sums, and warnings are errors here
+        assert hdus["BACKGROUND"].verify_checksum() == hdus["BACKGROUND"].verify_datasum() == 1
+    for at in (-200, -1500):
+        output.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        os.utime(output, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        run_make_background(config)
+        assert output.read_bytes() == whole
+        after, stat = written(results), output.stat()
+        assert [run for run in after if after[run] != before[run]] == [64002]
+        reason = str(dask_bkg.open_backgrounds(results).reason.sel(obs_id=64002).values)
+        assert "its background was damaged in the file, and is written again" in reason
+        before = after
+    run_make_background(config)
+    assert written(results) == before
+    assert out in output.parents
+
+
 @pytest.mark.parametrize("kind", ["level", "spectrum"])
 def test_own_counts_of_a_job_are_in_the_header_and_in_the_store(job, four_runs, kind):
     config = job(four_runs, io={"from_run": False}, binning={"off_bins": 5, "e_bins": 12}, model={"own": kind})
@@ -344,4 +450,4 @@ def test_a_results_store_is_few_files(results):
     job.backgrounds.record(job.write(*range(1, 30)))
     store = Rows(results / "backgrounds.zarr")
     files = [path for path in store.path.rglob("*") if path.is_file()]
-    assert len(files) == 1 + 2 * (len(store.layout.arrays) + 3) == 31
+    assert len(files) == 1 + 2 * (len(store.layout.arrays) + 3) + 1 == 32

@@ -223,10 +223,10 @@ def test_our_own_configuration_is_written_again(example, both):
 
 
 def test_an_archive_that_is_used_in_place_need_not_be_writable(job, four_runs, monkeypatch, caplog, tmp_path):
-    def read_only(target):
+    def read_only(target, write):
         raise ArchiveError(f"The directory {target.parent} cannot be written")
 
-    monkeypatch.setattr(prepare_module, "atomic_path", read_only)
+    monkeypatch.setattr(prepare_module, "atomic_write", read_only)
     assert prepare_dataset(job(four_runs))["run_selection"]["runlist"] == OBS_IDS
     assert "cannot be written" in caplog.text
     with pytest.raises(ArchiveError, match="cannot be written"):

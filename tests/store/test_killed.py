@@ -18,21 +18,22 @@ from dask_bkg.store.store import RunStore
 
 pytestmark = pytest.mark.slow
 
-# 30 files are put into their places: the job ends before the n-th
+# 34 files are put into their places: the job ends before the n-th
 MOMENTS = {
     "plan": 1,
     "histograms of the first block": 2,
     "numbers of the first block": 3,
     "exclusion of runs that stay": 4,
-    "histograms are folded": 5,
-    "rows of the view become valid": 11,
-    "numbers are folded": 12,
-    "runs become valid": 14,
-    "hints": 16,
-    "histograms of the second block": 17,
-    "the second block is folded": 21,
-    "its runs become valid": 28,
-    "last hints": 30,
+    "histograms are folded": 6,
+    "the table of the view is copied": 12,
+    "rows of the view become valid": 13,
+    "numbers are folded": 14,
+    "runs become valid": 17,
+    "hints": 19,
+    "histograms of the second block": 20,
+    "the second block is folded": 25,
+    "its runs become valid": 33,
+    "last hints": 34,
     "never": 10_000,
 }
 
@@ -83,7 +84,7 @@ def test_a_job_killed_at_any_moment_leaves_no_wrong_row_and_is_continued(archive
         assert set(finished.tolist()).isdisjoint(read), "a finished run was opened again"
         assert right_rows(store, expected) == 12
         assert sorted(store.table()["obs_id"]) == list(range(FIRST, FIRST + 12))
-        assert not [*path.rglob("*.partial")]
+        assert not [*path.rglob("*.partial"), *path.rglob(".dask_bkg-*"), *path.parent.glob(f".*-{path.name}*")]
     assert min(usable) == 7, "a run that was there is lost"
     assert usable[-1] == 12
     assert len(set(usable)) == 3

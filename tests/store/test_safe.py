@@ -91,9 +91,26 @@ def test_a_file_that_was_lost_is_read_again(archive, filled, opened):
         assert_stored(store, run)
 
 
-def test_numbers_that_were_lost_are_read_again(archive, filled):
+@pytest.mark.parametrize("place", ["runs", "fine"])
+@pytest.mark.parametrize("kind", ["integers", "numbers", "texts"])
+def test_a_table_that_is_damaged_is_mended_and_no_event_is_read(archive, filled, opened, caplog, place, kind):
+    runs, file = run_files(archive[0], 12), filled.path / place / kind / "c.0.0"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:50] + b"torn" + whole[54:])
+    store = RunStore.open(filled.path)
+    assert f"{place}/{kind}/c.0.0 is damaged" in caplog.text
+    assert store.outdated(runs, [store.fine], None) == []
+    store.mend()
+    assert file.read_bytes() == whole
+    assert update(RunStore.open(filled.path), runs) == {}
+    assert opened == []
+    assert_stored(store, runs[3])
+
+
+def test_numbers_that_were_lost_with_their_copy_are_read_again(archive, filled):
     for name in ("runs", "fine"):
         (filled.path / name / "numbers" / "c.0.0").unlink()
+        (filled.path / name / "table.npz").unlink()
     with pytest.raises(ArchiveError, match=r"numbers is lost"):
         load_histograms(str(filled.path), "", [0], RINGS)
     store = RunStore.open(filled.path)
@@ -288,7 +305,7 @@ def refuse(monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "open", refused)
-    monkeypatch.setattr(stat_cache, "atomic_path", refused)
+    monkeypatch.setattr(stat_cache, "atomic_write", refused)
 
 
 def test_a_store_that_may_only_be_read(archive, filled, monkeypatch):
@@ -513,6 +530,6 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dask_bkg.store.rows.atomic_path", full)
+    monkeypatch.setattr("dask_bkg.store.rows.atomic_write", full)
     with pytest.raises(ArchiveError, match="No space left"), store.writing():
         store.plan_update(run_files(tmp_path, 1), [store.fine], None)
