@@ -18,7 +18,16 @@ from typing import IO, Any
 
 from astropy.io import fits
 
-from dask_bkg.dl3.blocks import BLOCK, Piece, header_end, parsed_header, read_fits_bytes, round_up, split_hdus
+from dask_bkg.dl3.blocks import (
+    BLOCK,
+    Piece,
+    header_end,
+    parsed_header,
+    read_fits_bytes,
+    round_up,
+    split_hdus,
+    with_sums,
+)
 from dask_bkg.dl3.creator import is_events, is_mirrored, lasting_bytes, with_own_creator
 from dask_bkg.errors import RunError
 from dask_bkg.files import atomic_write, write_pieces
@@ -26,9 +35,6 @@ from dask_bkg.files.read import GZIP, now, patiently
 
 GADF_URL = "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats"
 HDU_NAME = "BACKGROUND"
-
-WHEN = "when it was written"
-"""What the comments of DATASUM and CHECKSUM say; a date would make equal files differ."""
 
 MARGIN = 4 * BLOCK
 """Bytes of the header of a background, and of what packing may add."""
@@ -113,9 +119,8 @@ def write_background(
     'BACKGROUND'
     """
     first = fits.PrimaryHDU()
-    first.add_checksum(when=WHEN)
-    primary = split_hdus(_to_bytes(first))[0]
-    _write(target, [primary.raw, _background_bytes(background_hdu, HDU_NAME, cards)])
+    first.header.update({"DATASUM": "", "CHECKSUM": ""})
+    _write(target, [with_sums(_to_bytes(first)), _background_bytes(background_hdu, HDU_NAME, cards)])
     return HDU_NAME
 
 
@@ -290,8 +295,8 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     for key, card in (cards or {}).items():
         header[key] = card
     hdu.name = name
-    hdu.add_checksum(when=WHEN)
-    return split_hdus(_to_bytes(fits.PrimaryHDU(), hdu))[1].raw
+    header.update({"DATASUM": "", "CHECKSUM": ""})
+    return with_sums(split_hdus(_to_bytes(fits.PrimaryHDU(), hdu))[1].raw)
 
 
 def _to_bytes(*hdus: fits.PrimaryHDU | fits.BinTableHDU) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from astropy.io import fits
 
 from dask_bkg import __version__
-from dask_bkg.dl3.blocks import CARD, Piece, checksum, header_end, round_up
+from dask_bkg.dl3.blocks import CARD, Piece, checksum, header_end, round_up, sum_card
 
 MIRRORED = {"CREATOR": "SASH FITS::EventListWriter", "HDUVERS": "0.2"}
 """Cards of the event lists whose 3D backgrounds gammapy mirrors."""
@@ -95,13 +95,9 @@ def _with_checksum(cards: list[bytes], data: bytes) -> bytes:
     keywords = [_keyword(card) for card in cards]
     if b"CHECKSUM" in keywords:
         at = keywords.index(b"CHECKSUM")
-        cards[at] = _checksum_card(b"0" * 16)
-        cards[at] = _checksum_card(checksum(_joined(cards, data)))
+        cards[at] = sum_card(b"CHECKSUM", b"0" * 16)
+        cards[at] = sum_card(b"CHECKSUM", checksum(_joined(cards, data)))
     return _joined(cards, data)
-
-
-def _checksum_card(value: bytes) -> bytes:
-    return (b"CHECKSUM= '%s'   / HDU checksum" % value).ljust(CARD)
 
 
 def _joined(cards: list[bytes], data: bytes) -> bytes:

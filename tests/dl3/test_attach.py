@@ -164,7 +164,7 @@ def test_cards_of_the_background(run):
     assert header.comments["BKGRUNS"] == "contributing runs"
     assert header["BKGLIST"].strip() == donors.strip()
     assert "DATE" not in header
-    assert {header.comments[key] for key in ("DATASUM", "CHECKSUM")} == {"when it was written"}
+    assert {header.comments[key] for key in ("DATASUM", "CHECKSUM")} == {"data unit checksum", "HDU checksum"}
     with fits.open(run, checksum=True) as hdus:
         assert hdus["BACKGROUND"].verify_checksum() == hdus["BACKGROUND"].verify_datasum() == 1
     assert hdu.header.tostring() == before  # the caller's HDU is not touched
