@@ -33,6 +33,9 @@ SAY_AFTER = 30.0
 NO_WORKER_SECONDS = 600.0
 """Seconds without a worker after which a job ends."""
 
+NO_ANSWER_SECONDS = 300.0
+"""Seconds without an answer of the scheduler after which a job ends."""
+
 CANCEL_SECONDS = 1.0
 """Time that a scheduler has to take note that a job is over."""
 
@@ -53,7 +56,7 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     Raises
     ------
     LostClusterError
-        If the scheduler has ended, or no worker is there for `NO_WORKER_SECONDS`.
+        If the scheduler has ended, does not answer for `NO_ANSWER_SECONDS`, or has no worker for `NO_WORKER_SECONDS`.
     """
     if not tasks:
         return
@@ -113,8 +116,8 @@ class _Watch:
 
     def alive(self) -> None:
         """A result has come."""
-        self._looked = self._had_worker = time.monotonic()
-        self._said = False
+        self._looked = self._had_worker = self._answered = time.monotonic()
+        self._said = self._said_silent = False
 
     def look(self) -> None:
         """Say what is waited for, if it is not the tasks; raise `LostClusterError` where that was too long."""
@@ -124,10 +127,10 @@ class _Watch:
         try:
             workers = len(self._client.sync(scheduler.ncores, callback_timeout=LOOK_EVERY))
         except (TimeoutError, OSError):
-            log.warning("waiting for the scheduler %s, which does not answer", _address(self._client))
             self._looked = time.monotonic()
+            self._no_answer(self._looked - self._answered)
             return
-        self._looked = now
+        self._looked, self._answered, self._said_silent = now, now, False
         if workers:
             self._had_worker, self._said = now, False
         waited = now - self._had_worker
@@ -145,6 +148,21 @@ class _Watch:
                 "batch jobs are waiting in the queue" if batch else f"the job ends after {NO_WORKER_SECONDS:.0f} s",
             )
             self._said = True
+
+    def _no_answer(self, waited: float) -> None:
+        address = _address(self._client)
+        if waited > NO_ANSWER_SECONDS:
+            raise LostClusterError(
+                f"the scheduler {address} has not answered for {waited:.0f} s: it, or its machine, is stopped or overloaded, or "
+                "the network is down; what is finished is kept: start the job again"
+            )
+        if not self._said_silent:
+            log.warning(
+                "waiting for the scheduler %s, which does not answer; the job ends after %.0f s",
+                address,
+                NO_ANSWER_SECONDS,
+            )
+            self._said_silent = True
 
 
 def _address(client: Client) -> str:
