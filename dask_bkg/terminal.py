@@ -30,7 +30,7 @@ _CONTROL = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 _VARYING = (
-    (re.compile(r"(?<!\w)/[^\s'\",;:()]+|[\w.-]+(?:/[\w.@+-]+)+\.\w+"), "<file>"),
+    (re.compile(r"(?<!\w)/[^\s'\",;:()]+|(?<![\w.-])[\w.-]+(?:/[\w.@+-]+)+\.\w+"), "<file>"),
     (re.compile(r"\b[0-9a-f]{12,}\b|[-+]?\d[\d_.]*(?:e[-+]?\d+)?", re.IGNORECASE), "N"),
 )
 
@@ -131,6 +131,7 @@ def kind_of(reason: str) -> str:
     >>> kind_of("run 64001: /data/run_64001.fits: GTI has 3 rows, ontime 12.5 s")
     '<file>: GTI has N rows, ontime N s'
     """
+    reason = reason[: 10 * LONGEST]
     for pattern, word in _VARYING:
         reason = pattern.sub(word, reason)
     kind = one_line(reason.removeprefix("run N: "))

@@ -71,8 +71,10 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     try:
         for future in _as_they_come(futures, client):
             try:
-                result = future.result()
+                result = future.result(timeout=NO_ANSWER_SECONDS)
             except Exception as error:  # the scheduler's own: KilledWorker, a cancelled task ...
+                if isinstance(error, TimeoutError) and future.status == "finished":
+                    raise _silent(client) from None
                 if getattr(error, "reason", "") == "scheduler-connection-lost" or client.status != "running":
                     raise LostClusterError(
                         f"the scheduler {_address(client)} has ended, or cannot be reached any more: it was killed "
@@ -150,19 +152,19 @@ class _Watch:
             self._said = True
 
     def _no_answer(self, waited: float) -> None:
-        address = _address(self._client)
         if waited > NO_ANSWER_SECONDS:
-            raise LostClusterError(
-                f"the scheduler {address} has not answered for {waited:.0f} s: it, or its machine, is stopped or overloaded, or "
-                "the network is down; what is finished is kept: start the job again"
-            )
+            raise _silent(self._client)
         if not self._said_silent:
-            log.warning(
-                "waiting for the scheduler %s, which does not answer; the job ends after %.0f s",
-                address,
-                NO_ANSWER_SECONDS,
-            )
+            left, address = NO_ANSWER_SECONDS - waited, _address(self._client)
+            log.warning("waiting for the scheduler %s, which does not answer; the job ends in %.0f s", address, left)
             self._said_silent = True
+
+
+def _silent(client: Client) -> LostClusterError:
+    return LostClusterError(
+        f"the scheduler {_address(client)} has not answered for {NO_ANSWER_SECONDS:.0f} s: it, or its machine, is "
+        "stopped or overloaded, or the network is down; what is finished is kept: start the job again"
+    )
 
 
 def _address(client: Client) -> str:
