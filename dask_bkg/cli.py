@@ -11,20 +11,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dask_bkg import __version__
+from dask_bkg import __version__, terminal
 from dask_bkg.errors import BackgroundError, Stopped
 
 NOTHING_DONE, SOME_FAILED = 1, 3
 
-MOST_LINES = 200
-"""Lines of a table that are printed."""
+MOST_ROWS, FIRST_ROWS = 200, 50
+"""Runs up to which the table of a job is printed whole, and its rows that are printed otherwise."""
 
 
 STOP_SECONDS = 4.0
@@ -86,6 +86,11 @@ class _Stop:
 class _Group(click.Group):
     """Errors of ours end the program with status 1 and their message, signals with a sentence; no traceback."""
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command; no control character of an archive reaches the terminal."""
+        with terminal.plain_streams():
+            return super().main(*args, **more)
+
     def invoke(self, ctx: click.Context):
         stop = _Stop()
         try:
@@ -101,7 +106,8 @@ class _Group(click.Group):
             sys.exit(NOTHING_DONE)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+# color: Click would else cut out what looks like a colour, instead of showing it
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.option("-v", "--verbose", is_flag=True, help="Log progress.")
 @click.version_option(__version__, prog_name="dask-bkg")
 def main(verbose: bool) -> None:
@@ -117,8 +123,7 @@ def main(verbose: bool) -> None:
     dask-bkg cluster check config.yaml  whether a worker of its cluster can do the job
     dask-bkg validate config.yaml       how well backgrounds predict runs that they have not seen
     """  # noqa: D301
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    terminal.log_to_terminal(logging.INFO if verbose else logging.WARNING, every=verbose)
     # which star table is used, and the like: few lines, and a user wants to know
     logging.getLogger("dask_bkg").setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -141,6 +146,17 @@ def _job_options(command: Callable) -> Callable:
     ):
         command = add(command)
     return command
+
+
+@contextmanager
+def _listing_failures(directory: Path) -> Iterator[None]:
+    """List all runs of an error in a file: its message has them by kind."""
+    try:
+        yield
+    except BackgroundError as error:
+        if error.failed:
+            _write_failures(directory, error.failed)
+        raise
 
 
 @contextmanager
@@ -217,8 +233,10 @@ def run(
     settings = _settings(config_file, cluster)
     click.echo(f"# effective configuration\n{dump_yaml(settings.effective())}")
     check_job(settings)
-    prepared = prepare_runs(settings, overwrite)
-    with _reported(settings, report):
+    failures_dir = _failures_dir(settings)
+    with _listing_failures(failures_dir):
+        prepared = prepare_runs(settings, overwrite)
+    with _listing_failures(failures_dir), _reported(settings, report):
         done = run_job(prepared, progress=progress, refresh=refresh)
     _tell_results(done.results)
     unchanged, written = (sum(r.status == word for r in done.results) for word in ("unchanged", "done"))
@@ -226,7 +244,8 @@ def run(
     click.echo(f"\n{opened}; {written} backgrounds written, {unchanged} unchanged")
     missing = prepared.run_selection.missing_runs
     if missing:
-        click.echo(f"not in the archive: {', '.join(map(str, missing))}", err=True)
+        more = f" and {len(missing) - MOST_ROWS} more" if len(missing) > MOST_ROWS else ""
+        click.echo(f"not in the archive: {', '.join(map(str, missing[:MOST_ROWS]))}{more}", err=True)
     click.echo(f"\nprovenance, effective configuration and this table: {done.results_dir}")
     if written or not done.picture.exists():
         # not imported, and not drawn again, where it would come out as it is
@@ -235,19 +254,23 @@ def run(
         draw_backgrounds(done, done.config or settings)
     if done.picture.exists():
         click.echo(f"picture: {done.picture}")
-    _end({**prepared.run_selection.failed_runs, **done.failed}, missing)
+    _end({**prepared.run_selection.failed_runs, **done.failed}, failures_dir, missing)
 
 
 def _tell_results(results: list) -> None:
     """The table of a job, and what is worth knowing of single backgrounds; of a large one the first lines."""
     from dask_bkg import report
 
-    click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(results[:MOST_LINES])))
-    remarks = [f"run {result.obs_id}: {result.reason}" for result in results if result.reason and result.done]
-    for line in remarks[:MOST_LINES]:
-        click.echo(line)
-    if max(len(results), len(remarks)) > MOST_LINES:
-        click.echo(f"... all {len(results)} runs, and {len(remarks)} remarks, are in summary.ecsv")
+    shown = results if len(results) <= MOST_ROWS else results[:FIRST_ROWS]
+    click.echo(report.format_table(report.SUMMARY_HEADER, report.summary_rows(shown)))
+    if len(results) > len(shown):
+        click.echo(f"... all {len(results)} runs are in summary.ecsv")
+    remarks = {
+        result.obs_id: f"run {result.obs_id}: {result.reason}" for result in results if result.reason and result.done
+    }
+    if remarks:
+        where = " (each in summary.ecsv)" if len(remarks) > terminal.WHOLE else ""
+        click.echo("\n".join([f"\nremarks on {len(remarks)} backgrounds{where}:", *terminal.reason_lines(remarks)]))
 
 
 def _settings(config_file: Path, cluster: str | None):
@@ -259,12 +282,25 @@ def _settings(config_file: Path, cluster: str | None):
     return settings.with_cluster(cluster) if cluster else settings
 
 
-def _end(failed: dict[int, str], missing: Sequence[int] = ()) -> None:
-    """Report runs that failed; status `SOME_FAILED` if there are any, or some are missing."""
+def _failures_dir(settings: Any) -> Path:
+    """Where a job lists its failures: with its results, or next to its run store."""
+    return settings.store_path.parent if settings.io.results_dir is None else settings.directory("results_dir")
+
+
+def _write_failures(directory: Path, failed: Mapping[int, str]) -> None:
+    """List the failures of a job in a file, and say where if there are any."""
+    from dask_bkg.report.tables import write_failures
+
+    if (path := write_failures(directory, failed)) is not None:
+        click.echo(f"all {len(failed)} failures: {path}", err=True)
+
+
+def _end(failed: Mapping[int, str], failures_dir: Path, missing: Sequence[int] = ()) -> None:
+    """Report runs that failed, many by kind; status `SOME_FAILED` if there are any, or some are missing."""
     if failed:
-        click.echo(f"\n{len(failed)} runs could not be used:", err=True)
-        for reason in failed.values():
-            click.echo(f"  {reason}", err=True)
+        lines = [f"\n{len(failed)} runs could not be used:", *terminal.reason_lines(failed)]
+        click.echo("\n".join(lines), err=True)
+    _write_failures(failures_dir, failed)
     if failed or missing:
         sys.exit(SOME_FAILED)
 
@@ -277,10 +313,11 @@ def reduce(config_file: Path, cluster: str | None, report: Path | None, progress
     from dask_bkg.store.info import describe
 
     settings = _settings(config_file, cluster)
-    with _reported(settings, report):
+    failures_dir = _failures_dir(settings)
+    with _listing_failures(failures_dir), _reported(settings, report):
         done = reduce_archive(settings, progress=progress)
     click.echo(f"{done.opened} event files opened, events of {done.read} runs counted\n\n{describe(done.store.path)}")
-    _end(done.failed)
+    _end(done.failed, failures_dir)
 
 
 @main.command()
@@ -314,13 +351,14 @@ def kl(config_file: Path, cluster: str | None, report: Path | None, progress: bo
     from dask_bkg.report.matrix import sample
 
     settings = _settings(config_file, cluster)
-    with _reported(settings, report):
+    failures_dir = _failures_dir(settings)
+    with _listing_failures(failures_dir), _reported(settings, report):
         done = write_matrix(settings, progress=progress)
     picture = done.path.with_suffix(".png")
     some = sample(done.path)
     plot_kl_matrix(picture, some.values, some.obs_id.values, zenith=some.zenith.values)
     click.echo(f"matrix:  {done.path}\npicture: {picture}")
-    _end(done.failed)
+    _end(done.failed, failures_dir)
 
 
 @main.group()
@@ -400,7 +438,7 @@ def validate(
     directory = out or settings.directory("results_dir") / "validation"
     other = load_config(against) if against is not None and against.is_file() else against
     options: dict[str, Any] = {"folds": folds, "same_target_out": same_target_out, "progress": progress}
-    with _reported(settings, report):
+    with _listing_failures(directory), _reported(settings, report):
         done = validate_job(settings, other, **options)
     done.name = config_file.stem
     if done.against is not None and against is not None:
@@ -408,7 +446,7 @@ def validate(
         done.against.name = name if name != done.name else f"{against.parent.name}/{name}"
     click.echo(write_validation(done, directory))
     click.echo(f"\npage: {directory / 'validation.html'}")
-    _end({**(done.against.failed if done.against else {}), **done.failed})
+    _end({**(done.against.failed if done.against else {}), **done.failed}, directory)
 
 
 @main.command()

@@ -1,8 +1,20 @@
 """The errors that a user can meet; each message has what is wrong, what is accepted, what was found, and a remedy."""
 
+from collections.abc import Mapping
+
 
 class BackgroundError(Exception):
-    """Base of all errors that ``dask_bkg`` raises by itself."""
+    """Base of all errors that ``dask_bkg`` raises by itself.
+
+    Parameters
+    ----------
+    failed
+        The runs that it is about, ``{obs_id: reason}``.
+    """
+
+    def __init__(self, *args: object, failed: Mapping[int, str] | None = None) -> None:
+        super().__init__(*args)
+        self.failed = dict(failed or {})
 
 
 class ConfigError(BackgroundError, ValueError):

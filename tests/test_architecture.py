@@ -16,10 +16,11 @@ PACKAGE = Path(dask_bkg.__file__).parent
 SCIENCE = {"errors", "binning", "schema", "sky", "selection", "similarity", "background"}
 BELOW_PLAN = SCIENCE | {"files", "config", "dl3", "reduction", "settings"}
 BELOW_OUTPUT = BELOW_PLAN | {"plan", "store", "lazy"}
-BELOW_PIPELINE = BELOW_OUTPUT | {"output", "cluster"}
+BELOW_PIPELINE = BELOW_OUTPUT | {"output", "cluster", "terminal"}
 
 MAY_IMPORT = {
     "errors": set(),
+    "terminal": set(),
     "binning": set(),
     "schema": {"binning"},
     "files": {"errors"},

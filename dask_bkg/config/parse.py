@@ -19,6 +19,9 @@ from dask_bkg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+MOST_PROBLEMS, LONGEST = 40, 1000
+"""Problems of a configuration that are listed, and characters of one."""
+
 
 def load_config(path: str | Path) -> Config:
     """Read and validate a YAML file.
@@ -69,7 +72,11 @@ def parse_config(mapping: Mapping[str, Any], base_dir: str | Path | None = None)
     config, problems = _validate(_with_defaults(_without_nulls(normalised.own)), normalised.renamed)
     problems = normalised.problems + problems
     if config is None or problems:
-        lead = "the configuration cannot be used" + (f", {len(problems)} problems" if len(problems) > 1 else "")
+        n = len(problems)
+        lead = "the configuration cannot be used" + (f", {n} problems" if n > 1 else "")
+        problems = [text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in problems[:MOST_PROBLEMS]]
+        if n > MOST_PROBLEMS:
+            problems.append(f"and {n - MOST_PROBLEMS} more")
         raise ConfigError("\n  - ".join([f"{lead}:", *problems]))
     if normalised.without_effect:
         log.warning("accepted from gammapy-tools and without effect here: %s", ", ".join(normalised.without_effect))

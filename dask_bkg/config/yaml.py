@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.emitter import Emitter
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import implicit_resolvers
@@ -25,12 +27,62 @@ from dask_bkg.config.models import SECTIONS, Config, Section, choices_of, unit_o
 from dask_bkg.config.presets import ABOUT, PRESETS
 from dask_bkg.errors import ConfigError
 
+MOST_BYTES = 4_000_000
+"""Size of a file: twenty times the one of a job of 20,000 runs that are named one by one."""
+
+MOST_VALUES = 200_000
+"""Values of a file (at most half a minute of reading), those of an alias counted wherever it stands."""
+
+DEEPEST = 20
+"""Tables and lists within each other; no option has more than four."""
+
+MOST_DIGITS, MOST_BITS, LONGEST_KEY = 100, 330, 200
+"""Characters and bits of an integer, and characters of a key."""
+
+
+class _Composer(Composer):
+    """Bounds what a file becomes, while it is read: aliases of aliases make billions of values of ten lines."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self._values = self._level = 0
+        self._sizes = dict[str, int]()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, before = self.parser.peek_event(), self._values
+        alias = isinstance(event, AliasEvent)
+        if alias and event.anchor in self.anchors and event.anchor not in self._sizes:
+            raise self._refused(f"the alias *{event.anchor} stands in what it repeats: write the values out", event)
+        self._values += self._sizes.get(event.anchor, 1) if alias else 1
+        if self._values > MOST_VALUES:
+            problem = (
+                f"with what aliases (*name) repeat, there are more than {MOST_VALUES} values: write less of them"
+            )
+            raise self._refused(problem, event)
+        if self._level == DEEPEST:
+            raise self._refused(
+                f"more than {DEEPEST} tables and lists within each other: no option has so many", event
+            )
+        self._level += 1
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if event.anchor is not None and not alias:
+            self._sizes[event.anchor] = self._values - before
+        return node
+
+    @staticmethod
+    def _refused(problem: str, event: Any) -> ComposerError:
+        return ComposerError(problem=problem, problem_mark=event.start_mark)
+
 
 class _Constructor(SafeConstructor):
     """Plain values by YAML 1.2, but for what PyYAML, and so gammapy-tools, reads otherwise (YAML 1.1)."""
 
     def construct_yaml_int(self, node: ScalarNode) -> int:
-        """Refuse a leading zero: octal in YAML 1.1, decimal in YAML 1.2."""
+        """Refuse a leading zero, octal in YAML 1.1 and decimal in YAML 1.2, and what has too many digits."""
+        if (n := len(node.value)) > MOST_DIGITS:
+            problem = f"the integer {node.value[:10]}... has {n} characters: at most {MOST_DIGITS} are accepted"
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
         number = super().construct_yaml_int(node)
         if re.match("[-+]?0[0-9_]", node.value):
             problem = f'the number {node.value} begins with a zero: write {number}, or "{node.value}" in quotes'
@@ -44,6 +96,9 @@ class _Constructor(SafeConstructor):
 
     def check_mapping_key(self, node: Node, key_node: Node, mapping: dict, key: Any, value: Any) -> bool:
         """Refuse a key that is given twice (ruamel.yaml's own error prints both values, whole sections too)."""
+        if len(str(key)) > LONGEST_KEY:
+            problem = f"the key {key!s:.20}... has more than {LONGEST_KEY} characters: no option is so long"
+            raise ConstructorError(problem=problem, problem_mark=key_node.start_mark)
         if key in mapping or isinstance(key, tuple):
             problem = "is given twice: keep one of them" if key in mapping else "must be a word or a number"
             raise ConstructorError(problem=f"the key {key} {problem}", problem_mark=key_node.start_mark)
@@ -87,6 +142,7 @@ class _Emitter(Emitter):
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor, yaml.Representer, yaml.Emitter = _Constructor, _Representer, _Emitter
+    yaml.Composer = _Composer
     yaml.default_flow_style = yaml.allow_unicode = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # annotated as None
     yaml.width = 110
@@ -99,11 +155,17 @@ def read_yaml(path: str | Path) -> dict:
     Raises
     ------
     ConfigError
-        If the file cannot be read, is not YAML, is not a table of keys, gives a key twice, or holds an integer with
-        a leading zero; with the line.
+        If the file cannot be read, is not YAML, is not a table of keys, gives a key twice, holds an integer with a
+        leading zero, or has more bytes, values, levels or digits than a configuration; with the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open(path, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"{path}: is larger than {MOST_BYTES // 10**6} MB: is it the right file?")
+        if content.count(b"\n") + content.count(b",") > MOST_VALUES:
+            raise ConfigError(f"{path}: has more than {MOST_VALUES} lines and commas: is it the right file?")
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a YAML file ({error})") from error
     return parse_yaml(text, source=str(path))
@@ -180,6 +242,8 @@ def _plain(value: Any, where: str) -> Any:
         return [f"{x!r} {value.unit}" for x in numbers.tolist()] if numbers.ndim else f"{numbers!s} {value.unit}"
     if isinstance(value, np.generic) or hasattr(value, "tolist"):
         return _plain(value.tolist(), where)
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ConfigError(f"{where}: an integer of {value.bit_length()} bits: at most {MOST_BITS} are accepted")
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Iterable) and not isinstance(value, bytes):

@@ -36,6 +36,9 @@ SAY_AFTER = 30.0
 NO_WORKER_SECONDS = 600.0
 """Seconds without a worker after which a job ends."""
 
+NO_ANSWER_SECONDS = 300.0
+"""Seconds without an answer of the scheduler after which a job ends."""
+
 CANCEL_SECONDS = 1.0
 """Time that a scheduler has to take note that a job is over."""
 
@@ -56,7 +59,7 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     Raises
     ------
     LostClusterError
-        If the scheduler has ended, or no worker is there for `NO_WORKER_SECONDS`.
+        If the scheduler has ended, does not answer for `NO_ANSWER_SECONDS`, or has no worker for `NO_WORKER_SECONDS`.
     """
     if not tasks:
         return
@@ -72,8 +75,10 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
     try:
         for future in _as_they_come(futures, client):
             try:
-                result = future.result()
+                result = future.result(timeout=NO_ANSWER_SECONDS)
             except Exception as error:  # the scheduler's own: KilledWorker, a cancelled task ...
+                if isinstance(error, TimeoutError) and future.status == "finished":
+                    raise _silent(client) from None
                 if getattr(error, "reason", "") == "scheduler-connection-lost" or client.status != "running":
                     raise LostClusterError(
                         f"the scheduler {_address(client)} has ended, or cannot be reached any more: it was killed "
@@ -119,8 +124,8 @@ class _Watch:
 
     def alive(self) -> None:
         """A result has come."""
-        self._looked = self._had_worker = time.monotonic()
-        self._said = False
+        self._looked = self._had_worker = self._answered = time.monotonic()
+        self._said = self._said_silent = False
 
     def look(self) -> None:
         """Say what is waited for, if it is not the tasks; raise `LostClusterError` where that was too long."""
@@ -130,10 +135,10 @@ class _Watch:
         try:
             workers = len(self._client.sync(scheduler.ncores, callback_timeout=LOOK_EVERY))
         except (TimeoutError, OSError):
-            log.warning("waiting for the scheduler %s, which does not answer", _address(self._client))
             self._looked = time.monotonic()
+            self._no_answer(self._looked - self._answered)
             return
-        self._looked = now
+        self._looked, self._answered, self._said_silent = now, now, False
         if workers:
             self._had_worker, self._said = now, False
         waited = now - self._had_worker
@@ -151,6 +156,21 @@ class _Watch:
                 "batch jobs are waiting in the queue" if batch else f"the job ends after {NO_WORKER_SECONDS:.0f} s",
             )
             self._said = True
+
+    def _no_answer(self, waited: float) -> None:
+        if waited > NO_ANSWER_SECONDS:
+            raise _silent(self._client)
+        if not self._said_silent:
+            left, address = NO_ANSWER_SECONDS - waited, _address(self._client)
+            log.warning("waiting for the scheduler %s, which does not answer; the job ends in %.0f s", address, left)
+            self._said_silent = True
+
+
+def _silent(client: Client) -> LostClusterError:
+    return LostClusterError(
+        f"the scheduler {_address(client)} has not answered for {NO_ANSWER_SECONDS:.0f} s: it, or its machine, is "
+        "stopped or overloaded, or the network is down; what is finished is kept: start the job again"
+    )
 
 
 def _address(client: Client) -> str:

@@ -60,7 +60,10 @@ def write_matrix(config: Config, *, progress: bool = True) -> Matrix:
         stored = update_store(plan, workers, config.store_path, progress=progress)
         tables = make_tables(plan, stored)
         if tables.run_rows.size < 2:
-            raise ArchiveError("io.search_datastore: fewer than two of its runs can be used, and a matrix needs two")
+            raise ArchiveError(
+                "io.search_datastore: fewer than two of its runs can be used, and a matrix needs two",
+                failed=stored.failed,
+            )
         runs = load_runs(
             str(stored.store.path),
             stored.view,

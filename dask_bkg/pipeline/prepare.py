@@ -25,6 +25,7 @@ from dask_bkg.dl3.index_rows import background_rows, linked_rows, merge_index, p
 from dask_bkg.dl3.index_table import check_fit
 from dask_bkg.errors import ArchiveError, RunError
 from dask_bkg.files import StatCache, atomic_write, inside, locked, remove_leftovers, state_of
+from dask_bkg.terminal import reason_lines
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ def _place(archive: Datastore, runs: list[int], in_dir: Path, copy: bool, overwr
         log.warning("run %d is left out of %s: %s", obs_id, in_dir, reason)
     good = [run for run in runs if run not in failed]
     if not good:
-        reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
-        raise ArchiveError(f"no run could be taken from {archive.directory} to {in_dir}:\n{reasons}")
+        reasons = "\n".join(reason_lines(failed))
+        raise ArchiveError(f"no run could be taken from {archive.directory} to {in_dir}:\n{reasons}", failed=failed)
     obs = archive.observations(good)
     data_dirs = [] if copy else [archive.directory, *archive.data_dirs]
     with locked(in_dir):

@@ -27,6 +27,7 @@ from dask_bkg.pipeline.memory import tell_memory
 from dask_bkg.pipeline.tables import Tables, make_tables
 from dask_bkg.pipeline.update import Stored, died, progress_bar, update_store
 from dask_bkg.plan import Plan, plan_job
+from dask_bkg.terminal import reason_lines
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -132,7 +133,8 @@ def run_job(config: Config, *, progress: bool = True, refresh: bool = False) -> 
     results_dir = write_results(plan, results, backgrounds, tables.unusable)
     job.save()
     if not any(result.done for result in results):
-        raise BackgroundError("no background could be made:\n" + "\n".join(f"  {r.reason}" for r in results[:20]))
+        reasons = {result.obs_id: result.reason for result in results}
+        raise BackgroundError("\n".join(["no background could be made:", *reason_lines(reasons)]), failed=reasons)
     return Summary(results, results_dir, tables.unusable, plan.missing, stored.opened, stored.read, plan.config)
 
 

@@ -26,6 +26,7 @@ from dask_bkg.selection.instruments import set_instruments, unlike_others
 from dask_bkg.selection.lists import own_lists
 from dask_bkg.sky.fov import separation
 from dask_bkg.store.store import RunStore
+from dask_bkg.terminal import reason_lines
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ def make_tables(plan: Plan, stored: Stored) -> Tables:
         about |= {"run_rows": rows, "run_keys": keys, "field_rows": field_rows, "field_keys": field_keys}
         return Tables(**about, runs=targets, given=itself)
     if not usable:
-        reasons = "\n".join(f"  {reason}" for reason in list(unusable.values())[:20])
-        raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}")
+        reasons = "\n".join(reason_lines(unusable))
+        raise ArchiveError(f"io.search_datastore: none of its runs can be used:\n{reasons}", failed=unusable)
     runs = targets if numbers == usable else _table(table, usable)
     runs = _completed_by_index(runs, plan.archive)
     runs["excluded"] = _near(runs, plan.config.exclusion.exclude_source_run)

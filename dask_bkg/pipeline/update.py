@@ -25,6 +25,7 @@ from dask_bkg.sky.catalogs import catalog_files
 from dask_bkg.store.layout import same_axes
 from dask_bkg.store.store import RunStore
 from dask_bkg.store.update import BlockWork, update_block
+from dask_bkg.terminal import raw_stderr
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -204,5 +205,5 @@ def reduce_archive(config: Config, *, progress: bool = True) -> Stored:
 @contextmanager
 def progress_bar(what: str, total: int, progress: bool) -> Iterator[tqdm]:
     """A bar that counts runs."""
-    with tqdm(total=total, desc=what, unit="run", disable=not progress) as bar:
+    with tqdm(total=total, desc=what, unit="run", disable=not progress, file=raw_stderr()) as bar:
         yield bar

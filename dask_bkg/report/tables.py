@@ -1,8 +1,17 @@
-"""Tables as text."""
+"""Tables as text, and the list of the runs that a job could not use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table
+
+from dask_bkg.files import atomic_path
+from dask_bkg.terminal import kind_of, one_line
+
+FAILURES = "failures.ecsv"
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -16,7 +25,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     64001   1.50
         7      -
     """
-    cells = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    cells = [[f"{c:.2f}" if isinstance(c, float) else one_line(c) for c in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     lines = [list(header), ["-" * w for w in widths], *cells]
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -28,3 +37,30 @@ def summary_rows(results: Iterable) -> list[list[object]]:
 
 
 SUMMARY_HEADER = ["run", "status", "runs used", "hours", "events", "output file"]
+
+
+def write_failures(directory: Path, failed: Mapping[int, str]) -> Path | None:
+    """List the failures of a job in `FAILURES`: ``OBS_ID``, ``KIND``, ``REASON``; without one, remove the last job's.
+
+    Parameters
+    ----------
+    directory
+        Where the file lies.
+    failed
+        Reasons, ``{obs_id: reason}``; control characters in them are written as Python does.
+
+    Returns
+    -------
+    path
+        The file; None if there is no failure.
+    """
+    path = directory / FAILURES
+    if not failed:
+        path.unlink(missing_ok=True)
+        return None
+    runs = np.array(list(failed), dtype=np.int64)
+    reasons = [one_line(reason) for reason in failed.values()]
+    table = Table([runs, [kind_of(reason) for reason in reasons], reasons], names=("OBS_ID", "KIND", "REASON"))
+    with atomic_path(path) as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+    return path

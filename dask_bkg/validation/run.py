@@ -28,6 +28,7 @@ from dask_bkg.lazy.layers import Each, Layers, batches
 from dask_bkg.pipeline.graph import WRITE_BATCH, Graph, build, final_tasks, model_of
 from dask_bkg.pipeline.tables import Tables
 from dask_bkg.pipeline.update import died, progress_bar
+from dask_bkg.terminal import reason_lines
 from dask_bkg.validation.counts import Counts, Prepared, counts_of, frames_of, prepare
 from dask_bkg.validation.results import Validation, gather
 from dask_bkg.validation.score import FieldSums
@@ -272,8 +273,8 @@ def _validation(
     scores = {verdict.obs_id: verdict.score for verdict in verdicts if verdict.score is not None}
     kept = [verdict for verdict in verdicts if verdict.obs_id in scores]
     if not kept or total is None:
-        reasons = "\n".join(f"  {reason}" for reason in list(failed.values())[:20])
-        raise BackgroundError(f"no run could be validated ({name}):\n{reasons}")
+        reasons = "\n".join(reason_lines(failed))
+        raise BackgroundError(f"no run could be validated ({name}):\n{reasons}", failed=failed)
     place = {number: i for i, number in enumerate(tables.targets["obs_id"].tolist())}
     rows = [place[verdict.obs_id] for verdict in kept]
     columns = {column: tables.targets[column][rows] for column in COLUMNS}

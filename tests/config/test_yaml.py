@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import tracemalloc
 from datetime import date
 from pathlib import Path
 
@@ -277,3 +279,69 @@ def test_every_option_has_a_meaning_on_one_line():
             if key not in SECTIONS:
                 assert option.description, f"{model.__name__}.{key}"
                 assert "\n" not in option.description
+
+
+# -- what would take for ever, or all memory -----------------------------------------------------------------------
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, r"line 6: with what aliases \(\*name\) repeat, there are more than 200000 values"),
+        (MERGED, r"line 6: with what aliases \(\*name\) repeat, there are more than 200000 values"),
+        ("io:\n  a: &a [*a]", r"line 2: the alias \*a stands in what it repeats"),
+        ("io: {}\na: " + "[" * 10_000, "line 2: more than 20 tables and lists within each other"),
+        ("a: " + "{a: " * 10_000, "line 1: more than 20 tables and lists"),
+        ("? " * 10_000, "line 1: more than 20 tables and lists"),
+        ("\n".join(" " * i + "a:" for i in range(1000)), "line 20: more than 20 tables and lists"),
+        ("\nio:\n  x: " + "9" * 5000, r"line 3: the integer 9999999999\.\.\. has 5000 characters: at most 100"),
+        ("\nio: {x: -0x" + "f" * 5000 + "}", r"line 2: the integer -0x.* has 5003 characters: at most 100"),
+        ("\n" + "k" * 500 + ": 1", r"line 2: the key k{20}\.\.\. has more than 200 characters"),
+        ("a: 1\n" * 200_001, "more than 200000 lines and commas"),
+        ("# " + "x" * 4_000_000, "larger than 4 MB"),
+    ],
+    ids=["laughs", "merged", "itself", "lists", "tables", "keys", "block", "digits", "hex", "key", "lines", "size"],
+)
+def test_a_file_that_would_need_time_and_memory_is_refused_at_once(tmp_path, text, words):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}.*{words}") as caught:
+        read_yaml(path)
+    assert time.process_time() - start < 5
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+    assert len(str(caught.value)) < len(str(path)) + 200
+
+
+def test_what_has_no_end_is_no_configuration():
+    with pytest.raises(ConfigError, match="larger than 4 MB"):
+        read_yaml("/dev/zero")
+
+
+def test_aliases_that_repeat_little_are_taken():
+    text = "base: &base {e_min: 0.1}\nbinning: {<<: *base, e_max: 10}\nagain: [*base, *base]"
+    assert parse_yaml(text)["binning"] == {"e_min": 0.1, "e_max": 10}
+    assert parse_yaml(text)["again"] == [{"e_min": 0.1}] * 2
+
+
+def test_an_error_has_an_end():
+    """Many problems, and one with a long value."""
+    with pytest.raises(ConfigError, match="1000 problems") as caught:
+        parse_config({"io": {f"key{i}": 1 for i in range(1000)}})
+    assert str(caught.value).endswith("\n  - and 960 more")
+    with pytest.raises(ConfigError, match="cluster: ") as caught:
+        parse_config({"cluster": "x" * 100_000})
+    assert len(str(caught.value)) < 1200
+    with pytest.raises(ConfigError, match=r"binning\.e_min: an integer of 16610 bits"):
+        parse_config({"binning": {"e_min": 10**5000}})
