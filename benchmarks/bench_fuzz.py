@@ -1,21 +1,22 @@
-"""Damaged DL3 files, read as a job reads them: is each refused with a reason, remarked on, or harmless?
+"""Damaged DL3 files, read as a job reads them: each is to be refused with a reason, remarked on, or harmless.
 
-    python benchmarks/bench_fuzz.py                        20,000 files (20 min on 2 cores), 20 whole jobs
+    python benchmarks/bench_fuzz.py                        20,000 files (half an hour on 2 cores), 20 whole jobs
     python benchmarks/bench_fuzz.py --only 1234            what becomes of one seed, in words
     python benchmarks/bench_fuzz.py --files 0 --jobs 50    whole jobs alone
 
-A run of a small simulated archive is damaged in one place (`mutations.py`), then read and counted in 3D in a process of
-its own.  The outcomes of a file:
+A run of a small simulated archive is damaged in one place (`mutations.py`), then read and counted in 3D in a process
+of its own.  The outcomes of a file:
 
-- *same*: accepted without a word; counts (in all, in 25 bins of energy and offset, in quarters of the field), exposure,
-  field exposure and zenith angle are those of the undamaged run, within 5 sigma of its counts, 5 deg of its zenith;
-- *remark*: accepted, with a note in the store, at the job's end and in the provenance;
+- *same*: accepted without a word; counts (in all, in 25 bins of energy and offset, in quarters of the field),
+  exposures of rings and field are those of the undamaged run within 5 sigma of its counts, the zenith angle in 5 deg;
+- *remark*: accepted, with a note in the store, at the end of a job and in the provenance;
 - *refused*: a `RunError` that names the file, the reason and a remedy;
-- *BAD*: another exception, or a refusal that only names one; a file that takes longer than 20 s or 1 GB; an accepted run
-  that differs and has no note.
+- *BAD*: another exception, or a refusal that only names one; a file that takes longer than 20 s, or 1 GB; an accepted
+  run that differs and has no note.
 
-A whole job has 20 runs, ten of them damaged; no background may move, in any bin or in all, by more than its error from
-that of the same job in which those runs that were not refused are undamaged.  Exit status 1 if anything is BAD.
+A whole job has 20 runs, ten of them damaged.  No other background may move, in any bin or in all, by more than its
+error from that of the same job without damage, and without the runs that were refused.  Exit status 1 if anything is
+BAD.
 """
 
 from __future__ import annotations
@@ -179,6 +180,7 @@ class Server:
         self.process: subprocess.Popen | None = None
 
     def ask(self, seed: int) -> Outcome:
+        """What becomes of the damage of a seed."""
         if self.process is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.process = subprocess.Popen(self.command, text=True, bufsize=1, **pipes)
@@ -193,6 +195,7 @@ class Server:
         return Outcome(seed, "unknown", "BAD", why)
 
     def stop(self) -> None:
+        """End the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()

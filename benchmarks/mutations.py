@@ -1,9 +1,8 @@
 """Seeded damage of a DL3 file: what `bench_fuzz.py` does to runs.
 
-A file is a list of HDUs, each the texts of its cards and the bytes of its data; a mutation changes one thing in it, as
-programs, disks and people do.  Nothing here uses astropy or the package, so that a mistake of theirs is not made twice.
-Of a lie that leaves the file in agreement with itself (every second event dropped) no reader can know; there is none
-here on purpose, but for small ones, which are within the errors.
+A file is a list of HDUs, each the texts of its cards and the bytes of its data; a mutation changes one thing in it,
+as programs, disks and people do.  Nothing here uses astropy or the package, so that no mistake is made twice.
+Of a lie that leaves a file in agreement with itself (every second event dropped) no reader can know: there is none.
 """
 
 from __future__ import annotations
@@ -19,9 +18,21 @@ from numpy.typing import NDArray
 
 BLOCK, CARD = 2880, 80
 TYPES = {
-    "L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "A": "S", "C": ">c8", "M": ">c16",
+    "L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16",
 }  # fmt: skip
-STRUCTURE = ("SIMPLE", "XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT", "TFIELDS", "TTYPE", "TFORM", "TDIM", "EXTEND")
+STRUCTURE = (
+    "SIMPLE",
+    "XTENSION",
+    "BITPIX",
+    "NAXIS",
+    "PCOUNT",
+    "GCOUNT",
+    "TFIELDS",
+    "TTYPE",
+    "TFORM",
+    "TDIM",
+    "EXTEND",
+)
 COLUMN_CARDS = re.compile(r"T(TYPE|FORM|UNIT|SCAL|ZERO|NULL|DIM|DISP)\d+")
 
 NUMBERS = (
@@ -30,7 +41,20 @@ NUMBERS = (
 )
 """Texts in place of a number; some are not FITS."""
 
-OTHER_TYPES = ("'text'", "''", "'1.5'", "T", "F", "(1.0, 2.0)", "", "'N/A'", "'", "{1}", "12h30m", "2026-01-01T00:00:00")
+OTHER_TYPES = (
+    "'text'",
+    "''",
+    "'1.5'",
+    "T",
+    "F",
+    "(1.0, 2.0)",
+    "",
+    "'N/A'",
+    "'",
+    "{1}",
+    "12h30m",
+    "2026-01-01T00:00:00",
+)
 
 MEANINGS = {
     "TIMESYS": ("'TT'", "'UTC'", "'TAI'", "'TDB'", "'GPS'", "'LOCAL'", "'utc'", "'TCB'", "''", "'x'"),
@@ -71,8 +95,40 @@ MEANINGS = {
 """Values of keywords that say what numbers mean, as archives have them, and some as they should not."""
 
 UNITS = (
-    *("deg", "rad", "arcmin", "hourangle", "h", "s", "ms", "ns", "d", "min", "TeV", "GeV", "MeV", "keV", "meV", "erg"),
-    *("log(TeV)", "TEV", "gev", "Deg", "degrees", "10**3 GeV", "m2", "Crab", "", "None", "?", "s-1", "m/s", "1e3 GeV"),
+    *(
+        "deg",
+        "rad",
+        "arcmin",
+        "hourangle",
+        "h",
+        "s",
+        "ms",
+        "ns",
+        "d",
+        "min",
+        "TeV",
+        "GeV",
+        "MeV",
+        "keV",
+        "meV",
+        "erg",
+    ),
+    *(
+        "log(TeV)",
+        "TEV",
+        "gev",
+        "Deg",
+        "degrees",
+        "10**3 GeV",
+        "m2",
+        "Crab",
+        "",
+        "None",
+        "?",
+        "s-1",
+        "m/s",
+        "1e3 GeV",
+    ),
 )
 
 
@@ -84,6 +140,7 @@ class Part:
     data: bytes
 
     def keyword(self, i: int) -> str:
+        """Keyword of a card."""
         return self.cards[i][:8].strip()
 
     def get(self, keyword: str, default: str = "") -> str:
