@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
@@ -108,7 +109,7 @@ def _check_horizon(obs: Table, path: Path) -> None:
     """Name the runs whose ALT_PNT and AZ_PNT do not go with pointing, time and site."""
     middle = (_numbers(obs, "TSTART") + _numbers(obs, "TSTOP")) / 2
     altitude = _numbers(obs, "ALT_PNT")
-    numbers = {
+    numbers: dict[str, Any] = {
         "ra_pnt": _numbers(obs, "RA_PNT"), "dec_pnt": _numbers(obs, "DEC_PNT"), "azimuth": _numbers(obs, "AZ_PNT"),
         "zenith": np.where(np.isfinite(altitude), 90.0 - altitude, _numbers(obs, "ZEN_PNT")),
         **site(obs.meta, {}),
