@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dask_bkg.dl3.hdus import Hdu
 from dask_bkg.dl3.headers import number
+from dask_bkg.dl3.units import factor
 
 OFFSET = 0.5
 """Where in the field the area is taken [deg]: usual distance of a source from the pointing."""
@@ -18,9 +19,6 @@ FRACTION = 0.1
 
 INDEX = 2.7
 """Of the power law that weighs the area, that of the background."""
-
-TEV = {"TEV": 1.0, "GEV": 1e-3, "MEV": 1e-6}
-SQUARE_METRE = {"M2": 1.0, "CM2": 1e-4, "KM2": 1e6}
 
 
 class AreaCurve(NamedTuple):
@@ -42,15 +40,15 @@ def area_curve(hdu: Hdu) -> AreaCurve:
     Raises
     ------
     ValueError
-        If the HDU is no table of energy, offset and area, or the area is nowhere above zero.
+        If the HDU is no table of energy, offset and area, in units of these, or the area is nowhere above zero.
     """
     if not {"ENERG_LO", "ENERG_HI", "THETA_LO", "THETA_HI", "EFFAREA"} <= hdu.columns.keys() or hdu.rows < 1:
         raise ValueError("is no table of energy, offset and area")
     low, high, theta_low, theta_high, area = (
         np.atleast_1d(hdu.column(name)[0]) for name in ("ENERG_LO", "ENERG_HI", "THETA_LO", "THETA_HI", "EFFAREA")
     )
-    energy = np.sqrt(low * high) * _factor(hdu, "ENERG_LO", TEV)
-    area = area.reshape(theta_low.size, energy.size) * _factor(hdu, "EFFAREA", SQUARE_METRE)
+    energy = np.sqrt(low * high) * _factor(hdu, "ENERG_LO", "TeV")
+    area = area.reshape(theta_low.size, energy.size) * _factor(hdu, "EFFAREA", "m2")
     theta = (theta_low + theta_high) / 2
     curve = np.array([np.interp(OFFSET, theta, column) for column in area.T])
     if not curve.max(initial=0.0) > 0:
@@ -58,12 +56,12 @@ def area_curve(hdu: Hdu) -> AreaCurve:
     return AreaCurve(energy, curve)
 
 
-def _factor(hdu: Hdu, column: str, units: dict[str, float]) -> float:
-    """What a column is multiplied with; without a unit it is in the first one."""
-    unit = hdu.unit(column).upper().replace("*", "").replace("^", "") or next(iter(units))
-    if unit not in units:
-        raise ValueError(f"has its column {column} in {hdu.unit(column)!r}: accepted are {', '.join(units)}")
-    return units[unit]
+def _factor(hdu: Hdu, column: str, target: str) -> float:
+    """What a column is multiplied with; without a unit it is in the wanted one."""
+    try:
+        return factor(hdu.unit(column) or target, target)
+    except ValueError as error:
+        raise ValueError(f"has its column {column} {error}") from error
 
 
 def area_threshold(curve: AreaCurve) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from dask_bkg.dl3.attach import reads_reversed
 from dask_bkg.dl3.hdus import Hdu, find_hdu, open_fits
 from dask_bkg.dl3.index import Datastore
+from dask_bkg.dl3.units import factor
 from dask_bkg.errors import RunError
 
 UNIT = "s-1 TeV-1 sr-1"
 FILE_UNIT = "s-1 MeV-1 sr-1"
-"""Unit of a rate where the file gives none, or one that cannot be read."""
+"""Unit of a rate where the file gives none, or one that astropy does not know."""
 
 OFFSET, FIELD = (("THETA", "deg"),), (("DETY", "deg"), ("DETX", "deg"))
 """Columns of the axes after the energy: of offset, or of the field (``fov_lat``, ``fov_lon``)."""
@@ -63,7 +64,13 @@ def read_given(store: Datastore, obs_id: int, events: str = "") -> Given:
     if place is None:
         raise RunError(f"run {obs_id}: the index of {store.directory} has no row of type 'bkg' for it")
     with open_fits(place.path, obs_id) as hdus:
-        given = _read(find_hdu(hdus, place.hdu, "BKG", obs_id, place.path), obs_id, place.path)
+        hdu = find_hdu(hdus, place.hdu, "BKG", obs_id, place.path)
+        try:
+            given = _read(hdu, obs_id, place.path)
+        except ValueError as error:
+            raise RunError(
+                f"run {obs_id}: the background {hdu.name} of {place.path} cannot be used, as {error}: correct it"
+            ) from error
     if len(given.axes) == 3:
         found = store.location(obs_id, "events")
         path = events or (found.path if found else "")
@@ -85,7 +92,10 @@ def _read(hdu: Hdu, obs_id: int, path: str) -> Given:
         )
     axes = tuple(_edges(hdu, axis, unit) for axis, unit in (("ENERG", "TeV"), *names))
     raw = hdu.raw_column(name)[0]
-    factor = float(_unit(hdu.unit(name), FILE_UNIT).to(UNIT))
+    unit = hdu.unit(name)
+    # gammapy takes a unit that cannot be read for this one too
+    unknown = isinstance(u.Unit(unit, parse_strict="silent"), u.UnrecognizedUnit)
+    scale = _factor(name, FILE_UNIT if unknown else unit or FILE_UNIT, UNIT)
     # the file is read in the order of FITS, energy first; older files of H.E.S.S. have it the other way round
     values = np.asarray(raw, dtype=float).T
     shape = tuple(axis.size - 1 for axis in axes)
@@ -97,15 +107,17 @@ def _read(hdu: Hdu, obs_id: int, path: str) -> Given:
     values = np.moveaxis(values, 1, -1) if len(axes) == 3 else values
     tiny = float(np.finfo(raw.dtype).tiny) if raw.dtype.kind == "f" else float(np.finfo(float).tiny)
     alignment = str(hdu.header.get("FOVALIGN", "RADEC")).strip().lower()
-    return Given(values * factor, axes, alignment if len(axes) == 3 else "radec", tiny * factor)
+    return Given(values * scale, axes, alignment if len(axes) == 3 else "radec", tiny * scale)
 
 
 def _edges(hdu: Hdu, axis: str, unit: str) -> NDArray:
     low, high = (np.atleast_1d(hdu.column(f"{axis}_{end}")[0]) for end in ("LO", "HI"))
-    return np.append(low, high[-1]) * _unit(hdu.unit(f"{axis}_LO"), unit).to(unit)
+    return np.append(low, high[-1]) * _factor(f"{axis}_LO", hdu.unit(f"{axis}_LO") or unit, unit)
 
 
-def _unit(text: str, default: str) -> Any:
-    """A unit of a column; the default where there is none, or one that cannot be read."""
-    unit = u.Unit(text, parse_strict="silent") if text else u.Unit(default)
-    return unit if not isinstance(unit, u.UnrecognizedUnit) else u.Unit(default)
+def _factor(column: str, unit: str, target: str) -> float:
+    """What a column is multiplied with."""
+    try:
+        return factor(unit, target)
+    except ValueError as error:
+        raise ValueError(f"the column {column} is {error}") from error

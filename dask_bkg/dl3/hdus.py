@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,14 @@ class Hdu:
         return values
 
     @property
+    def spelled(self) -> str:
+        """EXTNAME as the file has it, empty where there is none."""
+        return str(self._hdu.header.get("EXTNAME", "")).strip()
+
+    @property
     def name(self) -> str:
         """EXTNAME in capitals, empty where there is none."""
-        return str(self._hdu.header.get("EXTNAME", "")).strip().upper()
+        return self.spelled.upper()
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -89,9 +95,12 @@ class Hdu:
             If it holds no real numbers, or two columns have the same name.
         """
         names = self._hdu.columns.names
-        if len({*names}) < len(names):
-            twice = sorted({each for each in names if names.count(each) > 1})
-            raise ValueError(f"{self.name} has several columns {', '.join(twice)}: remove the wrong ones")
+        twice = {each for each in names if names.count(each) > 1}
+        alike = [each for each in names if each.upper() == name]
+        if len(alike) > 1 and name not in alike:
+            twice |= {*alike}
+        if twice:
+            raise ValueError(f"{self.name} has several columns {', '.join(sorted(twice))}: remove the wrong ones")
         column, values = self._hdu.columns[self.columns[name]], self.raw_column(name)
         if values.dtype.kind not in "iuf":
             raise ValueError(f"the column {name} of {self.name} holds no numbers (TFORM = {column.format!r})")
@@ -113,7 +122,16 @@ class Hdus:
         self._seen: dict[int, Hdu] = {}
 
     def __iter__(self) -> Iterator[Hdu]:
-        for i, hdu in enumerate(self._hdus):
+        for i in count():
+            try:
+                hdu = self._hdus[i]
+            except IndexError:
+                return
+            except Exception:
+                # a damaged HDU, of which astropy may raise anything, ends the file; those before it can be used
+                if i == 0:
+                    raise
+                return
             yield self._seen.setdefault(i, Hdu(hdu, self._raw))
 
 
@@ -144,13 +162,29 @@ def open_fits(path: str, obs_id: int, limit: int = LARGEST) -> Iterator[Hdus]:
         raise RunError(f"run {obs_id}: {path} is not a whole FITS file ({why}): copy it again") from error
 
 
-def find_hdu(hdus: Hdus, name: str, hdu_class: str, obs_id: int, path: str) -> Hdu:
-    """The HDU of a name, or the first of a class (``EVENTS``, ``GTI``, ``EFF_AREA``)."""
-    for hdu in hdus:
-        classes = (hdu.header.get("HDUCLAS1"), hdu.header.get("HDUCLAS2"), hdu.name)
-        if (hdu.name == name.strip().upper()) if name else (hdu_class in classes):
-            return hdu
+def find_hdus(hdus: Hdus, name: str, hdu_class: str, obs_id: int, path: str) -> list[Hdu]:
+    """The HDUs of a name, spelled so or else in capitals, or those of a class (``EVENTS``, ``GTI``, ``EFF_AREA``).
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    found, wanted = list(hdus), name.strip()
+    if wanted:
+        groups = [[h for h in found if h.spelled == wanted], [h for h in found if h.name == wanted.upper()]]
+    else:
+        named = [h for h in found if h.name == hdu_class]
+        groups = [named or [h for h in found if hdu_class in (h.header.get("HDUCLAS1"), h.header.get("HDUCLAS2"))]]
+    for group in groups:
+        if group:
+            return group
     raise RunError(
-        f"run {obs_id}: {path} has no {name or hdu_class} HDU (it has {', '.join(h.name for h in hdus)}); "
+        f"run {obs_id}: {path} has no {name or hdu_class} HDU (it has {', '.join(h.name for h in found)}); "
         "a DL3 file needs EVENTS and GTI: if it was cut short or damaged, copy it again"
     )
+
+
+def find_hdu(hdus: Hdus, name: str, hdu_class: str, obs_id: int, path: str) -> Hdu:
+    """The first of `find_hdus`."""
+    return find_hdus(hdus, name, hdu_class, obs_id, path)[0]

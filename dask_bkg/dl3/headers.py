@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 from astropy.time import Time
+from erfa import ufunc as erfa
+from numpy.typing import NDArray
 
+from dask_bkg.dl3.units import factor
 from dask_bkg.sky import fov
 from dask_bkg.sky.horizon import SECONDS_PER_DAY, parallactic_angle, position_angle, to_utc, zenith_position
 
@@ -39,9 +42,14 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     Returns
     -------
     numbers
-        ``ra_pnt``, ``dec_pnt``, ``ra_obj``, ``dec_obj``, ``zenith``, ``azimuth``, ``parallactic``, ``site_lon``,
-        ``site_lat`` [deg], ``site_height`` [m], ``nsb``, ``n_tels``, ``muon_efficiency``, ``time`` [MJD, in the time
-        system of the archive], ``ontime`` and ``livetime`` [s]; NaN where nothing says.
+        ``ra_pnt``, ``azimuth`` (0 to 360), ``dec_pnt``, ``ra_obj``, ``dec_obj``, ``zenith``, ``parallactic``,
+        ``site_lon``, ``site_lat`` [deg], ``site_height`` [m], ``nsb``, ``n_tels``, ``muon_efficiency``, ``time``
+        [MJD, in the time system of the archive], ``ontime`` and ``livetime`` [s]; NaN where nothing says.
+
+    Raises
+    ------
+    ValueError
+        If TIMEUNIT is no unit of time; the message goes on from the name of the table.
 
     Examples
     --------
@@ -50,15 +58,15 @@ def conditions(header: Mapping[str, Any], reference: Mapping[str, Any] | None = 
     """
     zenith = 90.0 - number(header, "ALT_PNT")
     n_tels = number(header, "N_TELS")
-    start, stop = number(header, "TSTART"), number(header, "TSTOP")
-    time = mission_mjd(reference or header, (start + stop) / 2)
+    scale = seconds_per_unit(header if "TIMEUNIT" in header else reference or {})
+    time = mission_mjd(reference or header, (number(header, "TSTART") + number(header, "TSTOP")) / 2 * scale)
     numbers = {
-        "ra_pnt": number(header, "RA_PNT"),
+        "ra_pnt": number(header, "RA_PNT") % 360.0,
         "dec_pnt": number(header, "DEC_PNT"),
         "ra_obj": number(header, "RA_OBJ"),
         "dec_obj": number(header, "DEC_OBJ"),
         "zenith": zenith if np.isfinite(zenith) else number(header, "ZEN_PNT"),
-        "azimuth": number(header, "AZ_PNT"),
+        "azimuth": number(header, "AZ_PNT") % 360.0,
         "nsb": number(header, "NSBLEVEL"),
         "n_tels": n_tels if np.isfinite(n_tels) else _telescopes_of(text(header, "TELLIST")),
         "muon_efficiency": number(header, "MUONEFF"),
@@ -115,6 +123,39 @@ def parallactic(numbers: Mapping[str, float], system: str) -> float:
     return float("nan")
 
 
+def horizontal(numbers: Mapping[str, Any], mjd: NDArray, system: str) -> tuple[NDArray, NDArray]:
+    """Azimuth, from north through east, and altitude of the pointing by time and site [deg].
+
+    Parameters
+    ----------
+    numbers
+        Pointing and site [deg], scalars or of shape ``(runs,)``.
+    mjd
+        Times [MJD], shape ``(runs,)``.
+    system
+        Their time system, as TIMESYS has it.
+    """
+    utc = np.array([to_utc(time, system.upper()) for time in mjd])
+    # precession, up to half a degree, is in the place of the zenith on the sky
+    ra, dec = zenith_position(utc, numbers["site_lon"], numbers["site_lat"])
+    angle = np.deg2rad(ra - numbers["ra_pnt"])
+    azimuth, altitude = erfa.hd2ae(angle, np.deg2rad(numbers["dec_pnt"]), np.deg2rad(dec))
+    return np.rad2deg(azimuth), np.rad2deg(altitude)
+
+
+def unit_of_times(header: Mapping[str, Any]) -> str:
+    """Unit of times without one of their own: TIMEUNIT, or s by the standard."""
+    return text(header, "TIMEUNIT") or "s"
+
+
+def seconds_per_unit(header: Mapping[str, Any]) -> float:
+    """What the times of cards (TSTART, TSTOP) are multiplied with; `ValueError` if TIMEUNIT is no unit of time."""
+    try:
+        return factor(unit_of_times(header), "s")
+    except ValueError as error:
+        raise ValueError(f"has times (TIMEUNIT) {error}") from error
+
+
 def mission_mjd(reference: Mapping[str, Any], seconds: float) -> float:
     """Mission time [s] as MJD; NaN without a reference."""
     return sum(reference_mjd(reference)) + seconds / SECONDS_PER_DAY
@@ -140,10 +181,10 @@ def date_mjd(header: Mapping[str, Any]) -> float:
 
 
 def number(header: Mapping[str, Any], key: str, default: float = np.nan) -> float:
-    """A card as a number; the default where it is missing, masked or no number."""
+    """A card as a number; the default where it is missing, masked or no number (T and F are none)."""
     value = header.get(key)
     try:
-        return default if value is None or value is np.ma.masked else float(value)
+        return default if value is None or value is np.ma.masked or isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return default
 

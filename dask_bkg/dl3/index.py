@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
+from dask_bkg.dl3.index_numbers import in_units_of_gadf
 from dask_bkg.dl3.index_table import (
     name_runs,
     one_background,
@@ -186,8 +187,8 @@ def read_datastore(directory: str | os.PathLike[str], data_dirs: Iterable[str | 
     Raises
     ------
     ArchiveError
-        If the directory or its HDU index is missing, an index cannot be read or lacks columns, or rows of the
-        observation index contradict each other.
+        If the directory or its HDU index is missing, an index cannot be read or lacks columns, rows of the
+        observation index contradict each other, or a unit in it is not understood.
 
     Examples
     --------
@@ -308,7 +309,10 @@ def _read_obs(directory: Path, hdu: Table) -> Table:
     if path is None:
         log.warning("%s has no obs-index.fits.gz: only the numbers of the runs are known.", directory)
         return Table({"OBS_ID": np.unique(np.asarray(hdu["OBS_ID"]))})
-    obs = without_repeated(read_index(path, "OBS_INDEX", ["OBS_ID"]), path)
+    try:
+        obs = in_units_of_gadf(without_repeated(read_index(path, "OBS_INDEX", ["OBS_ID"]), path), path)
+    except ValueError as error:
+        raise ArchiveError(f"The index {path} {error}.") from error
     unknown = np.setdiff1d(hdu["OBS_ID"], obs["OBS_ID"])
     if len(unknown):
         log.warning("%s has no row for %s.", path, name_runs(unknown.tolist()))

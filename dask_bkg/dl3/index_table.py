@@ -41,8 +41,9 @@ def read_index(path: Path, name: str, required: Iterable[str]) -> Table:
             return _clean(table, required)
     except OSError as error:
         raise ArchiveError(f"The index {path} cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise ArchiveError(f"The index {path} {error}. Get it again or write the index files anew.") from error
+    except Exception as error:  # astropy raises nearly anything for a damaged header
+        why = str(error) if isinstance(error, ValueError) else f"is damaged ({type(error).__name__}: {error})"
+        raise ArchiveError(f"The index {path} {why}. Get it again or write the index files anew.") from error
 
 
 def to_bytes(table: Table, kind: str, cards: Mapping[str, str]) -> bytes:

@@ -17,11 +17,14 @@ TOLERANCE = 0.05
 LEAST = 10.0
 """Seconds by which it may always: headers in whole seconds, intervals that begin with the tracking."""
 
+LONG_GAP = 20
+"""Mean gaps between events that a gap is at most, at a steady rate: one in 5e8 is longer."""
+
 FEW = 10
-"""Events below which their times say nothing of the good time."""
+"""Events below which their times say nothing of the good time, but that they are few."""
 
 EMPTY_NOTE, EMPTY_LIMIT = 0.05, 0.5
-"""Share of the good time before the first and after the last event from which there is a note, and an error."""
+"""Share of the good time without events from which there is a note, and an error."""
 
 
 def good_rows(start: NDArray, stop: NDArray) -> tuple[NDArray, NDArray, str]:
@@ -107,14 +110,32 @@ def check_intervals(
                 f"{last:.12g} s"
             )
     if times.size < FEW:
-        return ""
-    # what lies before the first and after the last event, but for the gaps that any two events have
-    gap = 20 * float(times[-1] - times[0]) / times.size
-    low, high = float(times[0]) - gap, float(times[-1]) + gap
-    empty = total - float((np.clip(stop, low, high) - np.clip(start, low, high)).sum())
+        return f"{times.size} events in {total:.0f} s of good time" if events is not None else ""
+    empty = _empty(start, stop, times)
     if empty > EMPTY_LIMIT * total:
         raise ValueError(
             f"has good time intervals of {total:.6g} s, in {empty:.6g} s of which there is no event: these come from "
             f"{times[0]:.12g} to {times[-1]:.12g} s, the intervals are from {begin:.12g} to {end:.12g} s"
         )
     return f"{empty:.0f} of {total:.0f} s of good time have no event" if empty > EMPTY_NOTE * total else ""
+
+
+def _empty(start: NDArray, stop: NDArray, times: NDArray) -> float:
+    """Good time [s] in gaps that are longer than those that events at a steady rate leave.
+
+    Parameters
+    ----------
+    start, stop
+        Intervals [s], shape ``(intervals,)``.
+    times
+        Of the events, ascending [s], shape ``(events,)``.
+    """
+    length = np.cumsum(stop - start)
+    index = np.searchsorted(start, times, side="right") - 1
+    inside = (index >= 0) & (times <= stop[index])
+    # good time that has gone by: what lies between intervals is no gap
+    gone = length[index[inside]] - (stop[index[inside]] - times[inside])
+    if not gone.size:
+        return float(length[-1])
+    gaps = np.diff(gone, prepend=0.0, append=length[-1])
+    return float(gaps[gaps > LONG_GAP * (gone[-1] - gone[0]) / gone.size].sum())

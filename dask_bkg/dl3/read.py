@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_bkg.dl3.doubt import believed, check_events, check_sky
 from dask_bkg.dl3.effective_area import area_curve, area_integral, area_threshold, declared_threshold
 from dask_bkg.dl3.fingerprint import fingerprint
-from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, open_fits
-from dask_bkg.dl3.headers import conditions, mission_mjd, number, parallactic, text
+from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, find_hdus, open_fits
+from dask_bkg.dl3.headers import conditions, mission_mjd, number, parallactic, text, unit_of_times
 from dask_bkg.dl3.intervals import check_intervals, good_rows
-from dask_bkg.dl3.times import clock_of, seconds_of_cards, shift_between, unit_of_times
+from dask_bkg.dl3.times import clock_of, seconds_of_cards, shift_between
 from dask_bkg.dl3.units import factor
 from dask_bkg.errors import RunError
 from dask_bkg.files.read import LARGEST
@@ -41,14 +42,7 @@ INSTRUMENT = ("TELESCOP", "INSTRUME", "ARRAY", "SUBARRAY")
 ESSENTIAL = ("RA_PNT", "DEC_PNT", "MJDREFI", "MJDREFF", "MJDREF", "TSTART", "TSTOP")
 """Cards that must be numbers where they are there."""
 
-OPTIONAL = (
-    *("ALT_PNT", "ZEN_PNT", "AZ_PNT", "ONTIME", "LIVETIME", "DEADC", "NSBLEVEL", "N_TELS", "MUONEFF"),
-    *("GEOLON", "GEOLAT", "ALTITUDE", "OBSGEO-L", "OBSGEO-B", "OBSGEO-H"),
-)
-"""Cards that are left unknown, with a remark, if they are no numbers."""
-
-NOTHING = ("", "N/A", "NA", "NAN", "NONE", "NULL", "UNKNOWN", "UNDEFINED")
-"""Texts by which files say that a number is not known."""
+REMEDY = "correct it, or leave the run out"
 
 
 class RunFile(NamedTuple):
@@ -151,25 +145,27 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
         raise
     except Exception as error:  # any error that a damaged header causes in numpy or ERFA is one of this run alone
         raise RunError(
-            f"run {run.obs_id}: {run.path} cannot be understood ({type(error).__name__}: {error}): correct it, or "
-            "leave the run out"
+            f"run {run.obs_id}: {run.path} cannot be understood ({type(error).__name__}: {error}): {REMEDY}"
         ) from error
 
 
 def _read(run: RunFile, cut_time: bool) -> RunEvents:
     tables = _read_tables(run)
-    header, gti, (ra, dec, energy, _) = tables.header, tables.gti, tables.events
-    _check_header(header, run)
+    _check_header(tables.header, run)
+    header, notes = believed(tables.header)
+    tables, gti, (ra, dec, energy, time) = tables._replace(header=header), tables.gti, tables.events
+    # directions that are none, as those of events that were not reconstructed
+    whole = (np.abs(ra) <= 720) & (np.abs(dec) <= 90) & np.isfinite(energy) & (energy > 0)
     try:
         times = _times(tables)
-        notes = [tables.note, _check_good_time(tables, times)]
+        notes += [tables.note, _check_good_time(tables, times)]
+        notes += check_events(ra[whole], dec[whole], energy[whole], None if time is None else time[whole])
     except ValueError as error:
-        raise RunError(f"run {run.obs_id}: {run.path} {error}: correct it, or leave the run out") from error
-    whole = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0)
+        raise RunError(f"run {run.obs_id}: {run.path} {error}: {REMEDY}") from error
     good = whole & _inside(times, times.events) if cut_time and times.events is not None else whole
     if not good.any():
         wrong = "is within a good time interval" if whole.any() else "has a position and an energy > 0"
-        raise RunError(f"run {run.obs_id}: none of the {good.size} events of {run.path} {wrong}")
+        raise RunError(f"run {run.obs_id}: none of the {good.size} events of {run.path} {wrong}: {REMEDY}")
     late = np.flatnonzero(whole & ~good)
     untimely = np.array([ra[late], dec[late], energy[late]]) if late.size else None
     if not good.all():
@@ -178,14 +174,15 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
     unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
     numbers = {**unknown, **_conditions(gti, header), **tables.area, "n_events": float(energy.size)}
     numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
-    if not (np.isfinite(numbers["ra_pnt"]) and abs(numbers["dec_pnt"]) <= 90):
-        raise RunError(f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path}")
-    notes += [
-        f"{card} = {header[card]!r} is no number and left unknown"
-        for card in OPTIONAL
-        if text(header, card).upper() not in NOTHING and not np.isfinite(number(header, card))
-    ]
-    notes.append(_left_out(good.size, int((~whole).sum()), late.size))
+    pointing = number(header, "RA_PNT")
+    if not (abs(pointing) <= 720 and abs(numbers["dec_pnt"]) <= 90):
+        raise RunError(
+            f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path} (they are "
+            f"{header.get('RA_PNT')!r} and {header.get('DEC_PNT')!r}): {REMEDY}"
+        )
+    if not 0 <= pointing <= 360:
+        notes.append(f"RA_PNT = {pointing:g} is taken for {numbers['ra_pnt']:g} deg")
+    notes += [*check_sky(numbers, times, ra, dec), _left_out(good.size, int((~whole).sum()), late.size)]
     labels = text(header, "OBJECT"), "; ".join(filter(None, notes)), text(header, "TELLIST")
     instrument = " ".join(filter(None, (text(header, card) for card in INSTRUMENT)))
     return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times, instrument)
@@ -207,7 +204,7 @@ def _check_header(header: Mapping[str, Any], run: RunFile) -> None:
         wrong = f"EQUINOX = {header['EQUINOX']!r}: accepted is 2000"
     else:
         return
-    raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has {wrong}: correct it, or leave the run out")
+    raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has {wrong}: {REMEDY}")
 
 
 def _check_good_time(tables: _Tables, times: Times) -> str:
@@ -225,7 +222,7 @@ def _check_good_time(tables: _Tables, times: Times) -> str:
 def _read_tables(run: RunFile) -> _Tables:
     """The tables of a run; each file is opened once."""
     with open_fits(run.path, run.obs_id, run.limit) as hdus:
-        events = find_hdu(hdus, run.events_hdu, "EVENTS", run.obs_id, run.path)
+        events, twins = _only_hdu(hdus, run.events_hdu, "EVENTS", run, run.path)
         columns = _event_columns(events, run)
         if run.gti_path in ("", run.path):
             gti, start, stop, note = _good_time(hdus, run, run.path)
@@ -235,13 +232,34 @@ def _read_tables(run: RunFile) -> _Tables:
             gti, start, stop, note = _good_time(hdus, run, run.gti_path)
     if run.aeff_path not in ("", run.path):
         seen = _numbers_of_another_file(run, events)
-    return _Tables(events.header, columns, (start, stop, gti.header), note, seen, fingerprint([events, gti]))
+    notes = "; ".join(filter(None, (twins, _other_unit(events), note)))
+    return _Tables(events.header, columns, (start, stop, gti.header), notes, seen, fingerprint([events, gti]))
+
+
+def _only_hdu(hdus: Hdus, name: str, hdu_class: str, run: RunFile, path: str) -> tuple[Hdu, str]:
+    """The HDU of a name or class, and a remark if it is there several times; `RunError` if these differ."""
+    first, *others = find_hdus(hdus, name, hdu_class, run.obs_id, path)
+    if not others:
+        return first, ""
+    if len({fingerprint([hdu]) for hdu in (first, *others)}) > 1:
+        raise RunError(
+            f"run {run.obs_id}: {path} has {len(others) + 1} HDUs {first.name} that differ: remove the wrong ones"
+        )
+    return first, f"{first.name} is there {len(others) + 1} times, and all are equal"
+
+
+def _other_unit(events: Hdu) -> str:
+    """A remark if the two places for the unit of the energy contradict each other."""
+    older, unit = text(events.header, "EUNIT"), events.unit("ENERGY")
+    if not older or not unit or older.lower() == unit.lower():
+        return ""
+    return f"ENERGY is taken in {unit} (TUNIT), not in {older} (EUNIT)"
 
 
 def _area_numbers(hdus: Hdus, run: RunFile, events: Hdu) -> dict[str, float]:
     """Thresholds and integral of the effective area; what it does not have is left out, which is no error."""
     try:
-        hdu = find_hdu(hdus, run.aeff_hdu, "EFF_AREA", run.obs_id, run.path)
+        hdu, _ = _only_hdu(hdus, run.aeff_hdu, "EFF_AREA", run, run.path)
     except (RunError, *BROKEN):
         return {"lo_thres": declared_threshold(events.header)}
     numbers = {"lo_thres": declared_threshold(hdu.header, events.header)}
@@ -274,10 +292,11 @@ def _event_columns(hdu: Hdu, run: RunFile) -> tuple[NDArray, NDArray, NDArray, N
     missing = [c for c in ("RA", "DEC", "ENERGY") if c not in names]
     if missing:
         raise RunError(
-            f"run {run.obs_id}: EVENTS of {run.path} has no column {', '.join(missing)} (it has {', '.join(names)})"
+            f"run {run.obs_id}: EVENTS of {run.path} has no column {', '.join(missing)} (it has "
+            f"{', '.join(names)}): {REMEDY}"
         )
     if hdu.rows == 0:
-        raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has no rows")
+        raise RunError(f"run {run.obs_id}: EVENTS of {run.path} has no rows: leave the run out")
     wanted = {"RA": "deg", "DEC": "deg", "ENERGY": "TeV"} | ({"TIME": "s"} if "TIME" in names else {})
     # EUNIT is older than the units of columns, TIMEUNIT holds for all times of a table
     elsewhere = {"ENERGY": text(hdu.header, "EUNIT"), "TIME": unit_of_times(hdu.header)}
@@ -294,31 +313,33 @@ def _in_unit(hdu: Hdu, name: str, target: str, otherwise: str, run: RunFile, pat
     try:
         scale = factor(unit, target)
     except ValueError as error:
-        raise RunError(f"{where} {error}") from error
+        raise RunError(f"{where} {error}: {REMEDY}") from error
     try:
         values = hdu.column(name)
     except ValueError as error:
-        raise RunError(f"run {run.obs_id}: {path or run.path} cannot be used, as {error}") from error
+        raise RunError(f"run {run.obs_id}: {path or run.path} cannot be used, as {error}: {REMEDY}") from error
+    if values.size == hdu.rows:
+        values = values.reshape(-1)
     if values.ndim != 1:
-        raise RunError(f"{where} an array of shape {values.shape[1:]} a row, not a number")
+        raise RunError(f"{where} an array of shape {values.shape[1:]} a row, not a number: {REMEDY}")
     return values if scale == 1.0 else values * scale
 
 
 def _good_time(hdus: Hdus, run: RunFile, path: str) -> tuple[Hdu, NDArray, NDArray, str]:
     """The HDU of the good time intervals, start and stop [s] from its own reference, and remarks."""
-    hdu, note = find_hdu(hdus, run.gti_hdu, "GTI", run.obs_id, path), ""
+    hdu, note = _only_hdu(hdus, run.gti_hdu, "GTI", run, path)
     if not {"START", "STOP"} <= hdu.columns.keys() and run.gti_hdu:
         # index files of a public data challenge name EVENTS in all rows
-        named, hdu = hdu.name, find_hdu(hdus, "", "GTI", run.obs_id, path)
-        note = f"the index names {named} as the good time intervals; {hdu.name} of the file was taken"
+        named, (hdu, note) = hdu.name, _only_hdu(hdus, "", "GTI", run, path)
+        note += f"the index names {named} as the good time intervals; {hdu.name} of the file was taken"
     if hdu.rows == 0 or not {"START", "STOP"} <= hdu.columns.keys():
-        raise RunError(f"run {run.obs_id}: GTI of {path} has no good time interval (columns START, STOP)")
+        raise RunError(f"run {run.obs_id}: GTI of {path} has no good time interval (columns START, STOP): {REMEDY}")
     unit = unit_of_times(hdu.header)
     start, stop = (_in_unit(hdu, name, "s", unit, run, path) for name in ("START", "STOP"))
     try:
         start, stop, left_out = good_rows(start, stop)
     except ValueError as error:
-        raise RunError(f"run {run.obs_id}: {path} {error}") from error
+        raise RunError(f"run {run.obs_id}: {path} {error}: {REMEDY}") from error
     return hdu, start, stop, "; ".join(filter(None, (note, left_out)))
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from erfa import DJM0
 from erfa import ufunc as erfa
 
-from dask_bkg.dl3.headers import number, reference_mjd, text
-from dask_bkg.dl3.units import factor
+from dask_bkg.dl3.headers import number, reference_mjd, seconds_per_unit, text
 from dask_bkg.sky.horizon import SECONDS_PER_DAY, TAI_FROM
 
 UTC = ("UTC", "UT", "GMT")
@@ -60,14 +59,9 @@ def clock_of(header: Mapping[str, Any]) -> Clock:
     return Clock(reference_mjd(header), system)
 
 
-def unit_of_times(header: Mapping[str, Any]) -> str:
-    """Unit of times without one of their own: TIMEUNIT, or s by the standard."""
-    return text(header, "TIMEUNIT") or "s"
-
-
 def seconds_of_cards(header: Mapping[str, Any], first: str, second: str) -> tuple[float, float]:
     """Times of a header (TSTART, TSTOP) [s]; NaN where they are missing."""
-    scale = factor(unit_of_times(header), "s")
+    scale = seconds_per_unit(header)
     return number(header, first) * scale, number(header, second) * scale
 
 

@@ -20,6 +20,7 @@ from dask_bkg.dl3.read import RunEvents, RunFile, read_run
 from dask_bkg.errors import RunError
 from dask_bkg.reduction.counts import exposure
 from dask_bkg.reduction.histograms import count_views, solid_angles
+from dask_bkg.reduction.horizon import horizon_of
 from dask_bkg.sky import fov
 from dask_bkg.sky.exclusion import SkyRegions, exclusion_digest
 
@@ -197,7 +198,8 @@ def reduce_views(run: RunFile, views: Sequence[View], regions: SkyRegions | None
     events, near, histograms = _read_and_count(run, views, regions)
     pointing = events.numbers["ra_pnt"], events.numbers["dec_pnt"]
     texts = {name: getattr(events, name) for name in ("object", "telescopes", "instrument", "fingerprint")}
-    texts["note"] = "; ".join(filter(None, (events.note, _outside(run, events, views, histograms))))
+    remarks = events.note, _outside(run, events, views, histograms), _no_horizon(events, views, histograms)
+    texts["note"] = "; ".join(filter(None, remarks))
     texts["exclusion"] = exclusion_digest(near, *pointing, max(view.radius for view in views))
     return Reduced(events.numbers, texts, histograms)
 
@@ -227,6 +229,20 @@ def _outside(run: RunFile, events: RunEvents, views: Sequence[View], found: Sequ
             "larger field of view"
         )
     return said if outside > OUTSIDE_NOTE * n else ""
+
+
+def _no_horizon(events: RunEvents, views: Sequence[View], found: Sequence[Mapping[str, NDArray]]) -> str:
+    """Why a field that is to be aligned with the horizon has no exposure, empty if it has."""
+    if all(
+        view.alignment != "altaz" or one["field_exposed_fraction"].any()
+        for view, one in zip(views, found, strict=True)
+    ):
+        return ""
+    try:
+        horizon_of(events)
+    except RunError as error:
+        return str(error)
+    return ""  # the whole field is excluded
 
 
 def histograms(

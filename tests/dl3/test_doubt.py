@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from astropy.io import fits
 from astropy.time import Time
 
+from dask_bkg.dl3.headers import conditions
 from dask_bkg.dl3.intervals import check_intervals, good_rows
 from dask_bkg.dl3.read import RunFile, read_run
 from dask_bkg.dl3.times import Clock, shift_between
@@ -224,6 +226,174 @@ def test_a_condition_that_is_no_number_is_unknown_with_a_remark(run, edit_run):
     read = read_run(run)
     assert np.isnan(read.numbers["nsb"])
     assert read.note == "NSBLEVEL = 'bright' is no number and left unknown"
+
+
+# -- remarked on, or refused where it is too much --------------------------------------------------------------
+
+
+def rows(hdu: str, choose):
+    """A table with the rows that ``choose`` picks, by their number."""
+
+    def change(hdus):
+        data = hdus[hdu].data
+        hdus[hdu] = fits.BinTableHDU(data[choose(len(data))], header=hdus[hdu].header, name=hdu)
+
+    return change
+
+
+def values(name: str, change):
+    """Values of a column of the events changed in place."""
+
+    def of_file(hdus):
+        column = hdus["EVENTS"].data[name]
+        column[:] = change(column.copy())
+
+    return of_file
+
+
+def first(share: float, value: float):
+    """The first rows have a value."""
+
+    def change(column):
+        column[: int(share * column.size)] = value
+        return column
+
+    return change
+
+
+def both(**cards_of_both):
+    """Cards of events and good time intervals."""
+
+    def change(hdus):
+        for hdu in (hdus["EVENTS"], hdus["GTI"]):
+            hdu.header.update(cards_of_both)
+
+    return change
+
+
+def half_turn(hdus):
+    """The azimuth counted from the south."""
+    hdus["EVENTS"].header["AZ_PNT"] = (hdus["EVENTS"].header["AZ_PNT"] + 180) % 360
+
+
+def beside(hdus):
+    """The pointing of another run of the same field."""
+    hdus["EVENTS"].header["DEC_PNT"] += 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (values("ENERGY", first(0.2, 1.0)), r"\d+ of \d+ events have ENERGY = 1"),
+        (rows("EVENTS", lambda n: np.append(np.arange(n), [0, 1])), r"2 of \d+ events are there twice"),
+        (rows("EVENTS", lambda n: np.delete(np.arange(n), slice(n // 4, n // 2))), "s of good time have no event"),
+        (rows("EVENTS", lambda n: np.arange(3)), r"3 events in \d+ s of good time"),
+        (values("DEC", first(0.1, 95.0)), "without a position or an energy"),
+        (cards("EVENTS", ALT_PNT=95.0), "ALT_PNT = 95.0 is not between 0 and 90 and left unknown"),
+        (cards("EVENTS", GEOLAT=120.0), "GEOLAT = 120.0 is not between -90 and 90"),
+        (cards("EVENTS", N_TELS=-4), "N_TELS = -4 is not between 1 and 10000"),
+        (cards("EVENTS", NSBLEVEL=True), "NSBLEVEL = True is no number"),
+        (cards("EVENTS", EUNIT="GeV"), r"ENERGY is taken in TeV \(TUNIT\), not in GeV \(EUNIT\)"),
+        (half_turn, r"ALT_PNT, AZ_PNT are .*azimuth from north through east"),
+        (beside, r"its events are centred 0\.\d+ deg from its pointing"),
+        (both(MJDREFI=0), r"its date is MJD 2"),
+    ],
+)  # fmt: skip
+def test_what_is_hardly_right_is_remarked_on(run, edit_run, change, said):
+    assert read_run(run).note == ""
+    edit_run(run.path, change)
+    assert re.search(said, read_run(run).note)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (values("RA", first(0.6, 83.0)), r"\d+ of \d+ events with RA = 83"),
+        (rows("EVENTS", lambda n: np.repeat(np.arange(n), 2)), r"\d+ of \d+ events twice"),
+        (rows("EVENTS", lambda n: np.delete(np.arange(n), slice(n // 8, -n // 8))), "there is no event"),
+        (cards("EVENTS", DEC_PNT=120.0), r"no pointing .*120\.0"),
+        (cards("EVENTS", RA_PNT=True), r"RA_PNT = True, which is no number"),
+        (cards("EVENTS", TIMEUNIT="Crab"), r"times \(TIMEUNIT\) in the unit 'Crab'"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(run, edit_run, change, said):
+    edit_run(run.path, change)
+    with pytest.raises(RunError, match=rf"run 64001: .*{said}.*: correct it, or leave the run out"):
+        read_run(run)
+
+
+def test_angles_that_went_round(run, edit_run):
+    before = read_run(run)
+
+    def change(hdus):
+        header = hdus["EVENTS"].header
+        header["RA_PNT"], header["AZ_PNT"] = header["RA_PNT"] + 360, header["AZ_PNT"] - 360
+
+    edit_run(run.path, change)
+    after = read_run(run)
+    assert after.numbers == pytest.approx(before.numbers, nan_ok=True)
+    assert after.note.endswith(f"is taken for {before.numbers['ra_pnt']:g} deg")
+
+
+def test_start_and_stop_of_a_header_are_in_its_unit_of_time():
+    header = {"TSTART": 86400.0, "TSTOP": 172800.0, "MJDREFI": 51910, "MJDREFF": 0.0}
+    assert conditions(header)["time"] == 51911.5
+    assert conditions({**header, "TSTART": 1.0, "TSTOP": 2.0, "TIMEUNIT": "d"})["time"] == 51911.5
+
+
+# -- several of one name -----------------------------------------------------------------------------------------
+
+
+def second_hdu(name: str, rows: slice, place: int):
+    """The events, or some of them, under a name of their own, before or after the events."""
+
+    def change(hdus):
+        more = fits.BinTableHDU(hdus["EVENTS"].data[rows].copy(), header=hdus["EVENTS"].header)
+        hdus.insert(place, more)
+        more.header["EXTNAME"] = name
+
+    return change
+
+
+def test_two_equal_hdus_are_remarked_on(run, edit_run):
+    before = read_run(run)
+    edit_run(run.path, second_hdu("EVENTS", slice(None), 3))
+    assert_same(run, before)
+    assert read_run(run._replace(events_hdu="EVENTS")).note == "EVENTS is there 2 times, and all are equal"
+
+
+@pytest.mark.parametrize("named", ["EVENTS", ""])
+def test_two_hdus_that_differ_are_refused(run, edit_run, named):
+    edit_run(run.path, second_hdu("EVENTS", slice(100), 1))
+    with pytest.raises(RunError, match=r"2 HDUs EVENTS that differ: remove the wrong ones"):
+        read_run(run._replace(events_hdu=named))
+
+
+def test_the_exact_spelling_comes_first(run, edit_run):
+    before = read_run(run)
+    edit_run(run.path, second_hdu("Events", slice(None, None, 4), 1))
+    assert read_run(run._replace(events_hdu="EVENTS")).energy.size == before.energy.size
+    assert read_run(run._replace(events_hdu="Events")).energy.size == -(-before.energy.size // 4)
+
+
+def test_columns_of_two_spellings_of_which_none_is_exact(run, edit_run):
+    def change(hdus):
+        events = hdus["EVENTS"]
+        others = [c for c in events.columns if c.name != "RA"]
+        new = [fits.Column(name, "D", unit="deg", array=events.data["RA"]) for name in ("Ra", "ra")]
+        hdus["EVENTS"] = fits.BinTableHDU.from_columns([*others, *new], header=events.header, name="EVENTS")
+
+    edit_run(run.path, change)
+    with pytest.raises(RunError, match=r"several columns Ra, ra: remove the wrong ones"):
+        read_run(run)
+
+
+def test_a_damaged_hdu_after_those_that_are_needed(run):
+    before, raw = read_run(run), bytearray(gzip.decompress(Path(run.path).read_bytes()))
+    at = raw.index(b"EFFECTIVE AREA")
+    raw[raw.rindex(b"XTENSION", 0, at) :] = b"XTENSION= 'BINTABLE'".ljust(80) + b"BITPIX  = 'x'".ljust(2800)
+    Path(run.path).write_bytes(raw)
+    assert_same(run, before)
 
 
 # -- intervals -------------------------------------------------------------------------------------------------

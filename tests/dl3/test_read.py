@@ -317,7 +317,9 @@ def test_threshold_and_integral_of_real_runs(gammapy_data):
         assert numbers["aeff_integral"] == pytest.approx(np.trapezoid(area * energy**-2.7, energy), rel=0.01)
 
 
-@pytest.mark.parametrize(("unit", "factor"), [("cm2", 1e4), ("cm^2", 1e4), ("m**2", 1.0), ("km2", 1e-6), ("", 1.0)])
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("cm2", 1e4), ("cm^2", 1e4), ("m**2", 1.0), ("km2", 1e-6), ("barn", 1e28), ("", 1.0)]
+)
 def test_effective_area_in_other_units(run, edit_run, unit, factor):
     before = read_run(run).numbers
 
@@ -389,7 +391,7 @@ def test_an_effective_area_that_gives_no_threshold_is_an_error_of_the_run(run, e
 
 
 def unknown_unit(hdus):
-    hdus["EFFECTIVE AREA"].columns.change_unit("EFFAREA", "barn")
+    hdus["EFFECTIVE AREA"].columns.change_unit("EFFAREA", "Crab")
 
 
 @pytest.mark.parametrize("damage", [no_table, no_area, unknown_unit])
