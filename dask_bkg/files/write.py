@@ -223,7 +223,7 @@ def inside(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> P
     """Return the place of ``path`` (relative to ``directory``, or absolute) below ``directory``.
 
     Symbolic links among the directories are resolved. The last component is not followed, because
-    `atomic_path` replaces a link instead of writing through it.
+    `atomic_write` replaces a link instead of writing through it.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 
-from dask_bkg.files import atomic_path
+from dask_bkg.files import atomic_write
 from dask_bkg.terminal import kind_of, one_line
 
 FAILURES = "failures.ecsv"
@@ -61,6 +61,5 @@ def write_failures(directory: Path, failed: Mapping[int, str]) -> Path | None:
     runs = np.array(list(failed), dtype=np.int64)
     reasons = [one_line(reason) for reason in failed.values()]
     table = Table([runs, [kind_of(reason) for reason in reasons], reasons], names=("OBS_ID", "KIND", "REASON"))
-    with atomic_path(path) as temporary:
-        table.write(temporary, format="ascii.ecsv", overwrite=True)
+    atomic_write(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
     return path
