@@ -462,7 +462,8 @@ def _store_at(directory: Path, layout: Layout) -> Rows:
                 return store
             store.fold(directory / PARTS)
             aside = _aside(path, store.layout)
-            log.warning("%s has other bins than this job: its results are kept in %s", store.path, aside.name)
+            what = "bins than this job" if store.layout.axes != layout.axes else "columns than this program writes"
+            log.warning("%s has other %s: its results are kept in %s", store.path, what, aside.name)
             os.rename(path, aside)
     aside = _aside(path, layout)
     if aside.exists():

@@ -450,9 +450,20 @@ class Rows:
     def _array(self, name: str, mode: Any = "r") -> zarr.Array:
         # chunks of fill values are written too: a file that is missing is one that is lost
         with zarr.config.set({"array.write_empty_chunks": True}):
-            array = zarr.open_array(self.path, path=name, mode=mode)
-        assert isinstance(array, zarr.Array)
-        return array
+            try:
+                return zarr.open_array(self.path, path=name, mode=mode)
+            except (FileNotFoundError, *DAMAGED):
+                self._restore_metadata(name)
+                return zarr.open_array(self.path, path=name, mode=mode)
+
+    def _restore_metadata(self, name: str) -> None:
+        """Write the metadata of an array again, from those of the group."""
+        try:
+            metadata = json.loads((self.path / "zarr.json").read_text())["consolidated_metadata"]["metadata"][name]
+        except DAMAGED as error:
+            raise ArchiveError(f"{self.path / 'zarr.json'} is damaged ({error}): move the store away") from error
+        log.warning("%s is damaged or lost, and is written again", self.path / name / "zarr.json")
+        atomic_write(self.path / name / "zarr.json", lambda path: path.write_text(json.dumps(metadata, indent=2)))
 
     # -- writing -----------------------------------------------------------------------------------------------
 

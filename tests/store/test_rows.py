@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import shutil
 import signal
@@ -306,6 +307,18 @@ def test_an_array_of_the_table_that_is_damaged_is_taken_from_its_copy(forty, cap
     caplog.clear()
     assert versions(Rows(store.path)) == FORTY | {50: 0}
     assert (caplog.text, Rows(store.path).damaged) == ("", {})
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["rate", "texts"])
+def test_metadata_of_an_array_that_are_damaged_are_taken_from_those_of_the_group(forty, caplog, name, damage):
+    file = forty.path / name / "zarr.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole)[:-1])
+    DAMAGES[damage](file)
+    assert versions(Rows(forty.path)) == FORTY
+    assert f"{file} is damaged or lost" in caplog.text
+    assert json.loads(file.read_text())["shape"] == whole["shape"]
 
 
 @pytest.mark.parametrize("copy", ["flipped", "lost"])
