@@ -87,5 +87,5 @@ def test_remarks_that_are_the_same_are_said_once(capsys):
     assert len(lines) <= 52 + 1 + 50
     assert lines[52] == "... all 1500 runs are in summary.ecsv"
     first = lines.index("remarks on 500 backgrounds (each in summary.ecsv):")
-    assert lines[first + 2].split() == "400 run 0 smoothed over N events".split()
+    assert lines[first + 2].split() == ["400", "run", "0", "smoothed", "over", "N", "events"]
     assert len(lines) - first <= 50
