@@ -22,7 +22,7 @@ FEW_RUNS = 5
 
 LOPSIDED, FEW_EVENTS = 0.4, 100
 """Mean direction of the events of a run, over the median, from which half of its field is empty, and the events
-below which it says nothing: 0.64 if just one half has events; the 72 runs of H.E.S.S. DL3 DR1 have 0.02, up to 0.29."""
+below which it says nothing: 0.64 if just one half has events; 72 runs of H.E.S.S. DL3 DR1 have 0.02, up to 0.29."""
 
 MOST_LINES = 50
 """Runs that are named one by one."""
