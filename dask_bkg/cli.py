@@ -292,15 +292,15 @@ def _write_failures(directory: Path, failed: Mapping[int, str]) -> None:
     from dask_bkg.report.tables import write_failures
 
     if (path := write_failures(directory, failed)) is not None:
-        click.echo(f"all {len(failed)} failures: {path}", err=True)
+        click.echo(f"\nfailures, all {len(failed)}: {path}", err=True)
 
 
 def _end(failed: Mapping[int, str], failures_dir: Path, missing: Sequence[int] = ()) -> None:
     """Report runs that failed, many by kind; status `SOME_FAILED` if there are any, or some are missing."""
+    _write_failures(failures_dir, failed)
     if failed:
         lines = [f"\n{len(failed)} runs could not be used:", *terminal.reason_lines(failed)]
         click.echo("\n".join(lines), err=True)
-    _write_failures(failures_dir, failed)
     if failed or missing:
         sys.exit(SOME_FAILED)
 

@@ -292,7 +292,10 @@ class BackgroundSelection(Section):
         False, "write the divergences of each target's candidates to io.results_dir/kl"
     )
     outlier_factor: Number = option(
-        5.0, "runs with events per ontime off by more from the median of their instrument are left out; 0: none", ge=0
+        5.0,
+        "runs whose event rate, energies or field are off by more from the median of their instrument are left out; "
+        "0: none",
+        ge=0,
     )
     instruments: dict[str, list[str]] | None = option(
         None, "names (TELESCOP INSTRUME) that count as one instrument, {name: [...]}; else only equal ones do"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ INSTRUMENT = "instrument_code"
 
 FEW_RUNS = 5
 """Runs of an instrument below which their median says nothing."""
+
+LOPSIDED, FEW_EVENTS = 0.4, 100
+"""Mean direction of the events of a run, over the median, from which half of its field is empty, and the events
+below which it says nothing: 0.64 if just one half has events; 72 runs of H.E.S.S. DL3 DR1 have 0.02, up to 0.29."""
 
 MOST_LINES = 50
 """Runs that are named one by one."""
@@ -59,39 +64,77 @@ def same_instrument(targets: Table, runs: Table) -> NDArray | bool:
 
 
 def unlike_others(runs: Table, factor: float) -> NDArray:
-    """Runs whose events per ontime are off from the median of their instrument by more than a factor; logged.
+    """Runs that are unlike all others of their instrument; each is logged, with its numbers.
 
+    Off from the median by more than a factor are the events per ontime, the energies over the threshold, or the reach
+    of the offsets; or no event is above the threshold, or a half of the field is empty that the median run fills.
     Among fewer than `FEW_RUNS` runs of an instrument it cannot be said which is the odd one.
 
     Parameters
     ----------
     runs
-        Table with ``obs_id``, ``n_events`` and ``ontime`` [s], shape ``(runs,)``.
+        Table, arrays of shape ``(runs,)``: ``obs_id``, ``n_events``, ``ontime`` [s], and what there is of
+        ``ln_e_q25`` and ``ln_e_max`` [ln TeV], ``lo_thres`` and ``e_thres`` [TeV], ``off_q90`` [deg] and ``lopsided``
+        (length of the mean of the unit vectors from the pointing to the events).
     factor
-        Largest ratio, above 1; 0: no run is.
+        Largest ratio, above 1; 0: no run is unlike others.
 
     Returns
     -------
     odd
         Boolean, shape ``(runs,)``.
     """
-    odd = np.zeros(runs["obs_id"].size, dtype=bool)
-    if not factor:
-        return odd
-    rate = runs["n_events"] / runs["ontime"]
-    codes = runs.get(INSTRUMENT, np.zeros(odd.size))
-    median = np.full(odd.size, np.nan)
-    for code in np.unique(codes):
-        if (same := codes == code).sum() >= FEW_RUNS:
-            median[same] = np.median(rate[same])
-    with np.errstate(invalid="ignore"):
-        odd = (rate > factor * median) | (rate * factor < median)
-    for row in np.flatnonzero(odd)[:MOST_LINES].tolist():
+    n = runs["obs_id"].size
+    words: dict[int, list[str]] = {}
+    if factor:
+        for far, say in _checks(runs, factor):
+            for row in np.flatnonzero(far).tolist():
+                words.setdefault(row, []).append(say(row))
+    for row in sorted(words)[:MOST_LINES]:
         log.warning(
-            "run %d does not contribute: %.3g events/s (%.0f in %.0f s of good time), the median of its "
-            "instrument is %.3g events/s (background_selection.outlier_factor: %g)",
-            runs["obs_id"][row], rate[row], runs["n_events"][row], runs["ontime"][row], median[row], factor,
+            "run %d does not contribute: %s (background_selection.outlier_factor: %g)",
+            runs["obs_id"][row], "; ".join(words[row]), factor,
         )  # fmt: skip
-    if odd.sum() > MOST_LINES:
-        log.warning("... and %d more runs that are unlike the others", odd.sum() - MOST_LINES)
-    return odd
+    if len(words) > MOST_LINES:
+        log.warning("... and %d more runs that are unlike the others", len(words) - MOST_LINES)
+    return np.isin(np.arange(n), list(words))
+
+
+def _checks(runs: Table, factor: float) -> Iterator[tuple[NDArray, Callable[[int], str]]]:
+    """Which runs are unlike others in some way, and the words for one of them."""
+    unknown = np.full(runs["obs_id"].size, np.nan)
+    lo_thres, ln_e_q25, ln_e_max = (runs.get(name, unknown) for name in ("lo_thres", "ln_e_q25", "ln_e_max"))
+    with np.errstate(invalid="ignore", over="ignore"):
+        threshold = np.where(lo_thres > 0, lo_thres, runs.get("e_thres", unknown))
+        numbers = {
+            "events per second of good time": runs["n_events"] / runs["ontime"],
+            "25 % quantile of the energies over the threshold": np.exp(ln_e_q25) / threshold,
+            "90 % quantile of the offsets [deg]": runs.get("off_q90", unknown),
+        }
+        for name, values in numbers.items():
+            median = _median(runs, values)
+            yield (values > factor * median) | (values * factor < median), partial(_said, name, values, median)
+        e_max = np.exp(ln_e_max)
+        yield (
+            e_max < threshold,
+            lambda i: f"no event above its threshold {threshold[i]:.3g} TeV, up to {e_max[i]:.3g} TeV",
+        )
+        values = runs.get("lopsided", unknown)
+        median = _median(runs, values)
+        empty = (values > median + LOPSIDED) & (runs["n_events"] > FEW_EVENTS)
+        yield empty, partial(_said, "half of the field is empty: mean direction of the events", values, median)
+
+
+def _said(name: str, values: NDArray, median: NDArray, row: int) -> str:
+    return f"{name} {values[row]:.3g}, the median of its instrument is {median[row]:.3g}"
+
+
+def _median(runs: Table, values: NDArray) -> NDArray:
+    """Median of the instrument of each run; NaN where it has fewer than `FEW_RUNS` numbers."""
+    codes, median = runs.get(INSTRUMENT, np.zeros(values.size)), np.full(values.size, np.nan)
+    for code in np.unique(codes):
+        same = codes == code
+        there = values[same & np.isfinite(values)]
+        if there.size >= FEW_RUNS:
+            median[same] = np.median(there)
+    return median
