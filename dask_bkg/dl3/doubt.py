@@ -32,8 +32,11 @@ NOTHING = ("", "N/A", "NA", "NAN", "NONE", "NULL", "UNKNOWN", "UNDEFINED")
 FEW = 50
 """Events below which their distribution says nothing."""
 
-REPEATED_NOTE, REPEATED_LIMIT = 0.1, 0.5
+REPEATED_NOTE, REPEATED_LIMIT = 0.003, 0.5
 """Share of the events with the same energy, or the same RA or Dec, from which there is a remark, and an error."""
+
+REPEATED_LEAST = 10
+"""Events of the same value that are not remarkable in any case."""
 
 TWICE_LIMIT = 0.1
 """Share of the events that may be there twice."""
@@ -43,6 +46,9 @@ CENTRE_NOTE = 0.4
 
 HORIZON_NOTE = 5.0
 """Distance of the pointing of a header (ALT_PNT, AZ_PNT) from that by time and site [deg] from which there is one."""
+
+ENERGY_NOTE = 10.0
+"""Factor between the threshold of the effective area and the energy that a quarter of the events is below."""
 
 DATES = (40000.0, 90000.0)
 """Dates of runs [MJD]: 1968 to 2105."""
@@ -84,7 +90,7 @@ def check_events(ra: NDArray, dec: NDArray, energy: NDArray, time: NDArray | Non
         return []
     notes = list[str]()
     for name, values in {"RA": ra, "DEC": dec, "ENERGY": energy}.items():
-        value, times = _most_frequent(values, int(REPEATED_NOTE * ra.size))
+        value, times = _most_frequent(values, max(int(REPEATED_NOTE * ra.size), REPEATED_LEAST))
         if times > REPEATED_LIMIT * ra.size:
             raise ValueError(f"has {times} of {ra.size} events with {name} = {value:.8g}")
         if times:
@@ -111,13 +117,13 @@ def _most_frequent(values: NDArray, least: int) -> tuple[float, int]:
     return value, int((ordered == value).sum())
 
 
-def check_sky(numbers: Mapping[str, float], times: Times, ra: NDArray, dec: NDArray) -> list[str]:
-    """Remarks on a pointing that the events, or time and site, contradict, and on a date that no telescope saw.
+def check_numbers(numbers: Mapping[str, float], times: Times, ra: NDArray, dec: NDArray) -> list[str]:
+    """Remarks on pointing and energies that do not go with the rest of a file, and on a date that cannot be.
 
     Parameters
     ----------
     numbers
-        Per-run numbers, with pointing, site and date.
+        Per-run numbers, see `dask_bkg.schema.RUN_NUMBERS`.
     times
         Good time intervals.
     ra, dec
@@ -128,6 +134,11 @@ def check_sky(numbers: Mapping[str, float], times: Times, ra: NDArray, dec: NDAr
         away = float(fov.separation(*_mean_direction(ra, dec), *pointing))
         if away > CENTRE_NOTE:
             notes.append(f"its events are centred {away:.2f} deg from its pointing (RA_PNT, DEC_PNT)")
+    quarter, threshold = float(np.exp(numbers["ln_e_q25"])), numbers["e_thres"]
+    if ra.size >= FEW and max(quarter / threshold, threshold / quarter) > ENERGY_NOTE:
+        notes.append(
+            f"a quarter of its events is below {quarter:.3g} TeV, its effective area begins at {threshold:.3g} TeV"
+        )
     mjd = numbers["time"]
     if np.isfinite(mjd) and not DATES[0] <= mjd <= DATES[1]:
         return [*notes, f"its date is MJD {mjd:.6g} (MJDREFI, TSTART)"]

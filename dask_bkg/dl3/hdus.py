@@ -23,6 +23,9 @@ from dask_bkg.files.read import LARGEST, read_unpacked
 BROKEN = (OSError, EOFError, zlib.error, TypeError, IndexError, KeyError, ValueError, fits.VerifyError)
 """What a file that is damaged can raise."""
 
+MOST_COLUMNS = 999
+"""Columns of a table, by the FITS standard."""
+
 
 class Hdu:
     """One HDU of an open file.
@@ -64,6 +67,10 @@ class Hdu:
 
         Of names that differ in case alone the one in capitals counts, as GADF writes them, else the first.
         """
+        fields = self._hdu.header.get("TFIELDS", 0)
+        if not 0 <= int(fields) <= MOST_COLUMNS:
+            # astropy would count to it
+            raise ValueError(f"{self.name} has TFIELDS = {fields!r}, not 0 to {MOST_COLUMNS}")
         names = getattr(getattr(self._hdu, "columns", None), "names", ())
         return {name.upper(): name for name in reversed(names)} | {name: name for name in names if name.isupper()}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_bkg.dl3.doubt import believed, check_events, check_sky
+from dask_bkg.dl3.doubt import believed, check_events, check_numbers
 from dask_bkg.dl3.effective_area import area_curve, area_integral, area_threshold, declared_threshold
 from dask_bkg.dl3.fingerprint import fingerprint
 from dask_bkg.dl3.hdus import BROKEN, Hdu, Hdus, find_hdu, find_hdus, open_fits
@@ -143,6 +143,10 @@ def read_run(run: RunFile, cut_time: bool = True) -> RunEvents:
         return _read(run, cut_time)
     except RunError:
         raise
+    except EOFError as error:
+        raise RunError(
+            f"run {run.obs_id}: {run.path} is not a whole FITS file ({error}): copy it again, or leave the run out"
+        ) from error
     except Exception as error:  # any error that a damaged header causes in numpy or ERFA is one of this run alone
         raise RunError(
             f"run {run.obs_id}: {run.path} cannot be understood ({type(error).__name__}: {error}): {REMEDY}"
@@ -160,6 +164,7 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
         times = _times(tables)
         notes += [tables.note, _check_good_time(tables, times)]
         notes += check_events(ra[whole], dec[whole], energy[whole], None if time is None else time[whole])
+        of_run = _conditions(gti, header)
     except ValueError as error:
         raise RunError(f"run {run.obs_id}: {run.path} {error}: {REMEDY}") from error
     good = whole & _inside(times, times.events) if cut_time and times.events is not None else whole
@@ -172,7 +177,7 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
         ra, dec, energy = ra[good], dec[good], energy[good]
         times = times._replace(events=None if times.events is None else times.events[good])
     unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
-    numbers = {**unknown, **_conditions(gti, header), **tables.area, "n_events": float(energy.size)}
+    numbers = {**unknown, **of_run, **tables.area, "n_events": float(energy.size)}
     numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
     pointing = number(header, "RA_PNT")
     if not (abs(pointing) <= 720 and abs(numbers["dec_pnt"]) <= 90):
@@ -182,7 +187,7 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
         )
     if not 0 <= pointing <= 360:
         notes.append(f"RA_PNT = {pointing:g} is taken for {numbers['ra_pnt']:g} deg")
-    notes += [*check_sky(numbers, times, ra, dec), _left_out(good.size, int((~whole).sum()), late.size)]
+    notes += [*check_numbers(numbers, times, ra, dec), _left_out(good.size, int((~whole).sum()), late.size)]
     labels = text(header, "OBJECT"), "; ".join(filter(None, notes)), text(header, "TELLIST")
     instrument = " ".join(filter(None, (text(header, card) for card in INSTRUMENT)))
     return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times, instrument)

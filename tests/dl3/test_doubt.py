@@ -284,7 +284,8 @@ def beside(hdus):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (values("ENERGY", first(0.2, 1.0)), r"\d+ of \d+ events have ENERGY = 1"),
+        (values("ENERGY", lambda energy: energy + 100), r"below 100 TeV, its effective area begins at 0\.\d+ TeV"),
+        (values("ENERGY", first(0.1, 1.0)), r"\d+ of \d+ events have ENERGY = 1"),
         (rows("EVENTS", lambda n: np.append(np.arange(n), [0, 1])), r"2 of \d+ events are there twice"),
         (rows("EVENTS", lambda n: np.delete(np.arange(n), slice(n // 4, n // 2))), "s of good time have no event"),
         (rows("EVENTS", lambda n: np.arange(3)), r"3 events in \d+ s of good time"),
@@ -313,12 +314,31 @@ def test_what_is_hardly_right_is_remarked_on(run, edit_run, change, said):
         (rows("EVENTS", lambda n: np.delete(np.arange(n), slice(n // 8, -n // 8))), "there is no event"),
         (cards("EVENTS", DEC_PNT=120.0), r"no pointing .*120\.0"),
         (cards("EVENTS", RA_PNT=True), r"RA_PNT = True, which is no number"),
+        (both(TIMEUNIT="Crab"), r"times \(TIMEUNIT\) in the unit 'Crab'"),
         (cards("EVENTS", TIMEUNIT="Crab"), r"times \(TIMEUNIT\) in the unit 'Crab'"),
     ],
 )
 def test_what_cannot_be_right_is_refused(run, edit_run, change, said):
     edit_run(run.path, change)
     with pytest.raises(RunError, match=rf"run 64001: .*{said}.*: correct it, or leave the run out"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("fields", [10**9, -1])
+def test_a_table_of_too_many_columns_is_refused_at_once(run, fields):
+    """By astropy it is read for ever."""
+    raw = gzip.decompress(Path(run.path).read_bytes())
+    at = raw.index(b"TFIELDS")
+    Path(run.path).write_bytes(raw[:at] + f"TFIELDS = {fields:20d}".encode().ljust(80) + raw[at + 80 :])
+    with pytest.raises(RunError, match=rf"EVENTS has TFIELDS = {fields}, not 0 to 999"):
+        read_run(run)
+
+
+def test_a_table_that_ends_early(run):
+    raw = gzip.decompress(Path(run.path).read_bytes())
+    at = raw.index(b"PCOUNT", raw.rindex(b"XTENSION", 0, raw.index(b"'START")))
+    Path(run.path).write_bytes(raw[:at] + b"PCOUNT  =           1000000000".ljust(80) + raw[at + 80 :])
+    with pytest.raises(RunError, match=r"not a whole FITS file \(\d+ bytes of GTI are missing\): copy it again"):
         read_run(run)
 
 
