@@ -293,7 +293,7 @@ class BackgroundSelection(Section):
     )
     outlier_factor: Number = option(
         5.0,
-        "runs whose event rate, energies or field are off by more from the median of their instrument are left out; "
+        "runs whose event rate, or energies, are off by more from the median of their instrument are left out; "
         "0: none",
         ge=0,
     )

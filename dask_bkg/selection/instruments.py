@@ -103,12 +103,14 @@ def unlike_others(runs: Table, factor: float) -> NDArray:
 def _checks(runs: Table, factor: float) -> Iterator[tuple[NDArray, Callable[[int], str]]]:
     """Which runs are unlike others in some way, and the words for one of them."""
     unknown = np.full(runs["obs_id"].size, np.nan)
-    lo_thres, ln_e_q25, ln_e_max = (runs.get(name, unknown) for name in ("lo_thres", "ln_e_q25", "ln_e_max"))
+    names = ("lo_thres", "e_thres", "ln_e_q25", "ln_e_max")
+    lo_thres, e_thres, ln_e_q25, ln_e_max = (runs.get(name, unknown) for name in names)
     with np.errstate(invalid="ignore", over="ignore"):
-        threshold = np.where(lo_thres > 0, lo_thres, runs.get("e_thres", unknown))
+        threshold = np.where(lo_thres > 0, lo_thres, e_thres)
         numbers = {
             "events per second of good time": runs["n_events"] / runs["ontime"],
-            "25 % quantile of the energies over the threshold": np.exp(ln_e_q25) / threshold,
+            # not over the declared one, which only some of the runs may have
+            "25 % quantile of the energies over the threshold": np.exp(ln_e_q25) / e_thres,
             "90 % quantile of the offsets [deg]": runs.get("off_q90", unknown),
         }
         for name, values in numbers.items():

@@ -65,7 +65,7 @@ def test_a_run_that_is_odd_in_every_way_is_one_line(runs, caplog):
 
 
 def test_the_declared_threshold_is_taken_first(runs):
-    runs["lo_thres"][ODD] = 1000.0
+    runs["lo_thres"][ODD] = 1000.0  # TeV
     assert np.flatnonzero(unlike_others(runs, 5)).tolist() == [ODD]
 
 
