@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+import numpy as np
 from astropy.io import fits
 
 from dask_bkg.dl3.blocks import (
@@ -283,8 +284,7 @@ def _free_name(taken: set[str]) -> str:
 
 
 def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any] | None) -> memoryview | bytes:
-    hdu = hdu.copy()
-    header = hdu.header
+    header = hdu.header.copy()
     for key in ("DATE", "CHECKSUM", "DATASUM"):  # they would change from one writing to the next, or be wrong
         header.remove(key, ignore_missing=True)
     header.update(
@@ -294,9 +294,12 @@ def _background_bytes(hdu: fits.BinTableHDU, name: str, cards: Mapping[str, Any]
     header.setdefault("FOVALIGN", "RADEC")
     for key, card in (cards or {}).items():
         header[key] = card
-    hdu.name = name
+    header["EXTNAME"] = (name, "extension name")
     header.update({"DATASUM": "", "CHECKSUM": ""})
-    return with_sums(split_hdus(_to_bytes(fits.PrimaryHDU(), hdu))[1].raw)
+    # as astropy writes it, which turns the bytes of a row number by number, and copies the table for it: 50 ms in 3D
+    rows = hdu.data.view(np.ndarray)
+    data = rows.astype(rows.dtype.newbyteorder(">")).tobytes()
+    return with_sums(header.tostring().encode("ascii") + data.ljust(round_up(len(data)), b"\0"))
 
 
 def _to_bytes(*hdus: fits.PrimaryHDU | fits.BinTableHDU) -> bytes:
