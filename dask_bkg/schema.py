@@ -18,7 +18,7 @@ from dask_bkg.binning import AXES, FIELD, Edges, FieldEdges
 UNITS = {
     "counts": "",
     "exposure": "s TeV sr",
-    **dict.fromkeys(("offset", "fov_lon", "fov_lat", "zenith", "azimuth", "parallactic"), "deg"),
+    **dict.fromkeys(("offset", "off_q90", "fov_lon", "fov_lat", "zenith", "azimuth", "parallactic"), "deg"),
     **dict.fromkeys(("site_lon", "site_lat", "ra_pnt", "dec_pnt", "ra_obj", "dec_obj"), "deg"),
     **dict.fromkeys(("energy", "lo_thres", "e_thres"), "TeV"),
     **dict.fromkeys(("ontime", "livetime"), "s"),
@@ -33,14 +33,17 @@ HISTOGRAMS = ("counts", "exposure")
 RUN_NUMBERS = (
     "ontime", "livetime", "zenith", "azimuth", "parallactic", "site_lon", "site_lat", "site_height", "nsb", "n_tels",
     "time", "ra_pnt", "dec_pnt", "ra_obj", "dec_obj", "muon_efficiency", "lo_thres", "e_thres", "aeff_integral",
-    "ln_e_q25", "n_events",
+    "ln_e_q25", "ln_e_max", "off_q90", "lopsided", "n_events",
 )  # fmt: skip
 """Per-run numbers, float; NaN where the file does not have them.
 
 ``parallactic`` is the position angle of the zenith seen from the pointing, from north through east, in the middle of
 the run.  ``lo_thres`` is the threshold that the file declares, ``e_thres`` the energy where the effective area at
-0.5 deg first reaches 10 % of its maximum, ``aeff_integral`` the integral of that area times (E / TeV)^-2.7, and
-``ln_e_q25`` the 25 % quantile of ln(E / TeV) of the events.
+0.5 deg first reaches 10 % of its maximum, ``aeff_integral`` the integral of that area times (E / TeV)^-2.7.
+
+Of the events are ``ln_e_q25``, the 25 % quantile of ln(E / TeV), and ``ln_e_max``, its maximum; ``off_q90``, the 90 %
+quantile of the offsets [deg]; and ``lopsided``, the length of the mean of the unit vectors from the pointing to them:
+0 for a field that is the same all around, 0.64 if just one half of it has events.
 """
 
 RUN_TEXTS = ("object", "telescopes", "instrument", "note", "error")

@@ -22,6 +22,7 @@ from dask_bkg.dl3.units import factor
 from dask_bkg.errors import RunError
 from dask_bkg.files.read import LARGEST
 from dask_bkg.schema import RUN_NUMBERS
+from dask_bkg.sky import fov
 from dask_bkg.sky.horizon import Times
 
 WORTH_A_NOTE = 0.01
@@ -29,6 +30,9 @@ WORTH_A_NOTE = 0.01
 
 QUANTILE = 0.25
 """Of ln E of the events: stands for a run's threshold where there is no effective area."""
+
+SAMPLE = 2000
+"""Events from which it is seen where in the field they are."""
 
 POINTING_MODES = ("", "POINTING", "WOBBLE", "ON", "OFF", "ONOFF", "ON/OFF", "TRACKING", "TRACK")
 """Observing modes (OBS_MODE) in which the pointing stays at one place of the sky during a run."""
@@ -178,19 +182,29 @@ def _read(run: RunFile, cut_time: bool) -> RunEvents:
         times = times._replace(events=None if times.events is None else times.events[good])
     unknown = dict.fromkeys(RUN_NUMBERS, float("nan"))
     numbers = {**unknown, **of_run, **tables.area, "n_events": float(energy.size)}
-    numbers["ln_e_q25"] = float(np.log(np.quantile(energy, QUANTILE)))
+    numbers["ln_e_q25"], numbers["ln_e_max"] = (float(np.log(np.quantile(energy, part))) for part in (QUANTILE, 1))
     pointing = number(header, "RA_PNT")
     if not (abs(pointing) <= 720 and abs(numbers["dec_pnt"]) <= 90):
         raise RunError(
             f"run {run.obs_id}: no pointing (RA_PNT, DEC_PNT) in the EVENTS header of {run.path} (they are "
             f"{header.get('RA_PNT')!r} and {header.get('DEC_PNT')!r}): {REMEDY}"
         )
+    numbers |= _place(ra, dec, numbers)
     if not 0 <= pointing <= 360:
         notes.append(f"RA_PNT = {pointing:g} is taken for {numbers['ra_pnt']:g} deg")
     notes += [*check_numbers(numbers, times, ra, dec), _left_out(good.size, int((~whole).sum()), late.size)]
     labels = text(header, "OBJECT"), "; ".join(filter(None, notes)), text(header, "TELLIST")
     instrument = " ".join(filter(None, (text(header, card) for card in INSTRUMENT)))
     return RunEvents(ra, dec, energy, numbers, *labels, tables.fingerprint, untimely, times, instrument)
+
+
+def _place(ra: NDArray, dec: NDArray, numbers: Mapping[str, float]) -> dict[str, float]:
+    """How far from the pointing the events are, and whether more of them are on one side (`dask_bkg.schema`)."""
+    some = slice(None, None, max(ra.size // SAMPLE, 1))  # they are in the order of time: any of them are like all
+    lon, lat = fov.to_fov(ra[some], dec[some], numbers["ra_pnt"], numbers["dec_pnt"])
+    offset = np.maximum(np.hypot(lon, lat), 1e-9)  # one at the pointing itself has no direction
+    mean = np.hypot((lon / offset).mean(), (lat / offset).mean())
+    return {"off_q90": float(np.quantile(offset, 0.9)), "lopsided": float(mean)}
 
 
 def _check_header(header: Mapping[str, Any], run: RunFile) -> None:

@@ -28,7 +28,7 @@ from dask_bkg.schema import RUN_NUMBERS, RUN_TEXTS, UNITS, axis_coords
 from dask_bkg.store import rows
 from dask_bkg.store.rows import Column, Layout, Rows
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of what is described here; a store of another one is not touched."""
 
 PROGRAM = f"dask_bkg {version('dask_bkg')}"

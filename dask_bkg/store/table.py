@@ -18,7 +18,7 @@ from dask_bkg.schema import RUN_NUMBERS
 from dask_bkg.store import layout
 from dask_bkg.store.rows import Rows
 
-REDUCTION = 2
+REDUCTION = 3
 """Version of what makes histograms and numbers out of a file (`dask_bkg.reduction.reduce` and what it calls): raise
 it with each change after which the same file gives other ones, and all runs are read again."""
 

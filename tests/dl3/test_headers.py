@@ -13,7 +13,7 @@ from astropy.utils import iers
 from dask_bkg import schema
 from dask_bkg.dl3.headers import conditions
 from dask_bkg.dl3.read import RunFile, read_run
-from dask_bkg.sky import horizon
+from dask_bkg.sky import fov, horizon
 
 SITES = {
     "VERITAS": (-110.952, 31.675, 1268.0),
@@ -160,6 +160,10 @@ def test_every_number_of_a_simulated_run_is_what_was_put_in(archive, run_path):
         assert {name: read.numbers[name] for name in expected} == pytest.approx(expected)
         assert read.telescopes == ",".join(map(str, run.tels))
         assert read.numbers["ln_e_q25"] == pytest.approx(np.quantile(np.log(read.energy), 0.25), abs=1e-6)
+        assert read.numbers["ln_e_max"] == pytest.approx(np.log(read.energy.max()))
+        offset = fov.separation(read.ra, read.dec, read.numbers["ra_pnt"], read.numbers["dec_pnt"])
+        assert read.numbers["off_q90"] == pytest.approx(np.quantile(offset, 0.9), rel=0.05)
+        assert read.numbers["lopsided"] < 0.2
         assert np.isfinite(list(read.numbers.values())).all()
 
 

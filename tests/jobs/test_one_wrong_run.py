@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -101,6 +102,28 @@ def test_a_run_with_ten_times_the_rate_of_all_others(archive, no_catalogs, edit_
         shutil.rmtree(archive.parent / name)
     made = contributing(run_job(archive, no_catalogs, outlier_factor=0))
     assert all(WRONG in runs for run, runs in made.items() if run != WRONG)
+
+
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [
+        (lambda events, header: events["DEC"] > header["DEC_PNT"], "half of the field is empty"),
+        (lambda events, header: events["ENERGY"] < 0.3, "no event above its threshold 0.3 TeV"),
+    ],
+    ids=["half a camera", "all below the threshold"],
+)
+def test_a_run_without_the_events_that_others_have(archive, no_catalogs, edit_run, run_path, caplog, keep, words):
+    def change(hdus):
+        events = hdus["EVENTS"]
+        hdus["EVENTS"] = fits.BinTableHDU(events.data[keep(events.data, events.header)], events.header, "EVENTS")
+        for hdu in hdus[1:]:
+            hdu.header["LO_THRES"] = 0.3
+
+    edit_run(run_path(archive, WRONG), change)
+    with caplog.at_level(logging.WARNING, "dask_bkg"):
+        made = contributing(run_job(archive, no_catalogs))
+    assert not any(WRONG in runs for run, runs in made.items())
+    assert re.search(f"run {WRONG} does not contribute: .*{words}", caplog.text)
 
 
 def test_runs_contribute_to_their_own_instrument(archive, no_catalogs, edit_run, run_path, caplog):
