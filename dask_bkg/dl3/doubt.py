@@ -135,7 +135,7 @@ def check_numbers(numbers: Mapping[str, float], times: Times, ra: NDArray, dec: 
         if away > CENTRE_NOTE:
             notes.append(f"its events are centred {away:.2f} deg from its pointing (RA_PNT, DEC_PNT)")
     quarter, threshold = float(np.exp(numbers["ln_e_q25"])), numbers["e_thres"]
-    if ra.size >= FEW and max(quarter / threshold, threshold / quarter) > ENERGY_NOTE:
+    if ra.size >= FEW and not threshold / ENERGY_NOTE <= quarter <= threshold * ENERGY_NOTE and threshold > 0:
         notes.append(
             f"a quarter of its events is below {quarter:.3g} TeV, its effective area begins at {threshold:.3g} TeV"
         )

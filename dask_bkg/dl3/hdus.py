@@ -6,6 +6,7 @@ astropy unpacks a .gz again from its beginning for each table that is read; here
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,15 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from dask_bkg.dl3.blocks import CARD
 from dask_bkg.errors import RunError
 from dask_bkg.files.read import LARGEST, read_unpacked
 
 BROKEN = (OSError, EOFError, zlib.error, TypeError, IndexError, KeyError, ValueError, fits.VerifyError)
 """What a file that is damaged can raise."""
 
-MOST_COLUMNS = 999
-"""Columns of a table, by the FITS standard."""
+TOO_MANY = re.compile(rb"(NAXIS|TFIELDS) *= +(\d{4,})")
+"""Axes of an image, columns of a table: the FITS standard has up to 999, and astropy counts to what the card says."""
 
 
 class Hdu:
@@ -67,10 +69,6 @@ class Hdu:
 
         Of names that differ in case alone the one in capitals counts, as GADF writes them, else the first.
         """
-        fields = self._hdu.header.get("TFIELDS", 0)
-        if not 0 <= int(fields) <= MOST_COLUMNS:
-            # astropy would count to it
-            raise ValueError(f"{self.name} has TFIELDS = {fields!r}, not 0 to {MOST_COLUMNS}")
         names = getattr(getattr(self._hdu, "columns", None), "names", ())
         return {name.upper(): name for name in reversed(names)} | {name: name for name in names if name.isupper()}
 
@@ -147,6 +145,9 @@ def open_fits(path: str, obs_id: int, limit: int = LARGEST) -> Iterator[Hdus]:
     """A FITS file (gzipped or not), with `RunError` for everything that can be wrong with it."""
     try:
         raw = read_unpacked(path, limit)
+        for card in TOO_MANY.finditer(raw):
+            if card.start() % CARD == 0:
+                raise ValueError(f"it has {card[1].decode()} = {card[2].decode()[:20]}, 999 is the most")
         with fits.open(io.BytesIO(raw), memmap=False) as hdus:
             yield Hdus(hdus, raw)
     except RunError:
