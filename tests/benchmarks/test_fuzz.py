@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from dask_bkg.simulate import simulate_archive
 
@@ -91,19 +92,60 @@ def test_what_is_bad_is_seen(bench, archive, tmp_path, monkeypatch):
     assert "GB" in reader.look(1, "appended").why
 
 
-@pytest.mark.slow
-def test_files_and_a_whole_job(bench, tmp_path, monkeypatch, capsys):
-    written = tmp_path / "fuzz.json"
-    arguments = ["--files", 300, "--events", 2000, "--jobs", 1, "--json", written]
-    monkeypatch.setattr(sys, "argv", ["bench_fuzz.py", *map(str, arguments)])
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def run(bench, monkeypatch, capsys, scratch: Path, *arguments) -> tuple[dict, str]:
+    """The script as a program that finds nothing BAD: what it writes, and what it shows."""
+    written = scratch / "fuzz.json"
+    monkeypatch.setattr(sys, "argv", ["bench_fuzz.py", "--json", *map(str, (written, *arguments))])
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(BENCHMARKS / "bench_fuzz.py"), run_name="__main__")
     shown = capsys.readouterr().out
     assert ended.value.code == 0, shown
-    content = json.loads(written.read_text())
-    assert [one["seed"] for one in content["files"]] == list(range(1, 301))
+    return json.loads(written.read_text()), shown
+
+
+@pytest.mark.slow
+def test_files_by_the_script(bench, tmp_path, monkeypatch, capsys):
+    content, shown = run(bench, monkeypatch, capsys, tmp_path, "--files", 250, "--events", 2000, "--jobs", 0)
+    assert [one["seed"] for one in content["files"]] == list(range(1, 251))
     assert not [one for one in content["files"] if one["outcome"] == "BAD"]
-    assert len(content["jobs"]) == 1
-    assert content["jobs"][0]["moved"] == {}
+    *_, counts = next(line for line in shown.splitlines() if line.split()[:1] == ["all"]).split(maxsplit=1)
+    assert sum(map(int, counts.split())) == 250
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_bad_and_the_next_file_is_read(bench, archive, tmp_path):
+    server = bench.Server(archive, tmp_path)
+    try:
+        first = server.ask(7)
+        server.process.kill()
+        assert server.ask(7).outcome == "BAD"
+        assert server.ask(7)[:3] == first[:3]
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_whole_job(bench, tmp_path, monkeypatch, capsys):
+    arguments = ["--files", 0, "--events", 2000, "--jobs", 1, "--seed", 2]
+    content, shown = run(bench, monkeypatch, capsys, tmp_path, *arguments)
+    (job,) = content["jobs"]
+    assert (len(job["damage"]), job["moved"]) == (10, {})
     assert "0 of 10 other backgrounds moved" in shown
+
+
+def test_a_background_that_moves_is_seen(bench):
+    def background(factor, error):
+        rate = np.full((2, 3), factor)
+        return xr.Dataset(
+            {
+                "rate": (("energy", "offset"), rate), "error": (("energy", "offset"), np.full((2, 3), error)),
+                "counts": (("role", "energy", "offset"), np.full((1, 2, 3), 100.0)),
+            },
+            {"role": ["spectrum"]},
+        )  # fmt: skip
+
+    assert bench.moved_by(background(1.0, 0.1), background(1.0, 0.1)) == ""
+    assert bench.moved_by(background(1.0, 0.1), background(1.02, 0.1)) == ""
+    assert "2.00 of its error in a bin" in bench.moved_by(background(1.0, 0.1), background(1.2, 0.1))
+    assert "in all" in bench.moved_by(background(1.0, 1.0), background(1.2, 1.0))

@@ -44,6 +44,7 @@ def test_every_benchmark_has_its_test():
     of_archives = {
         "bench_archive",
         "bench_field",
+        "bench_fuzz",
         "bench_kills",
         "bench_kl",
         "bench_memory",
@@ -52,6 +53,7 @@ def test_every_benchmark_has_its_test():
         "bench_stores",
         "bench_validate",
         "common",
+        "mutations",
     }
     of_models = {"baccmod_models", "bench_baccmod", "bench_models", "bench_truth", "methods"}
     found = {path.stem for path in BENCHMARKS.glob("*.py")}

@@ -77,6 +77,14 @@ def test_a_mirrored_run_is_read_as_gammapy_does(attached, four_runs, edit_run, r
     np.testing.assert_allclose(read_given(store, FIRST).rate, rate[..., ::-1], rtol=1e-12)
 
 
+@pytest.mark.parametrize(("column", "unit"), [("BKG", "m"), ("THETA_LO", "Crab"), ("ENERG_LO", "deg")])
+def test_units_of_something_else_are_refused_by_name(attached, four_runs, column, unit):
+    hdu = background_table(rates(RINGS), RINGS)
+    hdu.columns[column].unit = unit
+    with pytest.raises(RunError, match=rf"BACKGROUND .*column {column} is in the unit '{unit}'.*correct it"):
+        read_given(attached(hdu), FIRST)
+
+
 def test_what_is_missing_is_told(attached, four_runs, edit_run, run_path):
     with pytest.raises(RunError, match=r"has no row of type 'bkg'"):
         read_given(read_datastore(four_runs), FIRST)
