@@ -9,6 +9,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dask_bkg.binning import is_sum_of
+from dask_bkg.cluster import job_workers
 from dask_bkg.config import parse_config
 from dask_bkg.dl3.index import read_datastore, write_index
 from dask_bkg.errors import ArchiveError
@@ -28,9 +29,10 @@ OBS_IDS = [64001, 64002, 64003, 64004]
 def collected(job, four_runs):
     """Update the store of a job on the four runs."""
 
-    def make(client=None, **sections):
+    def make(**sections):
         plan = plan_job(parse_config(job(four_runs, **sections)))
-        return update_store(plan, client, plan.config.store_path, progress=False)
+        with job_workers(plan.config, progress=False) as workers:  # an active client, else threads
+            return update_store(plan, workers, plan.config.store_path, progress=False)
 
     return make
 
@@ -160,15 +162,15 @@ def test_a_task_that_dies_takes_its_runs_with_it_and_no_other(collected, monkeyp
     section = {"run_store": {"block": 1}}
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
+        Client(cluster),
     ):
         monkeypatch.setattr(collect, "update_block", die)
-        stored = collected(client, **section)
+        stored = collected(**section)
         assert stored.read == 3
         assert stored.failed.keys() == {64003}
         assert "failed (MemoryError: too much): run it again, with more memory" in stored.failed[64003]
         monkeypatch.undo()
-        stored = collected(client, **section)
+        stored = collected(**section)
     assert (stored.read, stored.failed) == (1, {})
 
 
