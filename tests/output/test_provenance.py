@@ -177,7 +177,7 @@ def test_an_index_that_cannot_be_read_is_told_before_any_work(job, four_runs, tm
 def test_an_index_that_does_not_fit_is_told_before_any_work(job, four_runs, tmp_path, monkeypatch):
     run_make_background(job(four_runs, run_selection={"runlist": [64001]}))
     store = read_datastore(four_runs)
-    store.obs["ONTIME"].unit = "h"
+    store.obs["ONTIME"].unit = "m"  # of hours it could be read
     write_index(four_runs, store.hdu, store.obs)
     monkeypatch.setattr(pipeline, "_compute", lambda *args: pytest.fail("work was done"))
     with pytest.raises(ArchiveError, match="ONTIME"):

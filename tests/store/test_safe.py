@@ -64,7 +64,7 @@ def test_what_is_no_store_is_not_touched(tmp_path):
 
 def test_a_store_of_another_version_is_not_touched(filled):
     layout.change_attributes(filled.path, dask_bkg_layout=99)
-    with pytest.raises(ArchiveError, match=r"version 99.*reads version 4.*Move it away"):
+    with pytest.raises(ArchiveError, match=rf"version 99.*reads version {layout.LAYOUT}.*Move it away"):
         RunStore.open_or_create(filled.path, FINE)
 
 
