@@ -93,9 +93,9 @@ def events_are_an_image(hdus):
 
 
 def far_outside(hdus):
-    """All events at the antipodes of the pointing."""
-    header, table = events(hdus).header, events(hdus).data
-    table["RA"][:], table["DEC"][:] = (header["RA_PNT"] + 180) % 360, -header["DEC_PNT"]
+    """All events around the antipodes of the pointing."""
+    table = events(hdus).data
+    table["RA"][:], table["DEC"][:] = (table["RA"] + 180) % 360, -table["DEC"]
 
 
 def text_for_energy(hdus):
