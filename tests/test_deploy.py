@@ -169,7 +169,8 @@ def test_a_few_machines_by_hand(settings, shell, by_threads, tmp_path):
     assert address.startswith("tls://")
     with pytest.raises((OSError, TypeError)):
         Client(address, timeout=2, set_as_default=False)
-    refused = shell(f"dask-bkg run {settings} --cluster {address}")
+    # a job that has nothing to do would not ask for workers
+    refused = shell(f"dask-bkg run {settings} --cluster {address} --refresh")
     assert refused.wait(PATIENCE) == 1
     text = done(shell(f"{source} && dask-bkg cluster check {settings} --cluster {address}"))
     assert "PROBLEM" not in text

@@ -187,7 +187,7 @@ def test_a_run_that_says_next_to_nothing_has_nan_for_the_rest(four_runs, run_pat
     edit_run(path, forget)
     assert len(fits.getheader(path, "EVENTS")) < 45
     read = read_run(RunFile(64001, str(path)))
-    known = {"ontime", "livetime", "ra_pnt", "dec_pnt", "ln_e_q25", "n_events"}
+    known = {"ontime", "livetime", "ra_pnt", "dec_pnt", "ln_e_q25", "ln_e_max", "off_q90", "lopsided", "n_events"}
     assert {name for name, value in read.numbers.items() if np.isfinite(value)} == known
     assert set(read.numbers) == set(schema.RUN_NUMBERS)
     assert (read.object, read.telescopes, read.note) == ("", "", "")
