@@ -68,7 +68,8 @@ def compute_each(tasks: Sequence[Delayed], client: Client | None, n_threads: int
         # handed over, not entered as a context: that is global, and another thread that computes would take it away
         callbacks = {*Callback.active, each._callback}
         # the function and not its name: Dask would import distributed to look for a client
-        dask.compute(*tasks, scheduler=threaded.get, num_workers=n_threads, callbacks=callbacks)
+        with one_blas_thread():  # as a worker has: the same bits
+            dask.compute(*tasks, scheduler=threaded.get, num_workers=n_threads, callbacks=callbacks)
         return
     futures = client.compute(list(tasks))
     number = {future.key: i for i, future in enumerate(futures)}
